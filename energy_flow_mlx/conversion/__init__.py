@@ -1,0 +1,1 @@
+"""Conversion of checkpoints between the PyTorch implementation and this one."""

@@ -1,0 +1,80 @@
+"""The text decoder's tensors: carried over unchanged, with the T5 configuration that their shapes give.
+
+No decoder is built here; the two files hold all that one needs.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .tensors import listing
+
+PREFIX = "text_decoder."
+_SHARED = "t5_model.shared.weight"
+_BIAS = "t5_model.{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+
+
+def recover_t5_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Hugging Face's T5 configuration of a decoder's tensors.
+
+    Args:
+        shapes: by key, `surface_adapter.*` and `t5_model.*`.
+
+    Returns:
+        What the shapes say under T5Config's names, and what they cannot say (token ids, the distance beyond which positions
+        share a bucket, the activation of a plain feed-forward) at t5-small's values, whose names are in `assumed`.
+
+    Raises:
+        ValueError: a key is neither the adapter's nor T5's, or one that gives a size is missing; names it.
+    """
+    strange = [key for key in shapes if not key.startswith(("surface_adapter.", "t5_model."))]
+    if strange:
+        raise ValueError(f"text decoder: unknown keys {listing(strange)}")
+    gated = "t5_model.decoder.block.0.layer.2.DenseReluDense.wi_0.weight"
+    feedforward = gated if gated in shapes else "t5_model.decoder.block.0.layer.2.DenseReluDense.wi.weight"
+    query = "t5_model.decoder.block.0.layer.0.SelfAttention.q.weight"
+    needed = (
+        _SHARED,
+        query,
+        feedforward,
+        _BIAS.format("decoder"),
+        "surface_adapter.0.weight",
+        "surface_adapter.4.weight",
+    )
+    missing = [key for key in needed if len(shapes.get(key, ())) != 2]
+    if missing:
+        raise ValueError(f"text decoder: {', '.join(missing)} missing or no matrix; the T5 configuration needs them")
+    vocabulary, dim = shapes[_SHARED]
+    buckets, heads = shapes[_BIAS.format("decoder")]
+    inner = shapes[query][0]
+    if inner % heads or shapes["surface_adapter.4.weight"][0] != dim:
+        raise ValueError(
+            f"text decoder: {heads} heads, attention of {inner}, adapter to {shapes['surface_adapter.4.weight'][0]} and d_model {dim} "
+            "do not fit each other"
+        )
+    assumed = {
+        "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6, "pad_token_id": 0, "eos_token_id": 1,
+        "decoder_start_token_id": 0, "feed_forward_proj": "gated-gelu" if feedforward == gated else "relu",
+    }  # fmt: skip
+    return {
+        "model_type": "t5",
+        "vocab_size": vocabulary,
+        "d_model": dim,
+        "d_kv": inner // heads,
+        "d_ff": shapes[feedforward][0],
+        "num_heads": heads,
+        "num_layers": _blocks(shapes, "encoder"),
+        "num_decoder_layers": _blocks(shapes, "decoder"),
+        "relative_attention_num_buckets": buckets,
+        "surface_dim": shapes["surface_adapter.0.weight"][1],
+        "adapter_dim": shapes["surface_adapter.0.weight"][0],
+        **assumed,
+        "assumed": sorted(assumed),
+    }
+
+
+def _blocks(shapes: Mapping[str, tuple[int, ...]], stack: str) -> int:
+    found = {int(match[1]) for key in shapes if (match := re.match(rf"t5_model\.{stack}\.block\.(\d+)\.", key))}
+    if found != set(range(len(found))):
+        raise ValueError(f"text decoder: the {stack}'s blocks are {sorted(found)}, one is missing")
+    return len(found)

@@ -1,0 +1,141 @@
+"""The configuration: from a PyTorch checkpoint's to ours, held against the weights, and back."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import ConfigError, EnergyConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# What the PyTorch trainer fixes in code instead of in its configuration (pytorch_energy_flow, sections 2 and 4).
+FIXED: dict[str, Any] = {
+    "text_num_heads": 8,
+    "text_max_length": 128,
+    "gradient_clip_per_tensor": 1.0,
+    "learning_rate_schedule": "plateau",
+    "plateau_patience": 10,
+}
+REQUIRED = ("lattice_width", "lattice_height", "lattice_depth")
+OUTPUT_EMBEDDING = "output_embedding_dim_to_teacher"
+DERIVED = ("input_cells", "output_cells")
+
+
+def config_from_torch(
+    values: Mapping[str, Any], shapes: Shapes, overrides: Mapping[str, Any]
+) -> tuple[EnergyConfig, list[str]]:
+    """Our configuration, and the torch fields that have no counterpart here.
+
+    Fields of the same name are taken over; sizes that torch's configuration lacks come from the weights.
+
+    Args:
+        values: the checkpoint's configuration.
+        shapes: of its tensors, by prefixed torch key.
+        overrides: fields of ours that win over both.
+
+    Raises:
+        ValueError: a field is missing, is not accepted, or disagrees with the weights; names field, value and weight.
+    """
+    missing = [name for name in REQUIRED if name not in values]
+    if missing:
+        raise ValueError(f"config: {', '.join(missing)} missing")
+    names = {field.name for field in dataclasses.fields(EnergyConfig)}
+    ours = {name: value for name, value in values.items() if name in names}
+    found = sizes_of(shapes)
+    faults = [
+        f"{name} is {values[name]} in the configuration, {size} in {key}"
+        for name, (size, key) in found.items()
+        if name in values and values[name] != size
+    ]
+    cells = values["lattice_width"] * values["lattice_height"]
+    for key, shape in shapes.items():
+        size = _surface_size(key, shape)
+        if size is not None and size != cells:
+            faults.append(f"lattice_width * lattice_height is {cells} in the configuration, {size} in {key}")
+    faults += [
+        f"{name} is {values[name]}, lattice_width * lattice_height {cells}"
+        for name in DERIVED
+        if values.get(name, cells) != cells
+    ]
+    if faults:
+        raise ValueError("config and weights disagree: " + "; ".join(faults))
+    ours |= {name: size for name, (size, _) in found.items() if name in names}
+    dim = ours.get("input_embedding_dim_from_teacher")
+    if dim is not None and values.get(OUTPUT_EMBEDDING, dim) != dim:
+        raise ValueError(
+            f"config: {OUTPUT_EMBEDDING}={values[OUTPUT_EMBEDDING]} differs from input_embedding_dim_from_teacher={dim}; "
+            "here one size serves both ends"
+        )
+    fixed = dict(FIXED)
+    fixed["text_max_length"] = min(FIXED["text_max_length"], ours.get("text_max_positions", FIXED["text_max_length"]))
+    try:
+        config = EnergyConfig.from_dict({**fixed, **ours, **overrides}, source="config")
+    except ConfigError as error:
+        raise ValueError(f"config: {error}; --set NAME=VALUE gives another value") from error
+    left = [
+        name for name in values if name not in names and name not in found and name not in (OUTPUT_EMBEDDING, *DERIVED)
+    ]
+    return config, left
+
+
+def config_to_torch(config: EnergyConfig, torch_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The torch configuration: `torch_config`, as it came with a converted checkpoint, with our values where names agree.
+
+    Without one, the fields that exist on both sides and the sizes that torch derives.
+    """
+    ours = config.to_dict()
+    known = torch_config or {
+        name: ours[name] for name in ours if not name.startswith("text_") and name not in _OURS_ALONE
+    }
+    values = {name: ours.get(name, value) for name, value in known.items()}
+    return values | {OUTPUT_EMBEDDING: config.embedding_dim, **dict.fromkeys(DERIVED, config.surface_dim)}
+
+
+# Without a counterpart in the PyTorch implementation.
+_OURS_ALONE = {
+    "collection", "project_unfinished", "spawn_capacity", "gru_implementation", "untrained_parts", "seed", "training_steps",
+    "learning_rate_schedule", "warmup_steps", "plateau_patience", "gradient_clip_per_tensor", "gradient_checkpointing",
+    "validation_interval", "surface_loss_weight", "embedding_loss_weight", "data", "train_pairs", "validation_pairs", "test_pairs",
+}  # fmt: skip
+
+
+def sizes_of(shapes: Shapes) -> dict[str, tuple[int, str]]:
+    """Sizes that the shapes of torch's tensors give: field -> (size, the key that gives it)."""
+    sources = {
+        "neuron_hidden_dim": ("neuron.layers.0.weight", 0),
+        "neuron_output_dim": ("neuron.layers.6.weight", 0),
+        "carrier_hidden_size": ("carrier.gru.weight_hh_l0", 1),
+        "input_embedding_dim_from_teacher": ("input_mapper.projection.0.weight", 1),
+        OUTPUT_EMBEDDING: ("output_collector.reconstruction.8.weight", 0),
+        "text_vocab_size": ("text_encoder.token_embedding.weight", 0),
+        "text_model_dim": ("text_encoder.token_embedding.weight", 1),
+        "text_max_positions": ("text_encoder.positional_encoding", 0),
+        "text_feedforward_dim": ("text_encoder.transformer_encoder.layers.0.linear1.weight", 0),
+    }
+    found = {
+        name: (shapes[key][axis], key)
+        for name, (key, axis) in sources.items()
+        if key in shapes and len(shapes[key]) > axis
+    }
+    for name, pattern in (
+        ("carrier_num_layers", r"carrier\.gru\.weight_hh_l(\d+)"),
+        ("text_num_layers", r"text_encoder\.transformer_encoder\.layers\.(\d+)\.linear1\.weight"),
+    ):
+        layers = {int(match[1]): key for key in shapes if (match := re.fullmatch(pattern, key))}
+        if layers:
+            found[name] = (max(layers) + 1, layers[max(layers)])
+    plane = shapes.get("input_mapper.positional_encoding", ())
+    if len(plane) == 2:
+        found["lattice_height"] = (plane[0], "input_mapper.positional_encoding")
+        found["lattice_width"] = (plane[1], "input_mapper.positional_encoding")
+    return found
+
+
+def _surface_size(key: str, shape: tuple[int, ...]) -> int | None:
+    """S, where this tensor has a side of that length."""
+    if key in ("input_mapper.projection.8.weight", "text_encoder.surface_projection.4.weight") and shape:
+        return shape[0]
+    if key in ("output_collector.reconstruction.0.weight", "text_decoder.surface_adapter.0.weight") and len(shape) == 2:
+        return shape[1]
+    return None

@@ -1,0 +1,42 @@
+"""Seeded orders that are the same on every platform and Python version.
+
+They rest on integer hashing and on `random.Random.random`, whose stream Python guarantees.
+"""
+
+import random
+from typing import Any
+
+_MASK = (1 << 64) - 1
+
+
+def mix(value: int) -> int:
+    """The 64-bit finaliser of splitmix64 (Steele, Lea and Flood, 2014)."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def permuted(index: int, size: int, key: int) -> int:
+    """A keyed permutation of 0..size-1 at `index`: distinct draws without a set of those already drawn.
+
+    A four-round Feistel network on the next even number of bits, walked until it lands inside (Black and Rogaway,
+    2002).
+    """
+    half = ((size - 1).bit_length() + 1) // 2 or 1
+    mask = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & mask
+        for turn in range(4):
+            left, right = right, left ^ (mix(key ^ mix(right * 4 + turn)) & mask)
+        index = left << half | right
+        if index < size:
+            return index
+
+
+def shuffle(items: list[Any], seed: int) -> None:
+    """Fisher-Yates on `Random.random`; the stream of `Random.shuffle` may change between Python versions."""
+    draw = random.Random(seed).random
+    for last in range(len(items) - 1, 0, -1):
+        other = int(draw() * (last + 1))
+        items[last], items[other] = items[other], items[last]

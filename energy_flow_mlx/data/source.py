@@ -1,0 +1,245 @@
+"""The one interface through which data reaches training: batches of embeddings and tokens, asked for by index."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .checks import check_int
+from .corpus import TextPair, generate_pairs, split_pairs
+from .teacher import HashedNgramTeacher, Teacher
+from .tokeniser import TokenBatch, WordPieceTokeniser
+
+
+class PairBatch(NamedTuple):
+    """B pairs; the tokens are those of the input texts."""
+
+    input_embedding: NDArray[np.float32]  # [B, E]
+    target_embedding: NDArray[np.float32]  # [B, E]
+    input_ids: NDArray[np.int32]  # [B, T]
+    attention_mask: NDArray[np.int32]  # [B, T]
+    indices: NDArray[np.int64]  # [B], where in the data set each pair stands
+
+
+class PairDataset(Protocol):
+    """Pairs of texts with their embeddings, in a fixed order."""
+
+    @property
+    def dim(self) -> int:
+        """Size of an embedding, E."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: NDArray[np.integer]) -> PairBatch:
+        """The pairs at `indices` [B], in that order. IndexError when one is out of range."""
+        ...
+
+    def texts(self, index: int) -> TextPair:
+        """The pair of texts at `index`. IndexError when it is out of range."""
+        ...
+
+
+class PairData(NamedTuple):
+    """What a run trains on, watches and is judged by."""
+
+    train: PairDataset
+    validation: PairDataset
+    test: PairDataset
+    tokeniser: WordPieceTokeniser
+    name: str  # source, seed and teacher
+
+
+class ArrayPairs:
+    """A data set in memory.
+
+    Args:
+        pairs: N pairs of texts.
+        input_embedding, target_embedding: [N, E], finite.
+        tokens: ids and mask [N, T] of the input texts.
+
+    Raises:
+        ValueError: shapes disagree, or an embedding is not finite; the text names the argument.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[TextPair],
+        input_embedding: NDArray[np.float32],
+        target_embedding: NDArray[np.float32],
+        tokens: TokenBatch,
+    ) -> None:
+        self._pairs = list(pairs)
+        self._input = _embeddings("input_embedding", input_embedding, len(self._pairs))
+        self._target = _embeddings("target_embedding", target_embedding, len(self._pairs))
+        if self._input.shape != self._target.shape:
+            raise ValueError(
+                f"target_embedding {list(self._target.shape)} must have the shape of "
+                f"input_embedding {list(self._input.shape)}"
+            )
+        for name, array in tokens._asdict().items():
+            if array.ndim != 2 or array.shape != (len(self._pairs), tokens.input_ids.shape[-1]):
+                raise ValueError(
+                    f"tokens.{name} must be [{len(self._pairs)}, T] like the other, got {list(array.shape)}"
+                )
+        self._tokens = tokens
+
+    @classmethod
+    def embed(
+        cls, pairs: Sequence[TextPair], teacher: Teacher, tokeniser: WordPieceTokeniser, max_length: int
+    ) -> "ArrayPairs":
+        """Embed and tokenise pairs of texts; `max_length` is T."""
+        inputs, targets = [pair.input for pair in pairs], [pair.target for pair in pairs]
+        return cls(pairs, teacher.embed(inputs), teacher.embed(targets), tokeniser.encode(inputs, max_length))
+
+    @property
+    def dim(self) -> int:
+        return int(self._input.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def batch(self, indices: NDArray[np.integer]) -> PairBatch:
+        """The pairs at `indices` [B], in that order.
+
+        Raises:
+            TypeError: `indices` are no integers in one dimension.
+            IndexError: an index is outside 0..N-1.
+        """
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+            raise TypeError(f"indices must be integers [B], got {indices.dtype} {list(indices.shape)}")
+        outside = (indices < 0) | (indices >= len(self))
+        if outside.any():
+            raise IndexError(f"indices must be from 0 to {len(self) - 1}, got {indices[outside][0]}")
+        return PairBatch(
+            self._input[indices],
+            self._target[indices],
+            self._tokens.input_ids[indices],
+            self._tokens.attention_mask[indices],
+            indices.astype(np.int64),
+        )
+
+    def texts(self, index: int) -> TextPair:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be from 0 to {len(self) - 1}, got {index}")
+        return self._pairs[index]
+
+
+class EpochOrder:
+    """Which pairs a training step takes: a pure function of (seed, step), so that a resumed run needs the step alone.
+
+    Each epoch is its own permutation of all pairs. The ragged tail of an epoch, `count % batch_size` pairs, is dropped
+    so that every batch has the same shape; another permutation drops other pairs.
+
+    Args:
+        count: pairs in the data set.
+        batch_size: pairs in a step, at most `count`.
+        seed: 0 or more.
+
+    Raises:
+        TypeError, ValueError: an argument is no integer or out of range.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count = check_int("count", count, 1)
+        self.batch_size = check_int("batch_size", batch_size, 1)
+        self.seed = check_int("seed", seed, 0)
+        if self.batch_size > self.count:
+            raise ValueError(
+                f"batch_size must be at most the {self.count} pairs of the data set, got {self.batch_size}"
+            )
+        self.steps_per_epoch = self.count // self.batch_size
+        self._cached: tuple[int, NDArray[np.int64]] | None = None
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """The indices [batch_size] of step `step`, counted from 0 over all epochs."""
+        epoch, position = divmod(check_int("step", step, 0), self.steps_per_epoch)
+        start = position * self.batch_size
+        return self._permutation(epoch)[start : start + self.batch_size].copy()
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        if self._cached is None or self._cached[0] != epoch:
+            # Sorting raw PCG64 output: NumPy guarantees that stream, and does not guarantee Generator.permutation's.
+            keys = np.random.PCG64(np.random.SeedSequence([self.seed, epoch])).random_raw(self.count)
+            self._cached = epoch, np.argsort(keys, kind="stable")
+        return self._cached[1]
+
+
+def built_in_data(
+    train: int,
+    validation: int,
+    test: int,
+    seed: int,
+    dim: int,
+    vocab_size: int,
+    max_length: int,
+    tokeniser: WordPieceTokeniser | None = None,
+) -> PairData:
+    """The built-in corpus, embedded by the hashed n-gram teacher. No premise stands in two parts; hypotheses may.
+
+    Args:
+        train, validation, test: pairs in each part, at least 1 each.
+        seed: of the sentences and the split; the teacher is the same for every seed.
+        dim: size of an embedding, E.
+        vocab_size: the most entries of the tokeniser that is trained on the training part.
+        max_length: tokens of an input, T.
+        tokeniser: that of a saved run, used instead of training one; `vocab_size` is then not used.
+
+    Raises:
+        TypeError, ValueError: an argument is no integer or out of range.
+    """
+    sizes = {"train": train, "validation": validation, "test": test}
+    total = sum(check_int(name, size, 1) for name, size in sizes.items())
+    splits = split_pairs(generate_pairs(total, seed), validation, test, seed)
+    if tokeniser is None:
+        tokeniser = WordPieceTokeniser.train([text for pair in splits.train for text in pair], vocab_size)
+    teacher = HashedNgramTeacher(dim)
+    parts = [ArrayPairs.embed(pairs, teacher, tokeniser, max_length) for pairs in splits]
+    name = f"builtin (seed {seed}, teacher {teacher.name})"
+    return PairData(train=parts[0], validation=parts[1], test=parts[2], tokeniser=tokeniser, name=name)
+
+
+_SOURCES: dict[str, Callable[..., PairData]] = {"builtin": built_in_data}
+
+
+def open_data(
+    spec: str,
+    *,
+    train: int,
+    validation: int,
+    test: int,
+    seed: int,
+    dim: int,
+    vocab_size: int,
+    max_length: int,
+    tokeniser: WordPieceTokeniser | None = None,
+) -> PairData:
+    """The data that `spec` names; the other arguments are those of `built_in_data`.
+
+    Raises:
+        ValueError: an unknown `spec`; the text lists what is accepted.
+    """
+    if spec not in _SOURCES:
+        raise ValueError(f"data must be one of {', '.join(sorted(_SOURCES))}, got {spec!r}")
+    return _SOURCES[spec](
+        train=train,
+        validation=validation,
+        test=test,
+        seed=seed,
+        dim=dim,
+        vocab_size=vocab_size,
+        max_length=max_length,
+        tokeniser=tokeniser,
+    )
+
+
+def _embeddings(name: str, array: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    array = np.asarray(array, dtype=np.float32)
+    if array.ndim != 2 or array.shape[0] != count:
+        raise ValueError(f"{name} must be [{count}, E], one row a pair, got {list(array.shape)}")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"{name}: row {int(np.argmin(finite))} holds NaN or infinity")
+    return array

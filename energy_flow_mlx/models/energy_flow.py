@@ -1,0 +1,114 @@
+"""EnergyFlow: the whole model."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..config import EnergyConfig
+from ..data.tokeniser import WordPieceTokeniser
+from ..files import resolve, write_folder
+from .carrier import EnergyCarrier
+from .collector import OutputCollector
+from .mapper import EmbeddingMapper
+from .neuron import SimpleNeuron
+from .processor import FlowProcessor, FlowResult
+from .text_encoder import TextToCubeEncoder
+
+
+class EnergyFlowOutput(NamedTuple):
+    """embedding [B, E]; surface [B, S], what the flows left; flow: the counts behind it."""
+
+    embedding: mx.array
+    surface: mx.array
+    flow: FlowResult
+
+
+class EnergyFlow(nn.Module):
+    """Embedding -> surface -> flows -> surface -> embedding, and text -> surface beside it.
+
+    Weights start at random from `mx.random`; seed it first for a reproducible model.
+    """
+
+    def __init__(self, config: EnergyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.neuron = SimpleNeuron(config.neuron_hidden_dim, config.neuron_output_dim)
+        self.carrier = EnergyCarrier(config)
+        self.mapper = EmbeddingMapper(config.embedding_dim, config.lattice_width, config.lattice_height)
+        self.collector = OutputCollector(config.embedding_dim, config.lattice_width, config.lattice_height)
+        self.text_encoder = TextToCubeEncoder(config)
+        self.processor = FlowProcessor(config, self.neuron, self.carrier)
+        # Saved with the weights: a trained model moves its flows with the displacement scale its training ended with.
+        self.trained_steps = 0
+
+    def __call__(
+        self,
+        embeddings: mx.array,
+        *,
+        steps: int | None = None,
+        key: mx.array | None = None,
+        training_step: int | mx.array | None = None,
+    ) -> EnergyFlowOutput:
+        """Embeddings [B, E] through the lattice. For `steps` and `key` see FlowProcessor.
+
+        training_step: where the displacement schedule stands; None: where this model's training stopped.
+        """
+        here = self.trained_steps if training_step is None else training_step
+        flow = self.processor(self.mapper.map_to_surface(embeddings), steps=steps, key=key, training_step=here)
+        return EnergyFlowOutput(self.collector.collect(flow.surface), flow.surface, flow)
+
+    def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:
+        """Write model.safetensors: every parameter, and `trained_steps` in its metadata."""
+        metadata = {"format": "mlx", "trained_steps": str(self.trained_steps)}
+        mx.save_safetensors(str(path), dict(tree_flatten(self.parameters())), metadata=metadata)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json, model.safetensors and, if there is a tokeniser, tokenizer.json: all or nothing."""
+        writers = {"config.json": self.config.to_json, "model.safetensors": self.save_weights_with_steps}
+        if self.text_encoder.tokeniser is not None:
+            writers["tokenizer.json"] = self.text_encoder.tokeniser.save
+        write_folder(folder, writers)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> "EnergyFlow":
+        """The model in a folder that `save_pretrained`, training or conversion wrote, in evaluation mode.
+
+        Raises:
+            FileNotFoundError: the folder or one of its files is missing.
+            ValueError: weights and configuration do not fit; names the tensors.
+        """
+        folder = Path(folder)
+        for name in ("config.json", "model.safetensors"):
+            if not resolve(folder, name).is_file():
+                raise FileNotFoundError(
+                    f"{folder / name} is missing: a model folder holds config.json and model.safetensors"
+                )
+        model = cls(EnergyConfig.from_json(resolve(folder, "config.json")))
+        path = resolve(folder, "model.safetensors")
+        loaded = mx.load(str(path), return_metadata=True)
+        weights, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
+        _check_fit(path, weights, dict(tree_flatten(model.parameters())))
+        model.load_weights(list(weights.items()))
+        model.trained_steps = int(metadata.get("trained_steps", 0))
+        tokeniser = resolve(folder, "tokenizer.json")
+        if tokeniser.is_file():
+            model.text_encoder.tokeniser = WordPieceTokeniser.from_file(tokeniser)
+        model.eval()
+        mx.eval(model.parameters())
+        return model
+
+
+def _check_fit(path: Path, weights: dict[str, mx.array], wanted: dict[str, mx.array]) -> None:
+    faults = [f"{name} is missing" for name in wanted if name not in weights]
+    faults += [f"{name} is unknown" for name in weights if name not in wanted]
+    faults += [
+        f"{name} has shape {tuple(weights[name].shape)}, config.json asks for {tuple(array.shape)}"
+        for name, array in wanted.items()
+        if name in weights and weights[name].shape != array.shape
+    ]
+    if faults:
+        raise ValueError(f"{path} does not fit its config.json: " + "; ".join(faults))

@@ -1,0 +1,112 @@
+"""EnergyLattice: the W x H x D space, and the flows in it as a structure of arrays."""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from .. import geometry
+from ..config import EnergyConfig
+from ..ops.collect import collect
+from .shapes import as_rows
+
+
+class FlowState(NamedTuple):
+    """All flows of a batch. Sample b has slots b*C to (b+1)*C - 1: first its W*H first flows, cell by cell, then its children.
+
+    Shapes never change while flows live, arrive and are born, so a step is traced once. N = B * C.
+    """
+
+    position: mx.array  # [N, 3] in [-1, 1]
+    energy: mx.array  # [N, 1]
+    hidden: mx.array  # [L, N, Hd]
+    age: mx.array  # [N] int32, steps taken
+    active: mx.array  # [N] bool, still moving
+    arrived: mx.array  # [N] bool, stands on an output plane
+    sample: mx.array  # [N] int32, row of the batch
+    parent: (
+        mx.array
+    )  # [N] int32, slot (within the sample) of the flow that left this one; -1: a first flow or an empty slot
+    children: mx.array  # [B] int32, child slots in use
+    dropped: mx.array  # [] int32, flows given up so far
+    overflowed: mx.array  # [] int32, children for which there was no room
+
+
+class EnergyLattice:
+    """Geometry and placement for one configuration. Holds no weights.
+
+    The functions of `energy_flow_mlx.geometry`, with this lattice's sizes filled in, and the two ends of a flow's life.
+    """
+
+    def __init__(self, config: EnergyConfig) -> None:
+        self.config = config
+        self.width, self.height, self.depth = config.lattice_width, config.lattice_height, config.lattice_depth
+
+    def normalise(self, lattice: mx.array) -> mx.array:
+        """Lattice coordinates [N, 3] -> positions [N, 3] in [-1, 1]."""
+        return geometry.normalise(lattice, self.width, self.height, self.depth)
+
+    def quantise(self, position: mx.array) -> mx.array:
+        """Positions [N, 3] -> nearest lattice points [N, 3] int32, ties to even."""
+        return geometry.quantise(position, self.width, self.height, self.depth)
+
+    def cell_index(self, position: mx.array) -> mx.array:
+        """Positions [N, 3] -> nearest surface cells [N] int32, iy * W + ix."""
+        return geometry.cell_index(position, self.width, self.height)
+
+    def reflect(self, position: mx.array) -> mx.array:
+        """Mirror x and y [N, 3] once at the side walls; not clamped."""
+        return geometry.reflect(position)
+
+    def nearest_plane(self, position: mx.array) -> mx.array:
+        """z [N] of the output plane nearest to positions [N, 3]; -1 on a tie."""
+        return geometry.nearest_plane(position)
+
+    def place_initial_energy(self, surface: mx.array) -> FlowState:
+        """One flow for each cell of the surfaces [B, S] or [B, H, W], on the centre plane, with the cell's value as energy.
+
+        Raises:
+            ValueError: the surface has another size, or the batch needs more than `max_active_flows` flows.
+        """
+        config = self.config
+        surface = as_rows("surface", surface, self.width, self.height)
+        batch, cells = surface.shape
+        slots = config.slots_per_sample
+        if batch * cells > config.max_active_flows:
+            raise ValueError(
+                f"max_active_flows={config.max_active_flows}: a batch of {batch} surfaces of {cells} cells starts "
+                f"{batch * cells} flows; raise max_active_flows or lower the batch"
+            )
+        index = mx.arange(cells)
+        centre = mx.full((cells,), self.depth // 2)
+        first = self.normalise(mx.stack([index % self.width, index // self.width, centre], axis=1))  # [S, 3]
+        position = mx.pad(first, [(0, slots - cells), (0, 0)])  # [C, 3]
+        energy = mx.pad(surface, [(0, 0), (0, slots - cells)])  # [B, C]
+        number = batch * slots
+        zero = mx.array(0, dtype=mx.int32)
+        return FlowState(
+            position=mx.tile(position, (batch, 1)),
+            energy=energy.reshape(number, 1),
+            hidden=mx.zeros((config.carrier_num_layers, number, config.carrier_hidden_size)),
+            age=mx.zeros((number,), dtype=mx.int32),
+            active=mx.tile(mx.arange(slots) < cells, (batch,)),
+            arrived=mx.zeros((number,), dtype=mx.bool_),
+            sample=mx.repeat(mx.arange(batch, dtype=mx.int32), slots),
+            parent=mx.full((number,), -1, dtype=mx.int32),
+            children=mx.zeros((batch,), dtype=mx.int32),
+            dropped=zero,
+            overflowed=zero,
+        )
+
+    def collect(self, state: FlowState, collected: mx.array) -> mx.array:
+        """The surface [B, S] that the flows marked in `collected` [N] bool leave."""
+        return collect(
+            state.energy,
+            state.position,
+            state.age,
+            state.sample,
+            collected,
+            batch=state.children.shape[0],
+            width=self.width,
+            height=self.height,
+            method=self.config.collection,
+        )

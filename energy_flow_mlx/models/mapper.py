@@ -1,0 +1,52 @@
+"""EmbeddingMapper: an embedding becomes a surface of energies."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..nn import run
+from .shapes import expect_shape
+
+
+def intermediate_size(embedding_dim: int, surface_dim: int) -> int:
+    """M = max(E // 2, 2 S), the width between embedding and surface in mapper and collector."""
+    return max(embedding_dim // 2, 2 * surface_dim)
+
+
+class EmbeddingMapper(nn.Module):
+    """[B, E] -> [B, H, W] (pytorch_energy_flow, section 2).
+
+        Linear(E, M) GELU LN Dropout(.1) Linear(M, 2S) GELU LN Dropout(.05) Linear(2S, S) Tanh
+        * energy_scale + energy_bias + positional_encoding
+
+    Args:
+        embedding_dim: E.
+        width, height: W and H; S = W * H.
+    """
+
+    def __init__(self, embedding_dim: int, width: int, height: int) -> None:
+        super().__init__()
+        self.width, self.height = width, height
+        surface = width * height
+        middle = intermediate_size(embedding_dim, surface)
+        self.embedding_dim = embedding_dim
+        self.projection = [
+            nn.Linear(embedding_dim, middle), nn.GELU(), nn.LayerNorm(middle), nn.Dropout(0.1),
+            nn.Linear(middle, 2 * surface), nn.GELU(), nn.LayerNorm(2 * surface), nn.Dropout(0.05),
+            nn.Linear(2 * surface, surface), nn.Tanh(),
+        ]  # fmt: skip
+        # Teachers give embeddings of length 1. The default bound of 1/sqrt(E) suits entries of size 1: with entries of
+        # 1/sqrt(E) the bias would drown the input and every text would start as nearly the same surface.
+        first = self.projection[0]
+        first.weight = mx.random.normal((middle, embedding_dim))
+        first.bias = mx.zeros((middle,))
+        self.energy_scale = mx.ones((1,))
+        self.energy_bias = mx.zeros((1,))
+        self.positional_encoding = 0.02 * mx.random.normal((height, width))
+
+    def map_to_surface(self, x: mx.array) -> mx.array:
+        """Embeddings x [B, E] -> surfaces [B, H, W]."""
+        expect_shape("x", x, (None, self.embedding_dim))
+        surface = run(self.projection, x) * self.energy_scale + self.energy_bias
+        return surface.reshape(-1, self.height, self.width) + self.positional_encoding
+
+    __call__ = map_to_surface

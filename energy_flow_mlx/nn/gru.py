@@ -1,0 +1,49 @@
+"""The GRU that drives the flows, in its matrix form."""
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..ops.gru_gates import gru_gates
+
+
+class GRUCell(nn.Module):
+    """One time step of a GRU layer: one product for all gates of the input, one for those of the hidden state.
+
+    Parameters have the names and layout of `mlx.nn.GRU`, so the two exchange weights: Wx [3 Hd, D], Wh [3 Hd, Hd],
+    b [3 Hd] (the sum of torch's two biases for r and z, its b_in for n) and bhn [Hd] (torch's b_hn). Gate order r, z, n.
+
+    Args:
+        input_size: D.
+        hidden_size: Hd.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.Wx = mx.zeros((3 * hidden_size, input_size))
+        self.Wh = mx.zeros((3 * hidden_size, hidden_size))
+        self.b = mx.zeros((3 * hidden_size,))
+        self.bhn = mx.zeros((hidden_size,))
+        initialise_gru(self)
+
+    def __call__(self, x: mx.array, hidden: mx.array, active: mx.array | None = None) -> mx.array:
+        """x [N, D], hidden [N, Hd] -> new hidden [N, Hd]; rows where `active` [N] is False keep their hidden state."""
+        input_gates = mx.addmm(self.b, x, self.Wx.T)
+        hidden_gates = hidden @ self.Wh.T
+        return gru_gates(input_gates, hidden_gates, self.bhn, hidden, active)
+
+
+def initialise_gru(layer: nn.Module) -> None:
+    """The reference's initial weights, for a GRUCell or an nn.GRU.
+
+    weight_ih Xavier uniform, weight_hh orthogonal, biases 0 except the update gate's third, which is 1 in both of torch's
+    biases and so 2 in their sum.
+    """
+    rows, inputs = layer.Wx.shape
+    size = rows // 3
+    bound = math.sqrt(6.0 / (rows + inputs))
+    layer.Wx = mx.random.uniform(-bound, bound, layer.Wx.shape)
+    layer.Wh = nn.init.orthogonal()(mx.zeros((rows, size)))
+    layer.b = mx.concatenate([mx.zeros((size,)), mx.full((size,), 2.0), mx.zeros((size,))])
+    layer.bhn = mx.zeros((size,))

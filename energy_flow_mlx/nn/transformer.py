@@ -1,0 +1,53 @@
+"""The post-norm transformer encoder of torch, which `mlx.nn` does not have (its layers have no attention bias or dropout)."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .attention import MultiHeadAttention
+
+
+class TransformerEncoderLayer(nn.Module):
+    """norm1(x + attention(x)), then norm2(x + feed-forward(x)), GELU inside (torch.nn.TransformerEncoderLayer, norm_first=False).
+
+    Args:
+        dim: d.
+        heads: attention heads; must divide d.
+        feedforward_dim: width between `linear1` and `linear2`.
+        dropout: on attention weights, on the feed-forward's inner units and on both branches.
+        eps: of the LayerNorms.
+    """
+
+    def __init__(self, dim: int, heads: int, feedforward_dim: int, dropout: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.self_attn = MultiHeadAttention(dim, heads, dropout)
+        self.linear1 = nn.Linear(dim, feedforward_dim)
+        self.linear2 = nn.Linear(feedforward_dim, dim)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
+        """x [B, T, d], mask [B, T] bool (True: a token, not padding) -> [B, T, d]."""
+        x = self.norm1(x + self.dropout(self.self_attn(x, mask)))
+        inner = self.linear2(self.dropout(nn.gelu(self.linear1(x))))
+        return self.norm2(x + self.dropout(inner))
+
+
+class TransformerEncoder(nn.Module):
+    """A stack of TransformerEncoderLayer; see there for the arguments.
+
+    Args:
+        layers: how many.
+    """
+
+    def __init__(
+        self, layers: int, dim: int, heads: int, feedforward_dim: int, dropout: float = 0.1, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.layers = [TransformerEncoderLayer(dim, heads, feedforward_dim, dropout, eps) for _ in range(layers)]
+
+    def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
+        """x [B, T, d], mask [B, T] bool -> [B, T, d]."""
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x

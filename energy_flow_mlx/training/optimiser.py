@@ -1,0 +1,92 @@
+"""AdamW, its learning rate, and gradient clipping."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map
+
+from ..config import EnergyConfig
+from ..models.energy_flow import EnergyFlow
+
+COSINE_FLOOR = 0.1  # share of the peak rate that the cosine ends on
+
+
+def make_optimiser(config: EnergyConfig) -> optim.AdamW:
+    """AdamW as torch's: bias correction, betas (0.9, 0.999), eps 1e-8, decoupled weight decay."""
+    return optim.AdamW(config.learning_rate, [0.9, 0.999], 1e-8, config.weight_decay, bias_correction=True)
+
+
+def freeze_unreached(model: EnergyFlow) -> None:
+    """Freeze the parameters that no term of the loss reaches, so that weight decay does not shrink them unseen."""
+    # The flows carry no position history, and the collector's dictionary form is no part of training.
+    model.carrier.position_memory.freeze()
+    for layer in model.carrier.history_fusion:
+        layer.freeze()
+    model.collector.freeze(keys="position_weights", recurse=False)
+    if not model.config.text_loss_weight:
+        model.text_encoder.freeze()
+    if not model.config.embedding_loss_weight:
+        model.collector.freeze()
+
+
+@dataclass
+class Plateau:
+    """Halves the rate after `patience` validations in a row without a better loss. Its fields are saved with a run."""
+
+    best: float = math.inf
+    waited: int = 0
+    factor: float = 1.0
+
+    def observe(self, loss: float, patience: int) -> None:
+        """Take note of a validation loss."""
+        if loss < self.best:
+            self.best, self.waited = loss, 0
+            return
+        self.waited += 1
+        if self.waited > patience:
+            self.factor, self.waited = self.factor / 2, 0
+
+
+def learning_rate(config: EnergyConfig, step: int, plateau: Plateau) -> float:
+    """The rate of step `step`, counted from 0: linear warm-up to the peak, then `learning_rate_schedule`."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.learning_rate_schedule == "plateau":
+        return config.learning_rate * plateau.factor
+    if config.learning_rate_schedule == "cosine":
+        rest = max(config.training_steps - config.warmup_steps, 1)
+        share = min((step - config.warmup_steps) / rest, 1.0)
+        return config.learning_rate * (COSINE_FLOOR + (1 - COSINE_FLOOR) * (1 + math.cos(math.pi * share)) / 2)
+    return config.learning_rate
+
+
+def named_arrays(tree: Any) -> dict[str, mx.array]:
+    """The arrays of a tree of lists and dictionaries by their dotted names."""
+    return cast(dict[str, mx.array], tree_flatten(tree, destination={}))
+
+
+def gradient_norms(gradients: Any) -> tuple[list[str], mx.array]:
+    """The parameters' names, and the L2 norm of the gradient of each [P], in float32."""
+    named = named_arrays(gradients)
+    norms = [mx.sqrt(mx.sum(mx.square(gradient.astype(mx.float32)))) for gradient in named.values()]
+    return list(named), mx.stack(norms)
+
+
+def clip_gradients(gradients: Any, per_tensor: float, global_norm: float) -> Any:
+    """Scale each gradient down to the norm `per_tensor`, then all together to `global_norm`; 0 leaves out either.
+
+    As torch's `clip_grad_norm_`: factor min(1, bound / (norm + 1e-6)).
+    """
+    if per_tensor:
+        gradients = tree_map(lambda g: g * _shrink(gradient_norms(g)[1][0], per_tensor), gradients)
+    if global_norm:
+        total = mx.linalg.norm(gradient_norms(gradients)[1])
+        gradients = tree_map(lambda g: g * _shrink(total, global_norm), gradients)
+    return gradients
+
+
+def _shrink(norm: mx.array, bound: float) -> mx.array:
+    return mx.minimum(bound / (norm + 1e-6), 1.0)

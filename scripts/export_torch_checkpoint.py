@@ -1,0 +1,235 @@
+"""Export a checkpoint of the PyTorch energy-flow trainer to safetensors and JSON.
+
+    python export_torch_checkpoint.py CKPT.pt OUT/ [--mapper FILE]
+
+Needs torch and safetensors alone: copy this one file beside the PyTorch code. It never runs pickled code. OUT then holds
+
+| file | what |
+|---|---|
+| `model.safetensors` | neuron.*, carrier.*, and where present text_encoder.*, text_decoder.*, input_mapper.*, output_collector.* |
+| `optimizer.safetensors` | AdamW's `<key>.exp_avg`, `<key>.exp_avg_sq`, `<key>.step`, if the checkpoint has them |
+| `config.json` | the checkpoint's configuration, dtypes as text |
+| `training.json` | the rest: epoch, step, parameter groups, scheduler, history, and which tensors are tied |
+
+which `python -m energy_flow_mlx.convert OUT/ --to DIR` reads, on a machine that has no torch.
+"""
+
+import argparse
+import json
+import pickle
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+Tensors = dict[str, torch.Tensor]
+
+REQUIRED = ("config", "model_state_dict")
+# Checkpoint entry -> prefix of its keys in the export. The order is that of the trainer's optimiser.
+PARTS = {"model_state_dict": "", "text_encoder_state_dict": "text_encoder.", "text_decoder_state_dict": "text_decoder."}
+TIED_TO = "text_decoder.t5_model.shared.weight"
+TIED = tuple(
+    f"text_decoder.t5_model.{name}.weight" for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
+)
+WARN_BYTES = 2 * 2**30
+RESAVE = (
+    "Nothing was run. If the file is yours, load it in the PyTorch code with weights_only=False and save it again with tensors, "
+    "numbers, text, lists and dicts alone (float(best_loss) instead of a NumPy scalar, dict(config) instead of a config object)."
+)
+
+
+class Exported(NamedTuple):
+    """A checkpoint taken apart: tensors by prefixed key, moments by `<key>.<name>`, configuration, and the rest."""
+
+    tensors: Tensors
+    moments: Tensors
+    config: dict[str, Any]
+    training: dict[str, Any]
+
+
+def load_checkpoint(path: Path, with_optimizer: bool = True) -> Exported:
+    """Read a checkpoint without running pickled code.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no checkpoint, is cut off, wants to run code, or lacks an entry; names it.
+    """
+    loaded = load_pickle(path)
+    missing = [name for name in REQUIRED if not isinstance(loaded.get(name), dict)]
+    if missing:
+        raise ValueError(f"{path}: has no {', '.join(missing)}; it holds {', '.join(map(str, loaded))}")
+    tensors: Tensors = {}
+    order: list[str] = []
+    lengths = []  # of `order` after each part: where the optimiser's parameters may end
+    ties: dict[str, str] = {}
+    for entry, prefix in PARTS.items():
+        for name, tensor in state_dict(path, entry, loaded.get(entry) or {}).items():
+            key = prefix + name
+            if key in TIED and TIED_TO in tensors and torch.equal(tensor, tensors[TIED_TO]):
+                ties[key] = TIED_TO
+            else:
+                tensors[key] = tensor
+                order.append(key)
+        lengths.append(len(order))
+    rest = {
+        name: plain(value) for name, value in loaded.items() if name not in (*PARTS, *REQUIRED, "optimizer_state_dict")
+    }
+    training = {**rest, "tied": ties}
+    moments: Tensors = {}
+    optimizer = loaded.get("optimizer_state_dict")
+    if optimizer and with_optimizer:
+        moments = name_moments(path, optimizer, order, lengths, tensors)
+        training["param_groups"] = plain(optimizer["param_groups"])
+        training["parameter_order"] = order[: sum(len(group["params"]) for group in optimizer["param_groups"])]
+    return Exported(tensors, moments, plain(loaded["config"]), training)
+
+
+def load_mapper(path: Path) -> Tensors:
+    """The tensors of a state dict with keys input_mapper.* and output_collector.*, from `.pt` or safetensors."""
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: is damaged or no safetensors file: {error}") from error
+    return state_dict(path, "the file", load_pickle(path))
+
+
+def load_pickle(path: Path) -> dict[str, Any]:
+    """The dictionary in a `.pt` file, tensors on the CPU. Raises as load_checkpoint."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with path.open("rb") as file:
+        magic = file.read(4)
+    zipped = magic == b"PK\x03\x04"
+    if not zipped and magic[:1] != b"\x80":
+        raise ValueError(f"{path}: is no PyTorch file (it starts with {magic!r})")
+    if zipped and not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path}: is cut off ({path.stat().st_size} bytes, and its table of contents at the end is missing)"
+        )
+    if path.stat().st_size > WARN_BYTES:
+        print(f"warning: {path} is {path.stat().st_size / 2**30:.1f} GiB; as much memory is needed", file=sys.stderr)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+            reason = str(error).split("Please file")[0].split("\n\t(1)")[-1].strip().splitlines()
+            raise ValueError(f"{path}: holds more than tensors and plain values, which only running its code could load. "
+                             f"{RESAVE} What torch says: {' '.join(reason[:6])}") from error  # fmt: skip
+        raise ValueError(f"{path}: is damaged or no PyTorch file: {error}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: is damaged or no PyTorch file: {str(error).splitlines()[0]}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path}: holds a {type(loaded).__name__}, accepted is a dictionary")
+    return loaded
+
+
+def state_dict(path: Path, entry: str, values: dict[str, Any]) -> Tensors:
+    """The values, once all are tensors."""
+    others = [str(name) for name, value in values.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ValueError(f"{path}: {entry} is no state dict: {', '.join(others[:8])} are no tensors")
+    return dict(values)
+
+
+def name_moments(
+    path: Path, optimizer: dict[str, Any], order: list[str], lengths: list[int], tensors: Tensors
+) -> Tensors:
+    """AdamW's state by parameter name. A saved optimiser only numbers its parameters, in the order of the modules."""
+    try:
+        count = sum(len(group["params"]) for group in optimizer["param_groups"])
+        state = {int(index): values for index, values in optimizer["state"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: optimizer_state_dict is no torch optimiser's: {error!r}") from error
+    if count not in lengths:
+        raise ValueError(
+            f"{path}: the optimiser numbers {count} parameters, the modules have {', '.join(map(str, lengths))} (with each further "
+            "state dict), so its moments cannot be named; --without-optimizer leaves them out"
+        )
+    moments: Tensors = {}
+    faults = []
+    for index, values in state.items():
+        key = order[index] if 0 <= index < count else None
+        for name in ("exp_avg", "exp_avg_sq", "step"):
+            value = values.get(name)
+            if key is None or value is None:
+                faults.append(
+                    f"parameter {index} ({key}) has no {name}" if key else f"parameter {index} is not in a group"
+                )
+                continue
+            value = torch.as_tensor(value)
+            if name != "step" and value.shape != tensors[key].shape:
+                faults.append(f"{key}: {name} has shape {tuple(value.shape)}, the weight {tuple(tensors[key].shape)}")
+            moments[f"{key}.{name}"] = value
+    if faults:
+        raise ValueError(
+            f"{path}: optimizer_state_dict does not fit: {'; '.join(faults[:8])}; --without-optimizer leaves it out"
+        )
+    return moments
+
+
+def plain(value: Any) -> Any:
+    """The value in JSON's types; dtypes and devices as text."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def write_export(exported: Exported, folder: Path) -> None:
+    """Write the files aside and rename them into a folder that does not exist or is empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: is there and not empty; name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        aside.chmod(0o755)
+        save_file(
+            {key: tensor.contiguous().clone() for key, tensor in exported.tensors.items()}, aside / "model.safetensors"
+        )
+        if exported.moments:
+            moments = {key: tensor.contiguous().clone() for key, tensor in exported.moments.items()}
+            save_file(moments, aside / "optimizer.safetensors")
+        for name, values in (("config.json", exported.config), ("training.json", exported.training)):
+            (aside / name).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Export a PyTorch energy-flow checkpoint to safetensors and JSON.")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint.pt of the PyTorch trainer")
+    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument(
+        "--mapper", type=Path, help="state dict of input_mapper.* and output_collector.* (.pt or safetensors)"
+    )
+    parser.add_argument("--without-optimizer", action="store_true", help="leave the optimiser's moments out")
+    options = parser.parse_args(arguments)
+    try:
+        exported = load_checkpoint(options.checkpoint, not options.without_optimizer)
+        if options.mapper:
+            exported.tensors.update(load_mapper(options.mapper))
+        write_export(exported, options.out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    moments = len(exported.moments) // 3
+    print(
+        f"{options.out}: {len(exported.tensors)} tensors, moments of {moments} parameters, {len(exported.config)} config fields"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
