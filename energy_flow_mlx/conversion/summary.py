@@ -1,6 +1,6 @@
 """The table that a conversion prints."""
 
-import os
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -26,7 +26,9 @@ def joined(keys: Sequence[str]) -> str:
     """Keys in one line, what they begin with once: a.{b.weight, c.weight}."""
     if len(keys) == 1:
         return keys[0]
-    start = os.path.commonprefix(list(keys)).rpartition(".")[0]
+    parts = [key.split(".") for key in keys]
+    same = sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False)))
+    start = ".".join(parts[0][:same])
     return f"{start}.{{{', '.join(key.removeprefix(start + '.') for key in keys)}}}" if start else " + ".join(keys)
 
 
@@ -39,7 +41,7 @@ def by_module(names: Iterable[str]) -> str:
 def table(rows: Sequence[Row], headers: tuple[str, str] = ("torch", "here")) -> str:
     """The rows in columns, and how many of each action there are."""
     cells = [(*headers, "shape", "done")]
-    cells += [(row.sources, row.target, "×".join(map(str, row.shape)) or "scalar", row.action) for row in rows]
+    cells += [(row.sources, row.target, "x".join(map(str, row.shape)) or "scalar", row.action) for row in rows]
     widths = [max(len(cell[column]) for cell in cells) for column in range(4)]
     lines = ["  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True)).rstrip() for cell in cells]
     counts = Counter(row.action for row in rows)

@@ -44,7 +44,7 @@ def test_loss_is_the_weighted_sum_of_its_parts(setting):
 def test_the_target_surface_gets_no_gradient(setting):
     """The surface term's gradient at the mapper is that of the input's way alone."""
     config, model, batch = setting
-    config = config.replace(text_loss_weight=0, embedding_loss_weight=0)
+    config = config.replace(surface_loss_weight=1.0, text_loss_weight=0, embedding_loss_weight=0)
     fixed = mx.array(np.array(model.mapper.map_to_surface(mx.array(batch.target_embedding)))).reshape(6, -1)
 
     def through_the_input_alone(model):
