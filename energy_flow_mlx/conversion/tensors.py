@@ -13,17 +13,23 @@ import mlx.core as mx
 import numpy as np
 
 WARN_BYTES = 2 * 2**30
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U64": 8, "U32": 4}  # fmt: skip
+# NumPy's types; bfloat16, which it lacks, is read as the upper half of a float32. MLX's reader has no float64.
+_DTYPES = {
+    name: np.dtype(code)
+    for name, code in {
+        "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U64": "<u8", "U32": "<u4"
+    }.items()
+}  # fmt: skip
 # A number that the file itself gives: a damaged file must not make us read more than a real header could hold.
 _HEADER_LIMIT = 100 * 2**20
 
 
 class Header(NamedTuple):
-    """What a safetensors file says of itself: shape and dtype by key, its metadata, and its size as float32."""
+    """What a safetensors file says of itself: by key the shape, dtype and first byte; and its size as float32."""
 
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
-    metadata: dict[str, str]
+    offsets: dict[str, int]
     float32_bytes: int
 
 
@@ -47,25 +53,30 @@ def read_header(path: Path) -> Header:
         raise ValueError(f"{path}: is cut off inside its header ({size} bytes)")
     try:
         entries: dict[str, Any] = json.loads(text)
-        metadata = entries.pop("__metadata__", {})
+        entries.pop("__metadata__", None)
         shapes = {key: tuple(int(n) for n in entry["shape"]) for key, entry in entries.items()}
         dtypes = {key: str(entry["dtype"]) for key, entry in entries.items()}
         ranges = {key: (int(entry["data_offsets"][0]), int(entry["data_offsets"][1])) for key, entry in entries.items()}
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{path}: its header does not parse: {error!r}") from error
-    strange = [f"{key} ({dtype})" for key, dtype in dtypes.items() if dtype not in _BYTES]
+    strange = [f"{key} ({dtype})" for key, dtype in dtypes.items() if dtype not in _DTYPES]
     if strange:
         raise ValueError(
-            f"{path}: {', '.join(strange)} have a dtype that is not accepted; accepted are {', '.join(_BYTES)}"
+            f"{path}: {', '.join(strange)} have a dtype that is not accepted; accepted are {', '.join(_DTYPES)}"
         )
     for key, (begin, end) in ranges.items():
-        if min(shapes[key], default=0) < 0 or begin < 0 or end - begin != math.prod(shapes[key]) * _BYTES[dtypes[key]]:
+        if (
+            min(shapes[key], default=0) < 0
+            or begin < 0
+            or end - begin != math.prod(shapes[key]) * _DTYPES[dtypes[key]].itemsize
+        ):
             raise ValueError(
                 f"{path}: {key} of shape {shapes[key]} ({dtypes[key]}) does not fit its {end - begin} bytes"
             )
         if 8 + length + end > size:
             raise ValueError(f"{path}: is cut off: {key} ends at byte {8 + length + end}, the file has {size}")
-    return Header(shapes, dtypes, metadata, 4 * sum(math.prod(shape) for shape in shapes.values()))
+    offsets = {key: 8 + length + begin for key, (begin, _) in ranges.items()}
+    return Header(shapes, dtypes, offsets, 4 * sum(math.prod(shape) for shape in shapes.values()))
 
 
 def check_memory(path: Path, needed: int, available: int | None = None) -> None:
@@ -85,13 +96,13 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     header = read_header(path)
     # Beside the tensors read, their converted copies.
     check_memory(path, 2 * header.float32_bytes)
-    loaded = mx.load(str(path), format="safetensors")
-    assert isinstance(loaded, dict)
     tensors = {}
-    for key in header.shapes:
-        array = loaded.pop(key)
-        floating = mx.issubdtype(array.dtype, mx.floating)
-        tensors[key] = np.array(array.astype(mx.float32) if floating else array)
+    for key, shape in header.shapes.items():
+        kind = header.dtypes[key]
+        stored = np.fromfile(path, _DTYPES[kind], math.prod(shape), offset=header.offsets[key]).reshape(shape)
+        if kind == "BF16":
+            stored = (stored.astype(np.uint32) << 16).view(np.float32)
+        tensors[key] = stored.astype(np.float32, copy=False) if stored.dtype.kind == "f" else stored
     return tensors
 
 
