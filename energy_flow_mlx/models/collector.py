@@ -30,6 +30,10 @@ class OutputCollector(nn.Module):
             nn.Linear(2 * surface, middle), nn.GELU(), nn.LayerNorm(middle), nn.Dropout(0.1),
             nn.Linear(middle, embedding_dim),
         ]  # fmt: skip
+        # Untrained flows leave energies of a few hundredths; the default bias would drown them before the LayerNorm.
+        first = self.reconstruction[0]
+        first.weight = mx.random.normal((2 * surface, surface))
+        first.bias = mx.zeros((2 * surface,))
         self.position_weights = mx.ones((height, width))  # of the dictionary form alone
 
     def collect(self, surface: mx.array | Mapping[tuple[int, int], mx.array]) -> mx.array:
