@@ -9,7 +9,7 @@ Needs torch and safetensors alone: copy this one file beside the PyTorch code. I
 | `model.safetensors` | neuron.*, carrier.*, and where present text_encoder.*, text_decoder.*, input_mapper.*, output_collector.* |
 | `optimizer.safetensors` | AdamW's `<key>.exp_avg`, `<key>.exp_avg_sq`, `<key>.step`, if the checkpoint has them |
 | `config.json` | the checkpoint's configuration, dtypes as text |
-| `training.json` | the rest: epoch, step, parameter groups, scheduler, history, and which tensors are tied |
+| `training.json` | the rest: epoch, step, parameter groups, scheduler, history, which tensors are tied, key order |
 
 which `python -m energy_flow_mlx.convert OUT/ --to DIR` reads, on a machine that has no torch.
 """
@@ -80,13 +80,12 @@ def load_checkpoint(path: Path, with_optimizer: bool = True) -> Exported:
     rest = {
         name: plain(value) for name, value in loaded.items() if name not in (*PARTS, *REQUIRED, "optimizer_state_dict")
     }
-    training = {**rest, "tied": ties}
+    training = {**rest, "tied": ties, "key_order": order}
     moments: Tensors = {}
     optimizer = loaded.get("optimizer_state_dict")
     if optimizer and with_optimizer:
         moments = name_moments(path, optimizer, order, lengths, tensors)
         training["param_groups"] = plain(optimizer["param_groups"])
-        training["parameter_order"] = order[: sum(len(group["params"]) for group in optimizer["param_groups"])]
     return Exported(tensors, moments, plain(loaded["config"]), training)
 
 
@@ -123,11 +122,16 @@ def load_pickle(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: holds more than tensors and plain values, which only running its code could load. "
                              f"{RESAVE} What torch says: {' '.join(reason[:6])}") from error  # fmt: skip
         raise ValueError(f"{path}: is damaged or no PyTorch file: {error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: is damaged or no PyTorch file: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged file can make the reader fail in any way
+        raise ValueError(f"{path}: is damaged or no PyTorch file: {first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: holds a {type(loaded).__name__}, accepted is a dictionary")
     return loaded
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of an error's text, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def state_dict(path: Path, entry: str, values: dict[str, Any]) -> Tensors:

@@ -22,6 +22,8 @@ import numpy as np
 from ..config import EnergyConfig
 from ..torch_keys import Arithmetic, Arrays, from_torch, to_torch
 
+BETAS, EPS = [0.9, 0.999], 1e-8  # of the optimiser here and of torch's defaults
+
 # With W' = 2 W / span and b' = b - W 1:  dL/dW' = (dL/dW + dL/db 1ᵀ) span / 2,  dL/db' = dL/db.
 FIRST = Arithmetic(
     fold=lambda weight, bias, span: ((weight + bias[:, None]) * span / 2.0, bias),
@@ -108,8 +110,9 @@ def to_optimiser_state(moments: Moments, trained: Mapping[str, tuple[int, ...]],
 
 def from_optimiser_state(state: Mapping[str, np.ndarray]) -> Moments:
     """The inverse of `to_optimiser_state`."""
-    if "step" not in state:
-        raise ValueError("optimizer.safetensors: has no step")
+    missing = [name for name in ("step", "learning_rate") if name not in state]
+    if missing:
+        raise ValueError(f"optimizer.safetensors: has no {' and no '.join(missing)}")
     first = {name.removesuffix(".m"): value for name, value in state.items() if name.endswith(".m")}
     second = {name.removesuffix(".v"): value for name, value in state.items() if name.endswith(".v")}
     if first.keys() != second.keys():

@@ -25,7 +25,7 @@ DERIVED = ("input_cells", "output_cells")
 def config_from_torch(
     values: Mapping[str, Any], shapes: Shapes, overrides: Mapping[str, Any]
 ) -> tuple[EnergyConfig, list[str]]:
-    """Our configuration, and the torch fields that have no counterpart here.
+    """Our configuration, and notes on what the torch configuration did not decide or has no counterpart here.
 
     Fields of the same name are taken over; sizes that torch's configuration lacks come from the weights.
 
@@ -40,6 +40,9 @@ def config_from_torch(
     missing = [name for name in REQUIRED if name not in values]
     if missing:
         raise ValueError(f"config: {', '.join(missing)} missing")
+    strange = [f"{name}={values[name]!r}" for name in REQUIRED if type(values[name]) is not int]
+    if strange:
+        raise ValueError(f"config: {', '.join(strange)}: accepted are whole numbers")
     names = {field.name for field in dataclasses.fields(EnergyConfig)}
     ours = {name: value for name, value in values.items() if name in names}
     found = sizes_of(shapes)
@@ -76,7 +79,15 @@ def config_from_torch(
     left = [
         name for name in values if name not in names and name not in found and name not in (OUTPUT_EMBEDDING, *DERIVED)
     ]
-    return config, left
+    notes = [f"configuration, no counterpart here: {', '.join(left)}"] if left else []
+    code = [f"{name}={value}" for name, value in fixed.items() if name not in {**ours, **overrides}]
+    notes.append(f"configuration, as the torch code has it: {', '.join(code)}")
+    if config.movement_based_spawn and "spawn_capacity" not in overrides:
+        notes.append(
+            f"configuration: room for children is fixed here, spawn_capacity={config.spawn_capacity}; flows that leave more than "
+            "that overflow, which is counted; --set spawn_capacity=VALUE makes more"
+        )
+    return config, notes
 
 
 def config_to_torch(config: EnergyConfig, torch_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +97,9 @@ def config_to_torch(config: EnergyConfig, torch_config: Mapping[str, Any]) -> di
     """
     ours = config.to_dict()
     known = torch_config or {
-        name: ours[name] for name in ours if not name.startswith("text_") and name not in _OURS_ALONE
+        name: ours[name]
+        for name in ours
+        if name == "text_loss_weight" or (not name.startswith("text_") and name not in _OURS_ALONE)
     }
     values = {name: ours.get(name, value) for name, value in known.items()}
     return values | {OUTPUT_EMBEDDING: config.embedding_dim, **dict.fromkeys(DERIVED, config.surface_dim)}

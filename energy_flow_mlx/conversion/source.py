@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .tensors import check_finite, read_header, read_tensors
+from .tensors import check_finite, check_memory, read_header, read_tensors
 
 EXPORT_HINT = (
     "reading a .pt file needs torch: pip install torch, or run scripts/export_torch_checkpoint.py where torch is "
@@ -103,6 +103,7 @@ def _read_checkpoint(path: Path, config: Path | None, with_optimizer: bool) -> S
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file or folder")
     require_torch(path)
+    check_memory(path, 2 * path.stat().st_size)
     from .export_torch_checkpoint import load_checkpoint
 
     exported = load_checkpoint(path, with_optimizer)

@@ -25,11 +25,12 @@ _HEADER_LIMIT = 100 * 2**20
 
 
 class Header(NamedTuple):
-    """What a safetensors file says of itself: by key the shape, dtype and first byte; and its size as float32."""
+    """What a safetensors file says of itself: by key the shape, dtype and first byte; its metadata, its size as float32."""
 
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
     offsets: dict[str, int]
+    metadata: dict[str, str]
     float32_bytes: int
 
 
@@ -53,7 +54,7 @@ def read_header(path: Path) -> Header:
         raise ValueError(f"{path}: is cut off inside its header ({size} bytes)")
     try:
         entries: dict[str, Any] = json.loads(text)
-        entries.pop("__metadata__", None)
+        metadata = entries.pop("__metadata__", {})
         shapes = {key: tuple(int(n) for n in entry["shape"]) for key, entry in entries.items()}
         dtypes = {key: str(entry["dtype"]) for key, entry in entries.items()}
         ranges = {key: (int(entry["data_offsets"][0]), int(entry["data_offsets"][1])) for key, entry in entries.items()}
@@ -76,7 +77,12 @@ def read_header(path: Path) -> Header:
         if 8 + length + end > size:
             raise ValueError(f"{path}: is cut off: {key} ends at byte {8 + length + end}, the file has {size}")
     offsets = {key: 8 + length + begin for key, (begin, _) in ranges.items()}
-    return Header(shapes, dtypes, offsets, 4 * sum(math.prod(shape) for shape in shapes.values()))
+    return Header(shapes, dtypes, offsets, metadata, 4 * sum(math.prod(shape) for shape in shapes.values()))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata in a safetensors file. Raises as read_header."""
+    return read_header(path).metadata
 
 
 def check_memory(path: Path, needed: int, available: int | None = None) -> None:

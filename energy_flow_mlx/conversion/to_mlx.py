@@ -15,14 +15,13 @@ from ..models.energy_flow import EnergyFlow
 from ..torch_keys import from_torch, to_torch
 from ..training.optimiser import freeze_unreached, named_arrays
 from .decoder import PREFIX, recover_t5_config
-from .moments import Moments, moments_from_torch, read_moments, to_optimiser_state
+from .moments import BETAS, EPS, Moments, moments_from_torch, read_moments, to_optimiser_state
 from .settings import Shapes, config_from_torch
 from .source import Source
 from .summary import Row, by_module, rows_of
 from .tensors import as_dtype, listing
 
 PARTS = {"mapper": "input_mapper.", "collector": "output_collector.", "text_encoder": "text_encoder."}
-BETAS, EPS = [0.9, 0.999], 1e-8  # of the optimiser here
 
 
 class Conversion(NamedTuple):
@@ -58,10 +57,9 @@ def convert(
     """
     state = {key: value for key, value in source.tensors.items() if not key.startswith(PREFIX)}
     decoder = {key.removeprefix(PREFIX): value for key, value in source.tensors.items() if key.startswith(PREFIX)}
-    config, left = config_from_torch(
+    config, notes = config_from_torch(
         source.config, {key: value.shape for key, value in source.tensors.items()}, overrides or {}
     )
-    notes = [f"configuration, no counterpart here: {', '.join(left)}"] if left else []
     if source.low_precision:
         notes.append(f"the source holds {' and '.join(source.low_precision)}; its values are exact in float32")
 
