@@ -27,11 +27,14 @@ class GRUCell(nn.Module):
         self.bhn = mx.zeros((hidden_size,))
         initialise_gru(self)
 
-    def __call__(self, x: mx.array, hidden: mx.array, active: mx.array | None = None) -> mx.array:
-        """x [N, D], hidden [N, Hd] -> new hidden [N, Hd]; rows where `active` [N] is False keep their hidden state."""
-        input_gates = mx.addmm(self.b, x, self.Wx.T)
-        hidden_gates = hidden @ self.Wh.T
-        return gru_gates(input_gates, hidden_gates, self.bhn, hidden, active)
+    def __call__(
+        self, x: mx.array, hidden: mx.array, active: mx.array | None = None, *, bound: float | None = None
+    ) -> mx.array:
+        """x [N, D], hidden [N, Hd] -> new hidden [N, Hd]; rows where `active` [N] is False keep their hidden state.
+
+        With `bound` the result is sanitised (NaN -> 0, +-inf -> +-10) and clipped to +-bound.
+        """
+        return gru_gates(x @ self.Wx.T, hidden @ self.Wh.T, self.b, self.bhn, hidden, active, bound=bound)
 
 
 def initialise_gru(layer: nn.Module) -> None:
