@@ -1,5 +1,6 @@
 """python -m energy_flow_mlx.benchmark: how fast a preset trains and runs here, beside the machine's limits and torch."""
 
+import importlib.util
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -70,20 +71,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m energy_flow_mlx.benchmark", usage=_USAGE, description=_DESCRIPTION)
-    parser.add_argument("--compare", choices=("torch",), help="time the vectorised torch baseline too; needs torch and a clone")
-    parser.add_argument("--stages", action="store_true", help="time the stages of a step, each beside the machine's limit")
+    parser.add_argument(
+        "--compare", choices=("torch",), help="time the vectorised torch baseline too; needs torch and a clone"
+    )
+    parser.add_argument(
+        "--stages", action="store_true", help="time the stages of a step, each beside the machine's limit"
+    )
     parser.add_argument("--sweep", action="store_true", help="grow B, W*H, D and Hd, and fit how time and memory grow")
-    parser.add_argument("--scenario", action="append", choices=SCENARIOS, default=[], help="a small training, on CPU and GPU; repeatable")
+    parser.add_argument(
+        "--scenario",
+        action="append",
+        choices=SCENARIOS,
+        default=[],
+        help="a small training, on CPU and GPU; repeatable",
+    )
     parser.add_argument("--scenario-steps", type=int, default=200, metavar="N", help="its steps (default: 200)")
     parser.add_argument("--repeats", type=int, default=20, metavar="N", help="timed calls (default: 20)")
-    parser.add_argument("--warmup", type=int, default=3, metavar="N", help="calls before them, after the first (default: 3)")
     parser.add_argument(
-        "--seconds", type=float, default=30.0, metavar="S", help="stop timing a row after S seconds and 3 calls (default: 30)"
+        "--warmup", type=int, default=3, metavar="N", help="calls before them, after the first (default: 3)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="stop timing a row after S seconds and 3 calls (default: 30)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures here (.png, .svg or .pdf)")
-    parser.add_argument("--as-trained", action="store_true", help="with spawning, noise, dropout and accumulation as the preset has them")
-    parser.add_argument("--warm-cache", action="store_true", help="keep the caches of compiled kernels: the first call is no cold one")
+    parser.add_argument(
+        "--as-trained",
+        action="store_true",
+        help="with spawning, noise, dropout and accumulation as the preset has them",
+    )
+    parser.add_argument(
+        "--warm-cache", action="store_true", help="keep the caches of compiled kernels: the first call is no cold one"
+    )
     parser.add_argument("--torch-eager", action="store_true", help="torch without torch.compile")
     parser.add_argument(
         "--torch-variants", metavar="LIST", help="precision/gru/mode, joined by commas; see scripts/torch_baseline.py"
@@ -98,28 +121,32 @@ def _parser() -> Parser:
 def _require(arguments: Namespace) -> None:
     for name, least in (("repeats", 1), ("warmup", 0), ("scenario_steps", 1)):
         if getattr(arguments, name) < least:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(arguments, name)} is not accepted: it takes a whole number from {least}")
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {getattr(arguments, name)} is not accepted: it takes a whole number from {least}"
+            )
     if arguments.compare is None:
         for name in ("torch_eager", "torch_variants"):
             if getattr(arguments, name):
                 raise ConfigError(f"--{name.replace('_', '-')} is accepted with --compare torch alone")
         return
     if arguments.as_trained:
-        raise ConfigError("--as-trained is not accepted with --compare torch: the baseline has no spawning and no noise")
-    import importlib.util
-
+        raise ConfigError(
+            "--as-trained is not accepted with --compare torch: the baseline has no spawning and no noise"
+        )
     if importlib.util.find_spec("torch") is None:
         raise ConfigError("--compare torch needs PyTorch, which is not installed: pip install torch (or '.[convert]')")
     for variant in _variants(arguments):
         parts = variant.split("/")
         if len(parts) != 3 or parts[0] not in ("fp32", "bf16") or parts[1] not in ("cell", "cudnn"):
-            raise ConfigError(f"--torch-variants: {variant!r} came, accepted are fp32 or bf16 / cell or cudnn / a mode, as in {TORCH_CUDA[0]}")
+            raise ConfigError(
+                f"--torch-variants: {variant!r} came, accepted are fp32 or bf16 / cell or cudnn / a mode, as in {TORCH_CUDA[0]}"
+            )
 
 
 def _variants(arguments: Namespace) -> tuple[str, ...]:
     if arguments.torch_variants:
         return tuple(arguments.torch_variants.split(","))
-    if arguments.torch_eager:
+    if arguments.torch_eager or sys.platform == "darwin":  # torch.compile is an experiment on Metal
         return TORCH_EAGER
     return TORCH_CUDA if on_gpu() else TORCH_CPU
 
@@ -138,13 +165,20 @@ def _measure(config: EnergyConfig, arguments: Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {
         "title": title,
         "config": config.to_dict(),
-        "mlx": mx.__version__,
+        "mlx": mx.__version__,  # type: ignore[attr-defined]
         "blas": blas.description(),
-        "counted": {what: {"flops": total_flops(config, what), "flow_steps": flow_steps(config, what)} for what in WHATS},
+        "counted": {
+            what: {"flops": total_flops(config, what), "flow_steps": flow_steps(config, what)} for what in WHATS
+        },
     }
     _say(title + (f"; products on the CPU use {blas.description()}" if blas.description() and not on_gpu() else ""))
     with workshop() as folder:
-        basis = {"config": config.to_dict(), "repeats": plan.repeats, "limit_s": min(plan.limit_s, 10.0), "dropout": plan.dropout}
+        basis = {
+            "config": config.to_dict(),
+            "repeats": plan.repeats,
+            "limit_s": min(plan.limit_s, 10.0),
+            "dropout": plan.dropout,
+        }
         dtypes = {"float32", "bfloat16", compute_dtype(config)} if on_gpu() else {compute_dtype(config)}
         _say("ceilings …")
         ceilings = run_mlx(folder, {**basis, "what": "ceilings", "dtypes": sorted(dtypes)})
@@ -153,8 +187,7 @@ def _measure(config: EnergyConfig, arguments: Namespace) -> dict[str, Any]:
         _say("mlx, training and forward …")
         results["rows"] = measure_mlx(config, plan, folder, ceilings, weights)
         if arguments.compare:
-            device = "cuda" if on_gpu() and sys.platform != "darwin" else "cpu"
-            variants = _variants(arguments)
+            device, variants = "gpu" if on_gpu() else "cpu", _variants(arguments)
             results["rows"] += measure_torch(config, plan, folder, ceilings, weights, variants, device, _say)
             results["ratios"] = ratios(results["rows"])
         if arguments.stages:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -41,7 +42,8 @@ def measure_mlx(
     for what in WHATS:
         save = str(weights) if weights is not None and what == WHATS[0] else None
         job = {**_job(config, plan, what), "save_weights": save}
-        rows.append(_row("mlx", compute_dtype(config), config, what, ceilings, lambda: run_mlx(folder, job, cold=plan.cold)))
+        measured = partial(run_mlx, folder, job, cold=plan.cold)
+        rows.append(_row("mlx", compute_dtype(config), config, what, ceilings, measured))
     return rows
 
 
@@ -116,6 +118,9 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "memory_kind": key,
                 "leanest_torch": leanest["variant"],
                 "memory_to_leanest": row[key] / leanest[key],
+                # The loss of the first step, or the sum of the embeddings: the same where both had the same weights.
+                "first_value": row["first_value"],
+                "first_value_torch": fastest["first_value"],
             }
         )
     return found

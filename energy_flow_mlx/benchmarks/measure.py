@@ -1,22 +1,18 @@
-"""Measurements of the MLX model, each in a process of its own: `python -m energy_flow_mlx.benchmarks.measure JOB RESULT`.
+"""How calls are timed; the whole model, and the limits of the machine."""
 
-A process for each keeps memory apart and makes the first call a cold one.
-"""
-
-import json
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from ..config import EnergyConfig
 from ..training.losses import number
+from ..training.optimiser import named_arrays
 from .work import make_batches, make_model, make_step
 
 LEAST_REPEATS = 3
@@ -75,7 +71,7 @@ def measure_model(job: Mapping[str, Any]) -> dict[str, Any]:
     model = make_model(config, training=training, dropout=job["dropout"])
     if job["save_weights"]:
         began = time.perf_counter()
-        mx.savez(job["save_weights"], **dict(tree_flatten(model.parameters())))
+        mx.savez(job["save_weights"], **named_arrays(model.parameters()))
         start += time.perf_counter() - began
     if training:
         step = make_step(config, model)
@@ -109,7 +105,7 @@ def measure_model(job: Mapping[str, Any]) -> dict[str, Any]:
         "peak_bytes": mx.get_peak_memory(),
         "process_peak_bytes": peak_of_process(),
         "device": device_name(),
-        "version": mx.__version__,
+        "version": mx.__version__,  # type: ignore[attr-defined]
     }
 
 
@@ -129,28 +125,8 @@ def measure_ceilings(job: Mapping[str, Any]) -> dict[str, Any]:
         dtype = getattr(mx, name)
         a, b = (mx.random.normal((size, size)).astype(dtype) for _ in range(2))
         mx.eval(a, b)
-        products[name] = 2.0 * size**3 / per_call(lambda a=a, b=b: a @ b, 4 if gpu else 1, **timing)
+        products[name] = 2.0 * size**3 / per_call(partial(mx.matmul, a, b), 4 if gpu else 1, **timing)
     x = mx.zeros((2**28 if gpu else 2**26,), dtype=mx.float32)
     mx.eval(x)
     copied = 2 * x.nbytes / per_call(lambda: -x, 4 if gpu else 1, **timing)
     return {"flops": products, "bytes_per_s": copied, "size": size, "copy_bytes": x.nbytes, "device": device_name()}
-
-
-def main() -> None:
-    """Do the job in the file of the first argument and write the result into that of the second."""
-    from . import scenarios, stages, sweep
-
-    kinds = {
-        "forward": measure_model,
-        "training": measure_model,
-        "ceilings": measure_ceilings,
-        "stages": stages.measure_stages,
-        "sweep": sweep.measure_sweep,
-        "scenario": scenarios.measure_scenario,
-    }
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    Path(sys.argv[2]).write_text(json.dumps(kinds[job["what"]](job)), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

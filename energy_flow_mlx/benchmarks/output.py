@@ -61,7 +61,18 @@ def _ceilings(ceilings: Results) -> str:
 
 
 def _rows(rows: Sequence[Results]) -> str:
-    header = ["", "ms", "samples/s", "flow steps/s", "TFLOP/s", "of peak", "peak GiB", "process GiB", "first call s", "n"]
+    header = [
+        "",
+        "ms",
+        "samples/s",
+        "flow steps/s",
+        "TFLOP/s",
+        "of peak",
+        "peak GiB",
+        "process GiB",
+        "first call s",
+        "n",
+    ]
     lines, failures = [], []
     for row in rows:
         name = f"{row['framework']} {row['variant']}, {row['what']}"
@@ -78,11 +89,13 @@ def _rows(rows: Sequence[Results]) -> str:
 
 def _ratios(found: Sequence[Results]) -> str:
     lines = []
+    names = {"training": "loss of the first step", "forward": "sum of the embeddings"}
     for row in found:
         kind = "memory" if row["memory_kind"] == "peak_bytes" else "process memory"
         lines.append(
             f"{row['what']}: mlx {row['mlx']} takes {row['time']:.2f} of the time of torch {row['fastest_torch']}, "
-            f"{row['memory']:.2f} of its {kind} ({row['memory_to_leanest']:.2f} of that of {row['leanest_torch']})"
+            f"{row['memory']:.2f} of its {kind} ({row['memory_to_leanest']:.2f} of that of {row['leanest_torch']}); "
+            f"{names[row['what']]} {row['first_value']:.6g} and {row['first_value_torch']:.6g}"
         )
     return "\n".join(lines)
 

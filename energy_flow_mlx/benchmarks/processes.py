@@ -32,12 +32,12 @@ def workshop() -> Iterator[Path]:
 
 
 def run_mlx(folder: Path, job: Mapping[str, Any], *, cold: bool = True) -> dict[str, Any]:
-    """The result of a job of `measure`.
+    """The result of a job of `python -m energy_flow_mlx.benchmarks`.
 
     Raises:
         MeasurementFailed: the process failed.
     """
-    return _run(folder, [sys.executable, "-m", "energy_flow_mlx.benchmarks.measure"], job, cold, None)
+    return _run(folder, [sys.executable, "-m", "energy_flow_mlx.benchmarks"], job, cold, None)
 
 
 def run_torch(folder: Path, job: Mapping[str, Any], *, cold: bool = True, limit: float | None = None) -> dict[str, Any]:

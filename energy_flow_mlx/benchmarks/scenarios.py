@@ -9,13 +9,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten
 
 from ..config import EnergyConfig
 from ..data.source import PairBatch, built_in_data
 from ..models.mapper import EmbeddingMapper
 from ..models.text_encoder import TextToCubeEncoder
 from ..training.losses import number
+from ..training.optimiser import named_arrays
 from .measure import clear_memory
 
 SCENARIOS = ("linear", "mlp", "text-encoder")
@@ -55,7 +55,7 @@ def _train(scenario: str, config: EnergyConfig, steps: int, device: Any) -> dict
         "device": str(device),
         "steps": steps,
         "batch_size": batches[0][0].shape[0],
-        "parameters": sum(array.size for _, array in tree_flatten(model.trainable_parameters())),
+        "parameters": sum(array.size for array in named_arrays(model.trainable_parameters()).values()),
         "seconds": statistics.median(times[1:] or times),
         "first_call_s": first_call,
         "first_loss": statistics.mean(losses[:window]),
@@ -67,7 +67,7 @@ def _train(scenario: str, config: EnergyConfig, steps: int, device: Any) -> dict
 def _linear(config: EnergyConfig) -> tuple[nn.Module, Loss, list[Batch], optim.Optimizer]:
     """y = x w + noise of deviation 0.1, 256 features, batches of 1024: the loss falls to the noise's 0.01."""
     weight = mx.random.normal((256, 1)) / 16
-    batches = []
+    batches: list[Batch] = []
     for _ in range(8):
         x = mx.random.normal((1024, 256))
         batches.append((x, x @ weight + 0.1 * mx.random.normal((1024, 1))))
@@ -85,7 +85,7 @@ def _mlp(config: EnergyConfig) -> tuple[nn.Module, Loss, list[Batch], optim.Opti
     def loss(model: Any, batch: Batch) -> mx.array:
         return nn.losses.cross_entropy(model(batch[0]), batch[1], reduction="mean")
 
-    batches = []
+    batches: list[Batch] = []
     for _ in range(8):
         x = mx.random.normal((512, 64))
         scores = teacher(x)

@@ -2,11 +2,11 @@
 
 import statistics
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from ..config import EnergyConfig
 from ..models.energy_flow import EnergyFlow
@@ -14,7 +14,7 @@ from ..nn import run
 from ..ops.advance import advance
 from ..ops.gru_gates import gru_gates
 from ..training.losses import energy_flow_loss
-from ..training.optimiser import clip_gradients
+from ..training.optimiser import clip_gradients, named_arrays
 from .measure import on_gpu, per_call, timed
 from .work import compute_dtype, make_batches, make_model, make_step, product_flops
 
@@ -42,11 +42,11 @@ def measure_stages(job: Mapping[str, Any]) -> dict[str, Any]:
     for stage in _forward_stages(config, model):
         mx.eval(stage.arrays)
         call = mx.compile(stage.call) if on_gpu() else stage.call
-        outputs = [array for _, array in tree_flatten(call(*stage.arrays)) if isinstance(array, mx.array)]
+        outputs = named_arrays(call(*stage.arrays)).values()
         moved = sum(array.nbytes for array in (*stage.arrays, *outputs))
-        seconds = per_call(lambda call=call, stage=stage: call(*stage.arrays), stage.calls, repeats=repeats, limit=limit)
-        rows.append(_row(stage.name, stage.calls, seconds, stage.flops, moved))
         del outputs
+        seconds = per_call(partial(call, *stage.arrays), stage.calls, repeats=repeats, limit=limit)
+        rows.append(_row(stage.name, stage.calls, seconds, stage.flops, moved))
         mx.clear_cache()
     return {"stages": rows + _whole_stages(config, model, repeats, limit)}
 
@@ -74,7 +74,7 @@ def _forward_stages(config: EnergyConfig, model: EnergyFlow) -> list[Stage]:
     ids, mask = mx.array(batch.input_ids), mx.array(batch.attention_mask)
 
     def parameters(*modules: Any) -> tuple[mx.array, ...]:
-        return tuple(array for module in modules for _, array in tree_flatten(module))
+        return tuple(array for module in modules for array in named_arrays(module).values())
 
     def products(x: mx.array, h: mx.array, *weights: mx.array) -> list[mx.array]:
         first = [x @ weights[0].T, h @ weights[1].T]
@@ -136,7 +136,7 @@ def _whole_stages(config: EnergyConfig, model: EnergyFlow, repeats: int, limit: 
     }
     parts = product_flops(config)
     backward = 2 * (sum(parts.values()) - (0 if config.text_loss_weight else parts["text encoder"]))
-    trained = sum(array.nbytes for _, array in tree_flatten(model.trainable_parameters()))
+    trained = sum(array.nbytes for array in named_arrays(model.trainable_parameters()).values())
     return [
         _row("loss (forward, whole)", 1, whole["loss"], backward / 2 + 2 * parts["mapper"], 0),
         _row("backward (whole)", 1, max(whole["gradients"] - whole["loss"], 0.0), backward, 0),

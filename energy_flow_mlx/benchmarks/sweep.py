@@ -14,6 +14,7 @@ from .measure import clear_memory, timed
 from .work import make_batches, make_model, make_step
 
 AXES = {"B": "batch_size", "W*H": "lattice_width", "D": "lattice_depth", "Hd": "carrier_hidden_size"}
+LEAST = {"B": 1, "W*H": 2, "D": 2, "Hd": 4}
 FACTORS = (0.25, 0.5, 1.0, 2.0)
 
 
@@ -27,7 +28,7 @@ def sweep_points(config: EnergyConfig) -> list[tuple[str, int, EnergyConfig]]:
         seen = set()
         for factor in FACTORS:
             value = round(getattr(config, field) * factor)
-            value = max(2, value // 2 * 2) if axis == "D" else max(4 if axis == "Hd" else 2 if axis == "W*H" else 1, value)
+            value = max(LEAST[axis], value // 2 * 2 if axis == "D" else value)
             if value in seen:
                 continue
             seen.add(value)
@@ -46,7 +47,7 @@ def exponent(values: Sequence[float], results: Sequence[float]) -> float:
 def measure_sweep(job: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds and peak bytes of a training step, and of its flows alone (the surface's flows forward and backward: what
     must grow linearly), at each point; and the exponent of their growth along each axis."""
-    points = []
+    points: list[dict[str, Any]] = []
     for axis, value, config in sweep_points(EnergyConfig.from_dict(job["config"])):
         model = make_model(config, training=True, dropout=job["dropout"])
         timing = {"warmup": 1, "repeats": job["repeats"], "limit": job["limit_s"]}

@@ -18,8 +18,12 @@ from ..training.optimiser import freeze_unreached, make_optimiser
 from ..training.step import TrainStep
 
 # What is off unless asked for, so that every run and every framework moves the same flows, one micro-batch a step.
-STILL: dict[str, Any] = {"movement_based_spawn": False, "use_exploration_noise": False, "gradient_accumulation_steps": 1}
-# What the torch baseline does; a field that is None may have any value.
+STILL: dict[str, Any] = {
+    "movement_based_spawn": False,
+    "use_exploration_noise": False,
+    "gradient_accumulation_steps": 1,
+}
+# What the torch baseline does.
 _COMPARABLE: dict[str, Any] = {
     "movement_based_spawn": False,
     "use_exploration_noise": False,
