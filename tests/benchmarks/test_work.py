@@ -30,7 +30,8 @@ def recorded_flops(call):
 
     mx.disable_compile()  # a compiled piece would be one primitive
     try:
-        mx.export_function(note, lambda: call())
+        with mx.stream(mx.cpu):  # attention is plain products there, on a GPU one kernel
+            mx.export_function(note, lambda: call())
     finally:
         mx.enable_compile()
     return total
@@ -49,10 +50,7 @@ def test_counted_text_encoder_is_what_mlx_runs():
     model = make_model(config, training=False, dropout=False)
     (batch,) = make_batches(config)
     ids, mask = mx.array(batch.input_ids), mx.array(batch.attention_mask)
-    heads, length = config.text_num_heads, config.text_max_length
-    attention = 4.0 * config.batch_size * heads * length**2 * (config.text_model_dim // heads)  # fused, so no Matmul
-    counted = product_flops(config)["text encoder"]
-    assert recorded_flops(lambda: model.text_encoder(ids, mask)) + config.text_num_layers * attention == counted
+    assert recorded_flops(lambda: model.text_encoder(ids, mask)) == product_flops(config)["text encoder"]
 
 
 def test_training_counts_each_product_three_times_and_the_targets_once():
@@ -73,7 +71,11 @@ def test_flags_and_files_go_over_what_is_off(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("gradient_accumulation_steps: 2\n")
     config = benchmark_config("experiment", file, {"use_exploration_noise": True}, as_trained=False)
-    assert (config.movement_based_spawn, config.use_exploration_noise, config.gradient_accumulation_steps) == (False, True, 2)
+    assert (config.movement_based_spawn, config.use_exploration_noise, config.gradient_accumulation_steps) == (
+        False,
+        True,
+        2,
+    )
     assert benchmark_config("experiment", None, {}, as_trained=True) == EnergyConfig.experiment()
 
 
