@@ -4,7 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
-from benchmarks.torch_scripts import torch_baseline, torch_model
+import torch_baseline
+import torch_model
 from models.parity import assert_close
 from training.small import small_config
 
