@@ -112,6 +112,15 @@ class EnergyConfig:
         group=MODULES,
         choices=("matrix", "nn.GRU"),
     )
+    compute_dtype: str = _field(
+        "float32",
+        "dtype of products and activations; weights, positions, sums and statistics stay float32",
+        group=MODULES,
+        choices=("float32", "bfloat16", "float16"),
+    )
+    gru_force_fp32: bool = _field(
+        False, "neuron, GRU and heads in float32 whatever compute_dtype is", group=MODULES
+    )
     enable_gru_nan_protection: bool = _field(
         True, "replace NaN by 0 and infinity by 10 at the GRU, and clip; off: non-finite values pass", group=MODULES
     )

@@ -82,7 +82,7 @@ def _with_vjp(masked: bool, bound: float | None) -> Any:
 
     @gates.vjp
     def gradients(primals: Any, cotangent: mx.array, output: mx.array) -> tuple[mx.array, ...]:
-        return (*backward(*primals, cotangent, masked=masked, bound=bound), mx.zeros_like(primals[5]))
+        return (*backward(cotangent, *primals, masked=masked, bound=bound), mx.zeros_like(primals[5]))
 
     return gates
 
@@ -99,7 +99,7 @@ def forward(
     bound: float | None,
 ) -> mx.array:
     """The forward kernel."""
-    rows, size = hidden.shape
+    rows = hidden.shape[0]
     template, columns = _template(hidden, masked, bound)
     inputs = _inputs(input_gates, hidden_gates, bias, hidden_bias, hidden, active, bound)
     outputs = {"new_hidden": (hidden.shape, hidden.dtype)}
@@ -107,13 +107,13 @@ def forward(
 
 
 def backward(
+    cotangent: mx.array,
     input_gates: mx.array,
     hidden_gates: mx.array,
     bias: mx.array,
     hidden_bias: mx.array,
     hidden: mx.array,
     active: mx.array,
-    cotangent: mx.array,
     *,
     masked: bool,
     bound: float | None,

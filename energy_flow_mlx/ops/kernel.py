@@ -8,7 +8,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,12 @@ def use_kernel(op: str, wanted: bool | None = None) -> bool:
 def call(
     op: str,
     body: str,
-    inputs: dict[str, mx.array],
-    outputs: dict[str, tuple[Sequence[int], mx.Dtype]],
+    inputs: Mapping[str, mx.array],
+    outputs: Mapping[str, tuple[Sequence[int], mx.Dtype]],
     *,
     threads: int,
     group: int = 256,
-    template: dict[str, Any] | None = None,
+    template: Mapping[str, Any] | None = None,
     init_value: float | None = None,
     atomic: bool = False,
 ) -> list[mx.array]:
@@ -115,10 +115,13 @@ def build(op: str, body: str, inputs: tuple[str, ...], outputs: tuple[str, ...],
     source = bodies[body]
     # MLX keeps compiled CUDA kernels on disk by name alone: the name must change with the source.
     mark = hashlib.sha256(f"{header}\0{source}\0{inputs}\0{outputs}".encode()).hexdigest()[:12]
-    names = {"name": f"{op}_{body}_{mark}", "input_names": list(inputs), "output_names": list(outputs)}
+    common: dict[str, Any] = {
+        "name": f"{op}_{body}_{mark}", "input_names": list(inputs), "output_names": list(outputs),
+        "header": header, "source": source,
+    }  # fmt: skip
     if language == "cuda":
-        return mx.fast.cuda_kernel(**names, header=header, source=source)
-    return mx.fast.metal_kernel(**names, header=header, source=source, atomic_outputs=atomic)
+        return mx.fast.cuda_kernel(**common)
+    return mx.fast.metal_kernel(**common, atomic_outputs=atomic)
 
 
 @functools.cache
