@@ -11,7 +11,16 @@ import pytest
 
 from energy_flow_mlx.ops import kernel
 
-from . import test_bias_gelu_norm, test_collect_kernel, test_gru_gates, test_masked_mean, test_spawn_kernel
+from . import (
+    test_advance,
+    test_bias_gelu_norm,
+    test_collect_kernel,
+    test_gru_gates,
+    test_heads,
+    test_masked_mean,
+    test_neuron,
+    test_spawn_kernel,
+)
 
 TYPES = {
     mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16",
@@ -21,20 +30,48 @@ PRELUDE = """
 #include <cstdint>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cooperative_groups.h>
-#include <cuda/std/array>
-template <typename T, int N> using array_of = cuda::std::array<T, N>;
-using Shape = array_of<int32_t, 10>;
-using Strides = array_of<int64_t, 10>;
+template <typename T> struct List {
+    T values[10];
+    __device__ T operator[](int i) const { return values[i]; }
+};
+using Shape = List<int32_t>;
+using Strides = List<int64_t>;
 """
 
-# op -> (function of the floating-point arrays among its arguments, arguments)
-CALLS: dict[str, list[tuple[Callable[..., Any], list[mx.array]]]] = {
-    "gru_gates": [(test_gru_gates.kernel, test_gru_gates.arguments(9, size)) for size in (8, 5)],
-    "masked_mean": [(test_masked_mean.kernel, test_masked_mean.arguments(3, 9, 33))],
-    "spawn": test_spawn_kernel.calls(),
-    "bias_gelu_norm": test_bias_gelu_norm.calls(),
-    "collect": test_collect_kernel.calls(),
+ALL = (mx.float32, mx.float16, mx.bfloat16)
+
+
+def moves() -> list[tuple[Callable[..., Any], list[mx.array]]]:
+    """advance in its four forms; only what the carrier gives is in 16 bits."""
+    given = test_advance.arguments(9)
+
+    def form(noise: mx.array | None, reflection: bool) -> Callable[..., Any]:
+        return lambda displacement, energy: test_advance.advance(
+            displacement, energy, *given[2:4], noise, *given[5:], width=7, height=5, reflection=reflection, kernels=True
+        )
+
+    return [(form(noise, reflection), given[:2]) for noise in (None, given[4]) for reflection in (False, True)]
+
+
+def neurons() -> list[tuple[Callable[..., Any], list[mx.array]]]:
+    """Its weights are float32; the result may have 16 bits."""
+    given = test_neuron.arguments(9, 8, 5)
+    return [
+        (test_neuron.of_arrays(test_neuron.neuron, kernels=True, padded=8, bound=bound, dtype=dtype), given)
+        for bound, dtype in ((None, mx.float32), (10.0, mx.bfloat16))
+    ]
+
+
+# op -> functions with their arguments, and the dtypes to give those that are floats.
+CALLS: dict[str, tuple[list[tuple[Callable[..., Any], list[mx.array]]], tuple[mx.Dtype, ...]]] = {
+    "advance": (moves(), ALL),
+    "bias_gelu_norm": (test_bias_gelu_norm.calls(), ALL),
+    "collect": (test_collect_kernel.calls(), ALL),
+    "gru_gates": ([(test_gru_gates.kernel, test_gru_gates.arguments(9, size)) for size in (8, 5)], ALL),
+    "heads": ([(test_heads.scaled(test_heads.kernel), test_heads.arguments(9, 16, 8))], ALL),
+    "masked_mean": ([(test_masked_mean.kernel, test_masked_mean.arguments(3, 9, 33))], ALL),
+    "neuron": (neurons(), (mx.float32,)),
+    "spawn": (test_spawn_kernel.calls(), (mx.float32,)),
 }
 
 
@@ -103,15 +140,16 @@ def test_compiles_as_cuda(op: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(mx.fast, "cuda_kernel", recorder.cuda_kernel)
     kernel.build.cache_clear()
     try:
-        for function, arguments in CALLS[op]:
-            for dtype in (mx.float32, mx.float16, mx.bfloat16):
+        calls, dtypes = CALLS[op]
+        for function, arguments in calls:
+            for dtype in dtypes:
                 differentiate(function, arguments, dtype)
     finally:
         kernel.build.cache_clear()
     assert recorder.sources
     source = tmp_path / f"{op}.cu"
     source.write_text(PRELUDE + "\n".join(recorder.sources.values()), encoding="utf-8")
-    command = ["nvcc", "-std=c++20", "-arch=sm_90", "-ptx", "-o", str(tmp_path / "out.ptx"), str(source)]
+    command = ["nvcc", "-std=c++20", "-arch=sm_90", "-ptx", "-Xcicc", "-O0", "-o", str(tmp_path / "out.ptx"), str(source)]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
