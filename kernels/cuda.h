@@ -104,6 +104,8 @@ FUNCTION void add_to(T* array, uint i, T value) {
     atomicAdd(array + i, value);
 }
 
+FUNCTION void max_to(int* array, uint i, int value) { atomicMax(array + i, value); }
+
 FUNCTION bool is_nan(float x) { return (__float_as_uint(x) & 0x7FFFFFFFu) > 0x7F800000u; }
 FUNCTION bool is_infinite(float x) { return (__float_as_uint(x) & 0x7FFFFFFFu) == 0x7F800000u; }
 

@@ -27,6 +27,11 @@ FUNCTION void add_to(DEVICE atomic<int>* array, uint i, int value) {
     atomic_fetch_add_explicit(&array[i], value, memory_order_relaxed);
 }
 
+// Raise one element of such an output to `value`, where that is more.
+FUNCTION void max_to(device atomic<int>* array, uint i, int value) {
+    atomic_fetch_max_explicit(&array[i], value, memory_order_relaxed);
+}
+
 // On the bits, so that no compiler option changes the answer.
 FUNCTION bool is_nan(float x) { return (as_type<uint>(x) & 0x7FFFFFFFu) > 0x7F800000u; }
 FUNCTION bool is_infinite(float x) { return (as_type<uint>(x) & 0x7FFFFFFFu) == 0x7F800000u; }
