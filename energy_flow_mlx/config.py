@@ -167,6 +167,10 @@ class EnergyConfig:
     gradient_checkpointing: bool = _field(
         False, "recompute the steps of the flows in the backward pass: less memory, more time", group=TRAINING
     )
+    checkpoint_steps: int = _field(
+        1, "k: with gradient_checkpointing, keep the flows of every k-th step (kernels; without them, of every step)",
+        group=TRAINING, low=1,
+    )  # fmt: skip
     validation_interval: int = _field(100, "steps between validations", group=TRAINING, low=1)
     checkpoint_interval: int = _field(100, "steps between checkpoints", group=TRAINING, low=1)
     log_interval: int = _field(10, "steps between lines of metrics.jsonl", group=TRAINING, low=1)

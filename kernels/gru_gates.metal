@@ -7,12 +7,14 @@
 //   active [N] bool                         read if MASKED; where false the hidden state stays
 //   settings [1] float                      bound of the new hidden state, read if BOUNDED
 //   forward:  new_hidden [N, HD] T
-//   backward: cotangent [N, HD] T -> d_input_gates, d_hidden_gates [N, 3 HD] T, d_hidden [N, HD] T,
-//             d_bias [ceil(N / ROWS), 4 HD] float: sums over ROWS rows of the gradients of r, z, n and of n's hidden part
+//   backward: cotangent [N, HD] T, and above [N, HD] T, which is added to it if TWO; running, read if RUNNING
+//             -> d_input_gates, d_hidden_gates [N, 3 HD] T, d_hidden [N, HD] T,
+//             d_bias [ceil(N / ROWS), 4 HD] float: sums over ROWS rows of the gradients of r, z, n and of n's hidden part,
+//             added to those of another step in `running`
 //
 // A thread has V neighbouring columns (4, or 1 where HD is no multiple of 4) of one row (forward) or of ROWS rows (backward).
 // Grid: HD / V * N threads forward, HD / V * ceil(N / ROWS) backward, in one dimension. All arithmetic is float.
-// Templates: T, HD, V, ROWS, MASKED, BOUNDED.
+// Templates: T, HD, V, MASKED, BOUNDED; backward ROWS, TWO, RUNNING.
 
 template <int V, typename P>
 FUNCTION void load_columns(P array, uint i, thread float (&value)[V]) {
@@ -77,10 +79,21 @@ FUNCTION float gate(float x) { return 1.0f / (1.0f + metal::exp(-x)); }
     load_columns<V>(hidden_bias, column, bh);
     float sum_r[V], sum_z[V], sum_n[V], sum_h[V];
     for (int k = 0; k < V; ++k) sum_r[k] = sum_z[k] = sum_n[k] = sum_h[k] = 0.0f;
+    if (RUNNING) {
+        load_columns<V>(running, block * 4 * COLUMNS + column, sum_r);
+        load_columns<V>(running, (block * 4 + 1) * COLUMNS + column, sum_z);
+        load_columns<V>(running, (block * 4 + 2) * COLUMNS + column, sum_n);
+        load_columns<V>(running, (block * 4 + 3) * COLUMNS + column, sum_h);
+    }
     for (uint row = block * ROWS; row < end; ++row) {
         uint gates = row * 3 * COLUMNS + column;
         float h[V], d[V], dr[V], dz[V], dn[V], dhn[V], dh[V];
         load_columns<V>(cotangent, row * COLUMNS + column, d);
+        if (TWO) {
+            float more[V];
+            load_columns<V>(above, row * COLUMNS + column, more);
+            for (int k = 0; k < V; ++k) d[k] += more[k];
+        }
         load_columns<V>(hidden, row * COLUMNS + column, h);
         if (!MASKED || active[row]) {
             float ir[V], iz[V], in[V], hr[V], hz[V], hn[V];

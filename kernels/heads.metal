@@ -7,12 +7,13 @@
 //   scale [1] float               factor on displacements
 //   forward:  energy [N] float = tanh(GELU(inner + bias) . energy_weight + out_bias[0])
 //             displacement [N, 3] float = scale (GELU(inner + bias) . displacement_weight + out_bias[1..3])
-//   backward: energy, d_energy [N] float, d_displacement [N, 3] float -> d_inner [N, A + M] T,
+//   backward: energy, d_energy [N] float, d_displacement [N, 3] float; running, running_out: sums of another step to add to,
+//             read if RUNNING -> d_inner [N, A + M] T,
 //             sums [ceil(N / ROWS), 4, A + M] float: over ROWS rows, the gradients of bias, and of energy_weight or the three rows
 //             of displacement_weight; out_sums [ceil(N / ROWS), 4] float: that of out_bias
 //
 // Forward: a SIMD-group has one row; grid 32 N threads. Backward: a thread has one column of ROWS rows; grid (A + M) ceil(N / ROWS).
-// Templates: T, A, M, ROWS.
+// Templates: T, A, M; backward ROWS, RUNNING.
 
 //// forward
     uint row = thread_position_in_grid.x / 32;
@@ -49,6 +50,13 @@
     float second = of_energy ? 0.0f : displacement_weight[M + j - A];
     float third = of_energy ? 0.0f : displacement_weight[2 * M + j - A];
     float sum_bias = 0.0f, sum_first = 0.0f, sum_second = 0.0f, sum_third = 0.0f, sum_out = 0.0f;
+    if (RUNNING) {
+        sum_bias = running[(block * 4) * (A + M) + j];
+        sum_first = running[(block * 4 + 1) * (A + M) + j];
+        sum_second = running[(block * 4 + 2) * (A + M) + j];
+        sum_third = running[(block * 4 + 3) * (A + M) + j];
+        if (j < 4) sum_out = running_out[block * 4 + j];
+    }
     for (uint row = block * ROWS; row < end; ++row) {
         float e = energy[row];
         float of_e = d_energy[row] * (1.0f - e * e);

@@ -5,12 +5,12 @@
 //   weights [COUNT] float   all parameters in the order of neuron_reference, each flattened
 //   settings [1] float      bound of the output, read if BOUNDED
 //   forward:  features [N, PADDED] T: F features, then, if PADDED > F, the energy, then zeros; sanitised if BOUNDED
-//   backward: cotangent [N, PADDED] T -> d_position [N, 3] float, d_energy [N] float,
+//   backward: cotangent [N, PADDED] T; running: sums of another step to add to, read if RUNNING -> d_position [N, 3] float, d_energy [N] float,
 //             d_weights [groups, COUNT] float: one row of sums a threadgroup
 //
 // A thread has one flow at a time. Its activations lie in a column of threadgroup memory, so that no array of registers needs an index.
 // Forward: GROUP threads a group, grid N. Backward: 32 threads a group; a group takes `tiles` [1] int tiles of 32 flows, one after the other.
-// The forward pass is computed anew. Templates: T, HIDDEN, F, PADDED, GROUP, BOUNDED.
+// The forward pass is computed anew. Templates: T, HIDDEN, F, PADDED, BOUNDED; forward GROUP; backward RUNNING.
 
 template <int HIDDEN, int F>
 struct Layout {
@@ -86,7 +86,7 @@ struct Layout {
     uint flows = uint(position_shape[0]);
     SHORT for (uint k = t; k < at::count; k += 32) {
         w[k] = weights[k];
-        d_weights[sums + k] = 0.0f;
+        d_weights[sums + k] = RUNNING ? running[sums + k] : 0.0f;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device);  // weights are there, sums are 0
 

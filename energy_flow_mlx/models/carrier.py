@@ -11,7 +11,7 @@ from ..config import EnergyConfig
 from ..nn import GRUCell, run
 from ..nn.gru import initialise_gru, mlx_gru_step
 from ..ops.advance import bounded, on_plane, raw_move
-from ..ops.gru_layer import gru_layer
+from ..ops.gru_gates import gru_gates
 from ..ops.heads import heads
 from ..ops.kernel import setting
 from ..ops.numerics import sanitise
@@ -50,6 +50,16 @@ class CarrierWeights(NamedTuple):
     energy_weight: mx.array
     displacement_weight: mx.array
     out_bias: mx.array
+
+    def flat(self) -> list[mx.array]:
+        """All arrays in order."""
+        return [*(array for layer in self.layers for array in layer), *self[1:]]
+
+    @classmethod
+    def of(cls, arrays: Sequence[mx.array]) -> "CarrierWeights":
+        """The inverse of `flat`."""
+        own = len(arrays) - len(cls._fields) + 1
+        return cls([LayerWeights(*arrays[at : at + 4]) for at in range(0, own, 4)], *arrays[own:])
 
 
 class EnergyCarrier(nn.Module):
@@ -147,7 +157,8 @@ class EnergyCarrier(nn.Module):
         for layer, state in zip(weights.layers, hidden, strict=True):
             state = state if skip else sanitise(state, config.gru_input_clip_value)
             if config.gru_implementation == "matrix":
-                x = gru_layer(x, state, *layer, active, bound=bound)
+                products = x @ layer.input.T, state @ layer.hidden.T
+                x = gru_gates(*products, layer.bias, layer.hidden_bias, state, active, bound=bound)
             else:
                 x = mlx_gru_step(x, state, *layer)
                 x = x if active is None else mx.where(active[:, None], x, state)
@@ -155,12 +166,13 @@ class EnergyCarrier(nn.Module):
             new.append(x)
         return new
 
-    def steer(
-        self, weights: CarrierWeights, g: mx.array, training_step: int | mx.array | None
-    ) -> tuple[mx.array, mx.array]:
-        """The two heads on g [N, Hd]: energy [N, 1] and displacement [N, 3] (scaled, not clipped), float32."""
+    def scale(self, training_step: int | mx.array | None) -> mx.array:
+        """`displacement_scale` as an array [1]."""
         scale = self.displacement_scale(training_step)
-        scale = scale.reshape(1) if isinstance(scale, mx.array) else setting(scale)
+        return scale.reshape(1) if isinstance(scale, mx.array) else setting(scale)
+
+    def steer(self, weights: CarrierWeights, g: mx.array, scale: mx.array) -> tuple[mx.array, mx.array]:
+        """The two heads on g [N, Hd]: energy [N, 1] and displacement [N, 3] (times scale [1], not clipped), float32."""
         return heads(g @ weights.inner.T, *weights[2:], scale)
 
     def __call__(
@@ -209,7 +221,7 @@ class EnergyCarrier(nn.Module):
         g = states[-1]
         if position_history is not None:
             g = self._fuse_history(g, position_history)
-        energy, displacement = self.steer(weights, g, training_step)
+        energy, displacement = self.steer(weights, g, self.scale(training_step))
         raw = raw_move(displacement, position, noise)
         following = bounded(raw)
         return CarrierOutput(energy, following, raw, mx.stack(states), on_plane(following))

@@ -8,11 +8,13 @@ import mlx.nn as nn
 
 from ..config import EnergyConfig
 from ..nn.precision import DTYPES
-from ..ops.advance import advance
+from ..ops.advance import Move, advance
 from ..ops.collect import MAX_STEPS
-from ..ops.neuron import neuron_reference, pack, run_packed, wanted
-from ..ops.spawn import spawn
-from .carrier import CarrierWeights, EnergyCarrier, LayerWeights
+from ..ops.kernel import use_kernel
+from ..ops.neuron import NeuronKernel, neuron_reference, pack, run_packed, wanted
+from ..ops.spawn import Births, spawn
+from .carrier import CarrierWeights, EnergyCarrier
+from .flow_steps import Cotangents, StepSizes, flow_life
 from .lattice import EnergyLattice, FlowState
 from .neuron import SimpleNeuron
 
@@ -84,15 +86,19 @@ class FlowProcessor(nn.Module):
             raise ValueError("key: None came; training with use_exploration_noise needs a random key")
         weights = self._weights()
         state = self.lattice.place_initial_energy(surface, weights.carrier.inner.dtype)
+        noises: list[mx.array | None] = [None] * steps
+        if key is not None:
+            noises = [self._noise(state.position.shape, here) for here in mx.random.split(key, steps)]
+        scale = self._shared[1].scale(training_step)
+        if self.training and self._all_kernels(weights):
+            every = config.checkpoint_steps if config.gradient_checkpointing else 0
+            sizes, packed = self._step_sizes(weights), weights.neuron[0]
+            return self._finish(flow_life(sizes, packed, weights.carrier, state, noises, scale, self, every))
         checkpointed = self.training and config.gradient_checkpointing
+        move = self._checkpointed_step if checkpointed else self._step
         stop = _AdaptiveStop(config) if config.convergence_enabled and not self.training else None
-        for number in range(steps):
-            noise = None
-            if key is not None:
-                key, here = mx.random.split(key)
-                noise = self._noise(state.position.shape, here)
-            move = self._checkpointed_step if checkpointed else self._step
-            state = move(weights, state, noise, training_step)
+        for number, noise in enumerate(noises):
+            state = move(weights, state, noise, scale)
             if stop is not None and stop.now(number + 1, state):
                 break
         return self._finish(state)
@@ -106,29 +112,51 @@ class FlowProcessor(nn.Module):
         packed = wanted(config.neuron_hidden_dim, config.neuron_output_dim)
         return _Weights([pack(own)] if packed else own, carrier.weights(dtype))
 
+    def _all_kernels(self, weights: "_Weights") -> bool:
+        """Whether every part of a step runs as a kernel, so that the whole life can."""
+        config = self.config
+        bounded = config.gru_output_clip_value <= config.gru_input_clip_value or not config.enable_gru_nan_protection
+        kernels = all(use_kernel(op) for op in ("gru_gates", "heads", "advance"))
+        return kernels and len(weights.neuron) == 1 and bounded and config.gru_implementation == "matrix"
+
+    def _step_sizes(self, weights: "_Weights") -> StepSizes:
+        config = self.config
+        guard = config.enable_gru_nan_protection
+        neuron = NeuronKernel(
+            config.neuron_hidden_dim,
+            config.neuron_output_dim,
+            self._shared[1].input_size,
+            config.gru_input_clip_value if guard else None,
+            weights.carrier.inner.dtype,
+        )
+        return StepSizes(
+            neuron,
+            config.gru_output_clip_value if guard else None,
+            config.lattice_width,
+            config.lattice_height,
+            config.boundary_reflection_enabled,
+        )
+
     def _noise(self, shape: tuple[int, ...], key: mx.array) -> mx.array:
         noise = self.config.exploration_noise * mx.random.normal(shape, key=key)
         return noise if self.config.exploration_noise_apply_to_z else noise * mx.array([1.0, 1.0, 0.0])
 
-    def _features(self, weights: list[mx.array], state: FlowState, dtype: mx.Dtype) -> mx.array:
+    def _features(self, weights: "_Weights", state: FlowState) -> mx.array:
         """What the GRU's first layer is given: features, energy, zeros; sanitised."""
-        config = self.config
-        bound = config.gru_input_clip_value if config.enable_gru_nan_protection else None
-        options: dict[str, Any] = {"padded": self._shared[1].input_size, "bound": bound, "dtype": dtype}
-        if len(weights) == 1:
-            sizes = config.neuron_hidden_dim, config.neuron_output_dim
-            return run_packed(weights[0], state.position, state.energy, *sizes, **options)
-        return neuron_reference(state.position, state.energy, weights, **options)
+        sizes = self._step_sizes(weights).neuron
+        if len(weights.neuron) == 1:
+            return run_packed(sizes, state.position, state.energy, weights.neuron[0])
+        return neuron_reference(
+            state.position, state.energy, weights.neuron, padded=sizes.padded, bound=sizes.bound, dtype=sizes.dtype
+        )
 
-    def _step(
-        self, weights: "_Weights", state: FlowState, noise: mx.array | None, training_step: int | mx.array | None
-    ) -> FlowState:
+    def _step(self, weights: "_Weights", state: FlowState, noise: mx.array | None, scale: mx.array) -> FlowState:
         """One move of every active flow; inactive ones stay as they are."""
         config = self.config
         carrier = self._shared[1]
-        x = self._features(weights.neuron, state, weights.carrier.inner.dtype)
+        x = self._features(weights, state)
         hidden = carrier.recur(weights.carrier, x, state.hidden, state.active, own_hidden=True)
-        energy, displacement = carrier.steer(weights.carrier, hidden[-1], training_step)
+        energy, displacement = carrier.steer(weights.carrier, hidden[-1], scale)
         move = advance(
             displacement,
             energy,
@@ -141,37 +169,67 @@ class FlowProcessor(nn.Module):
             height=config.lattice_height,
             reflection=config.boundary_reflection_enabled,
         )
-        moved = state._replace(
+        return self.after(state, move, tuple(hidden))[0]
+
+    def after(self, before: FlowState, move: Move, hidden: tuple[mx.array, ...]) -> tuple[FlowState, Births | None]:
+        """The flows after a move and what follows from it: arrivals, dropped flows, children; and the births, if flows spawn."""
+        config = self.config
+        moved = before._replace(
             position=move.position,
             energy=move.energy,
-            hidden=tuple(hidden),
+            hidden=hidden,
             age=move.age,
             active=move.moving,
-            arrived=state.arrived | move.terminated,
+            arrived=before.arrived | move.terminated,
         )
         if config.enable_displacement_filtering:
             short = moved.active & (move.length < config.min_displacement_threshold)
-            moved = moved._replace(active=moved.active & ~short, dropped=state.dropped + mx.sum(short))
+            moved = moved._replace(active=moved.active & ~short, dropped=before.dropped + mx.sum(short))
         if config.slots_per_sample > config.surface_dim:
-            moved = self._spawn(moved, state.position, move.length)
-        return moved
+            return self._spawn(moved, before.position, move.length)
+        return moved, None
+
+    def undo(self, births: Births, d: Cotangents) -> tuple[Cotangents, mx.array]:
+        """Gradients before the births of a step from those after them, and that of the positions before its move."""
+        lives, source = self._parents(births)
+        cells = self.config.surface_dim
+
+        def back(own: mx.array) -> tuple[mx.array, mx.array]:
+            """own [N, d] -> what stays with each flow, and what children pass to their parents."""
+            width = own.shape[1]
+            first, children = mx.split(own.reshape(lives.shape[0], -1, width), [cells], axis=1)
+            stays = mx.concatenate([first, mx.where(lives[..., None], 0.0, children)], axis=1).reshape(own.shape)
+            passed = mx.where(lives[..., None], children, 0.0).reshape(-1, width)
+            return stays.astype(own.dtype), mx.zeros_like(own).at[source].add(passed.astype(own.dtype))
+
+        def whole(own: mx.array) -> mx.array:
+            stays, passed = back(own)
+            return stays + passed
+
+        position, before_move = back(d.position)
+        hidden = None if d.hidden is None else tuple(whole(layer) for layer in d.hidden)
+        return Cotangents(position, whole(d.energy), hidden), before_move
 
     def _checkpointed_step(
-        self, weights: "_Weights", state: FlowState, noise: mx.array | None, training_step: int | mx.array | None
+        self, weights: "_Weights", state: FlowState, noise: mx.array | None, scale: mx.array
     ) -> FlowState:
         """`_step`, keeping only its inputs for the backward pass. The noise comes from outside: drawn inside, it would be
         drawn anew when the step is recomputed."""
 
         # mx.checkpoint sees positional arguments alone; weights it closed over would get zero gradients.
         # It hands named tuples on as plain ones.
-        def step(neuron: list[mx.array], carrier: Any, *state: Any) -> FlowState:
-            layers = [LayerWeights(*layer) for layer in carrier[0]]
-            whole = _Weights(neuron, CarrierWeights(layers, *carrier[1:]))
-            return self._step(whole, FlowState(*state), noise, training_step)
+        def step(neuron: list[mx.array], carrier: list[mx.array], *state: Any) -> FlowState:
+            return self._step(_Weights(neuron, CarrierWeights.of(carrier)), FlowState(*state), noise, scale)
 
-        return FlowState(*mx.checkpoint(step)(*weights, *state))
+        return FlowState(*mx.checkpoint(step)(weights.neuron, weights.carrier.flat(), *state))
 
-    def _spawn(self, state: FlowState, before: mx.array, length: mx.array) -> FlowState:
+    def _parents(self, births: Births) -> tuple[mx.array, mx.array]:
+        """Which child slots [B, K] a child is born into, and the slots [B K] of the parents among all flows."""
+        batch, slots = births.parent.shape[0], self.config.slots_per_sample
+        source = mx.arange(batch)[:, None] * slots + mx.maximum(births.parent, 0)
+        return births.parent >= 0, mx.stop_gradient(source).reshape(-1)
+
+    def _spawn(self, state: FlowState, before: mx.array, length: mx.array) -> tuple[FlowState, Births]:
         """Children of this step: at the parent's position before the move, with its new energy and hidden state."""
         config = self.config
         batch = state.children.shape[0]
@@ -186,8 +244,7 @@ class FlowProcessor(nn.Module):
             threshold=config.spawn_movement_threshold_ratio,
             most=config.max_spawn_per_step,
         )
-        lives = births.parent >= 0  # [B, K]
-        source = mx.stop_gradient(mx.arange(batch)[:, None] * slots + mx.maximum(births.parent, 0)).reshape(-1)  # [B K]
+        lives, source = self._parents(births)
 
         def inherit(own: mx.array, inherited: mx.array) -> mx.array:
             """own [N, d], inherited [N, d]: own, with the parents' rows of `inherited` in the slots of newborn children."""
@@ -201,7 +258,7 @@ class FlowProcessor(nn.Module):
             children = mx.where(lives, value, own[:, cells:])
             return mx.concatenate([own[:, :cells], children], axis=1).reshape(-1)
 
-        return state._replace(
+        born = state._replace(
             position=inherit(state.position, before),
             energy=inherit(state.energy, state.energy),
             hidden=tuple(inherit(layer, layer) for layer in state.hidden),
@@ -211,6 +268,7 @@ class FlowProcessor(nn.Module):
             children=state.children + births.born,
             overflowed=state.overflowed + mx.sum(births.overflowed),
         )
+        return born, births
 
     def _finish(self, state: FlowState) -> FlowResult:
         """Project or drop what is unfinished, and collect."""

@@ -5,7 +5,7 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..ops.gru_layer import gru_layer
+from ..ops.gru_gates import gru_gates
 
 
 class GRUCell(nn.Module):
@@ -34,7 +34,7 @@ class GRUCell(nn.Module):
 
         With `bound` the result is sanitised (NaN -> 0, +-inf -> +-10) and clipped to +-bound.
         """
-        return gru_layer(x, hidden, self.Wx, self.Wh, self.b, self.bhn, active, bound=bound)
+        return gru_gates(x @ self.Wx.T, hidden @ self.Wh.T, self.b, self.bhn, hidden, active, bound=bound)
 
 
 def mlx_gru_step(

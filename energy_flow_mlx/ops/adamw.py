@@ -1,11 +1,10 @@
 """One step of AdamW on one tensor."""
 
-import functools
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from .kernel import call, use_kernel
+from .kernel import as_type, call, use_kernel, whole
 
 
 class AdamStep(NamedTuple):
@@ -48,12 +47,12 @@ def adamw(
         return adamw_reference(parameter, gradient, first, second, step, index)
     inputs = {
         "parameter": parameter,
-        "gradient": gradient.astype(mx.float32),
+        "gradient": as_type(gradient, mx.float32),
         "first": first,
         "second": second,
         **step._asdict(),
-        "index": _whole(index),
-        "size": _whole(parameter.size),
+        "index": whole(index),
+        "size": whole(parameter.size),
     }
     outputs = {name: (parameter.shape, mx.float32) for name in ("next_parameter", "next_first", "next_second")}
     new = call("adamw", "step", inputs, outputs, threads=parameter.size)
@@ -75,7 +74,3 @@ def adamw_reference(
         mx.where(step.go, v, second),
     )
 
-
-@functools.cache
-def _whole(number: int) -> mx.array:
-    return mx.array([number], dtype=mx.int32)

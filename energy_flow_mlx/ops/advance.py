@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ..geometry import cell_index, clamp_to_lattice, reflect
-from .kernel import call, use_kernel
+from .kernel import as_type, call, use_kernel
 from .numerics import clamp, sanitise
 
 LARGEST_DISPLACEMENT = 0.5  # per axis and step, before exploration noise
@@ -125,50 +125,91 @@ def advance_reference(
     )
 
 
+def forward(
+    displacement: mx.array,
+    new_energy: mx.array,
+    position: mx.array,
+    energy: mx.array,
+    noise: mx.array | None,
+    active: mx.array,
+    age: mx.array,
+    *,
+    width: int,
+    height: int,
+    reflection: bool,
+) -> Move:
+    """The forward kernel."""
+    flows = position.shape[0]
+    inputs = {
+        "displacement": displacement, "new_energy": as_type(new_energy, displacement.dtype), "position": position,
+        "energy": energy, "noise": position if noise is None else noise, "active": active, "age": age,
+    }  # fmt: skip
+    outputs = {
+        "next_position": ((flows, 3), mx.float32),
+        "next_energy": ((flows, 1), mx.float32),
+        "terminated": ((flows,), mx.bool_),
+        "moving": ((flows,), mx.bool_),
+        "plane": ((flows,), mx.int32),
+        "cell": ((flows,), mx.int32),
+        "next_age": ((flows,), mx.int32),
+        "length": ((flows,), mx.float32),
+    }
+    template = {"T": displacement.dtype, "NOISY": noise is not None, "REFLECT": reflection, "W": width, "H": height}
+    return Move(*call("advance", "forward", inputs, outputs, threads=flows, template=template))
+
+
+def backward(
+    d_position: mx.array,
+    d_energy: mx.array,
+    displacement: mx.array,
+    position: mx.array,
+    noise: mx.array | None,
+    active: mx.array,
+    *,
+    reflection: bool,
+) -> list[mx.array]:
+    """The gradients of displacement, new_energy, position and energy, from those of the next position and energy."""
+    flows = position.shape[0]
+    inputs = {
+        "displacement": displacement, "position": position, "noise": position if noise is None else noise,
+        "active": active, "d_next_position": d_position, "d_next_energy": d_energy,
+    }  # fmt: skip
+    outputs = {
+        "d_displacement": ((flows, 3), displacement.dtype),
+        "d_new_energy": ((flows, 1), displacement.dtype),
+        "d_position": ((flows, 3), mx.float32),
+        "d_energy": ((flows, 1), mx.float32),
+    }
+    template = {"T": displacement.dtype, "NOISY": noise is not None, "REFLECT": reflection}
+    return call("advance", "backward", inputs, outputs, threads=flows, template=template)
+
+
 @functools.cache
 def _with_vjp(noisy: bool, reflection: bool, width: int, height: int) -> Any:
     """The kernel as a differentiable function of its arrays."""
-    names = ("displacement", "new_energy", "position", "energy", "noise", "active", "age")
-
-    def template(dtype: mx.Dtype) -> dict[str, Any]:
-        return {"T": dtype, "NOISY": noisy, "REFLECT": reflection}
 
     @mx.custom_function
-    def move(*arrays: mx.array) -> list[mx.array]:
-        inputs = dict(zip(names, arrays, strict=True))
-        inputs["new_energy"] = inputs["new_energy"].astype(arrays[0].dtype)
-        flows = arrays[0].shape[0]
-        outputs = {
-            "next_position": ((flows, 3), mx.float32),
-            "next_energy": ((flows, 1), mx.float32),
-            "terminated": ((flows,), mx.bool_),
-            "moving": ((flows,), mx.bool_),
-            "plane": ((flows,), mx.int32),
-            "cell": ((flows,), mx.int32),
-            "next_age": ((flows,), mx.int32),
-            "length": ((flows,), mx.float32),
-        }
-        sizes = {**template(arrays[0].dtype), "W": width, "H": height}
-        return call("advance", "forward", inputs, outputs, threads=flows, template=sizes)
+    def move(
+        displacement: mx.array,
+        new_energy: mx.array,
+        position: mx.array,
+        energy: mx.array,
+        noise: mx.array,
+        active: mx.array,
+        age: mx.array,
+    ) -> list[mx.array]:
+        drift = noise if noisy else None
+        sizes: dict[str, Any] = {"width": width, "height": height, "reflection": reflection}
+        return list(forward(displacement, new_energy, position, energy, drift, active, age, **sizes))
 
     @move.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
         displacement, new_energy, position, _, noise, active, age = primals
-        flows = position.shape[0]
-        inputs = dict(zip(names, primals, strict=True))
-        for unused in ("new_energy", "energy", "age"):
-            del inputs[unused]
-        inputs |= {"d_next_position": cotangents[0], "d_next_energy": cotangents[1]}
-        results = {
-            "d_displacement": ((flows, 3), displacement.dtype),
-            "d_new_energy": ((flows, 1), displacement.dtype),
-            "d_position": ((flows, 3), mx.float32),
-            "d_energy": ((flows, 1), mx.float32),
-        }
-        d_displacement, d_new_energy, d_position, d_energy = call(
-            "advance", "backward", inputs, results, threads=flows, template=template(displacement.dtype)
+        drift = noise if noisy else None
+        d_displacement, d_new_energy, d_position, d_energy = backward(
+            cotangents[0], cotangents[1], displacement, position, drift, active, reflection=reflection
         )
         nothing = [mx.zeros_like(array) for array in (noise, active, age)]
-        return d_displacement, d_new_energy.astype(new_energy.dtype), d_position, d_energy, *nothing
+        return d_displacement, as_type(d_new_energy, new_energy.dtype), d_position, d_energy, *nothing
 
     return move

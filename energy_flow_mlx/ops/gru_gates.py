@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .kernel import call, setting, use_kernel
+from .kernel import as_type, call, setting, use_kernel
 from .numerics import sanitise
 
 ROWS = 32  # rows a thread of the backward kernel walks, and sums the biases' gradients over
@@ -82,7 +82,9 @@ def _with_vjp(masked: bool, bound: float | None) -> Any:
 
     @gates.vjp
     def gradients(primals: Any, cotangent: mx.array, output: mx.array) -> tuple[mx.array, ...]:
-        return (*backward(cotangent, *primals, masked=masked, bound=bound), mx.zeros_like(primals[5]))
+        d_input, d_hidden_gates, d_hidden, sums = backward(cotangent, *primals, masked=masked, bound=bound)
+        total, own = mx.sum(sums, axis=0), primals[2].size
+        return d_input, d_hidden_gates, total[:own], total[own:], d_hidden, mx.zeros_like(primals[5])
 
     return gates
 
@@ -117,25 +119,35 @@ def backward(
     *,
     masked: bool,
     bound: float | None,
-) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array]:
-    """The gradients of input_gates, hidden_gates, bias, hidden_bias and hidden. The gates are computed anew."""
+    above: mx.array | None = None,
+    running: mx.array | None = None,
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """The gradients of input_gates, hidden_gates and hidden, and sums [blocks, 4 Hd] of those of r, z, n and n's hidden part.
+
+    The gates are computed anew.
+
+    Args:
+        cotangent: [N, Hd]; `above`, if given, is added to it.
+        running: sums of other steps to add to, or None.
+    """
     rows, size = hidden.shape
     template, columns = _template(hidden, masked, bound)
     blocks = -(-rows // ROWS)
     inputs = _inputs(input_gates, hidden_gates, bias, hidden_bias, hidden, active, bound)
-    inputs["cotangent"] = cotangent.astype(hidden.dtype)
+    inputs["cotangent"] = as_type(cotangent, hidden.dtype)
+    inputs["above"] = inputs["cotangent"] if above is None else as_type(above, hidden.dtype)
+    inputs["running"] = bias if running is None else running
     outputs = {
         "d_input_gates": (input_gates.shape, hidden.dtype),
         "d_hidden_gates": (input_gates.shape, hidden.dtype),
         "d_hidden": (hidden.shape, hidden.dtype),
         "d_bias": ((blocks, 4 * size), mx.float32),
     }
-    template["ROWS"] = ROWS
+    template |= {"ROWS": ROWS, "TWO": above is not None, "RUNNING": running is not None}
     d_input, d_hidden_gates, d_hidden, sums = call(
         "gru_gates", "backward", inputs, outputs, threads=blocks * columns, group=128, template=template
     )
-    total = mx.sum(sums, axis=0)
-    return d_input, d_hidden_gates, total[: 3 * size], total[3 * size :], d_hidden
+    return d_input, d_hidden_gates, d_hidden, sums
 
 
 def _template(hidden: mx.array, masked: bool, bound: float | None) -> tuple[dict[str, Any], int]:
@@ -156,8 +168,8 @@ def _inputs(
     bound: float | None,
 ) -> dict[str, mx.array]:
     return {
-        "input_gates": input_gates.astype(hidden.dtype),
-        "hidden_gates": hidden_gates.astype(hidden.dtype),
+        "input_gates": as_type(input_gates, hidden.dtype),
+        "hidden_gates": as_type(hidden_gates, hidden.dtype),
         "bias": bias,
         "hidden_bias": hidden_bias,
         "hidden": hidden,

@@ -1,6 +1,5 @@
 """The carrier's two heads, after their first products."""
 
-import functools
 from typing import Any
 
 import mlx.core as mx
@@ -62,8 +61,7 @@ def heads_reference(
     return energy, mx.stop_gradient(scale) * (a[:, columns:] @ displacement_weight.T + out_bias[1:])
 
 
-@mx.custom_function
-def _heads(
+def forward(
     inner: mx.array,
     bias: mx.array,
     energy_weight: mx.array,
@@ -71,42 +69,71 @@ def _heads(
     out_bias: mx.array,
     scale: mx.array,
 ) -> list[mx.array]:
+    """The forward kernel: energy [N, 1] and displacement [N, 3]."""
     rows = inner.shape[0]
-    arrays = (inner, bias, energy_weight, displacement_weight, out_bias, scale)
+    inputs = {
+        "inner": inner, "bias": bias, "energy_weight": energy_weight, "displacement_weight": displacement_weight,
+        "out_bias": out_bias, "scale": scale,
+    }  # fmt: skip
     outputs = {"energy": ((rows, 1), mx.float32), "displacement": ((rows, 3), mx.float32)}
-    template = _template(inner, energy_weight)
-    return call("heads", "forward", dict(zip(_NAMES, arrays, strict=True)), outputs, threads=32 * rows, template=template)
+    return call("heads", "forward", inputs, outputs, threads=32 * rows, template=_template(inner, energy_weight))
 
 
-@_heads.vjp
-def _gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
-    inner, _, energy_weight, _, _, scale = primals
+def backward(
+    d_energy: mx.array,
+    d_displacement: mx.array,
+    energy: mx.array,
+    inner: mx.array,
+    bias: mx.array,
+    energy_weight: mx.array,
+    displacement_weight: mx.array,
+    scale: mx.array,
+    running: tuple[mx.array, mx.array] | None = None,
+) -> tuple[mx.array, tuple[mx.array, mx.array]]:
+    """The gradient of `inner`, and sums for `gradients_of_weights`, added to those of other steps in `running`.
+
+    `energy` is what the forward kernel gave.
+    """
     rows, columns = inner.shape
-    own = energy_weight.shape[0]
     blocks = -(-rows // ROWS)
-    inputs = dict(zip(_NAMES, primals, strict=True))
-    del inputs["out_bias"]
-    inputs |= {"energy": outputs[0], "d_energy": cotangents[0], "d_displacement": cotangents[1]}
-    results = {
+    sums, out_sums = running or (bias, scale)
+    inputs = {
+        "inner": inner, "bias": bias, "energy_weight": energy_weight, "displacement_weight": displacement_weight,
+        "scale": scale, "energy": energy, "d_energy": d_energy, "d_displacement": d_displacement,
+        "running": sums, "running_out": out_sums,
+    }  # fmt: skip
+    outputs = {
         "d_inner": (inner.shape, inner.dtype),
         "sums": ((blocks, 4, columns), mx.float32),
         "out_sums": ((blocks, 4), mx.float32),
     }
-    template = {**_template(inner, energy_weight), "ROWS": ROWS}
+    template = {**_template(inner, energy_weight), "ROWS": ROWS, "RUNNING": running is not None}
     d_inner, sums, out_sums = call(
-        "heads", "backward", inputs, results, threads=blocks * columns, group=128, template=template
+        "heads", "backward", inputs, outputs, threads=blocks * columns, group=128, template=template
     )
-    total = mx.sum(sums, axis=0)  # [4, A + M]
-    return d_inner, total[0], total[1, :own], total[1:, own:], mx.sum(out_sums, axis=0), mx.zeros_like(scale)
+    return d_inner, (sums, out_sums)
 
 
-_NAMES = ("inner", "bias", "energy_weight", "displacement_weight", "out_bias", "scale")
+def gradients_of_weights(sums: tuple[mx.array, mx.array], own: int) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """Gradients of bias, energy_weight [own], displacement_weight and out_bias from the sums of `backward`."""
+    total = mx.sum(sums[0], axis=0)  # [4, A + M]
+    return total[0], total[1, :own], total[1:, own:], mx.sum(sums[1], axis=0)
 
 
-@functools.cache
-def _sizes(dtype: mx.Dtype, own: int, columns: int) -> dict[str, Any]:
-    return {"T": dtype, "A": own, "M": columns - own}
+@mx.custom_function
+def _heads(*arrays: mx.array) -> list[mx.array]:
+    return forward(*arrays)
+
+
+@_heads.vjp
+def _gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
+    inner, bias, energy_weight, displacement_weight, _, scale = primals
+    d_inner, sums = backward(
+        cotangents[0], cotangents[1], outputs[0], inner, bias, energy_weight, displacement_weight, scale
+    )
+    return d_inner, *gradients_of_weights(sums, energy_weight.size), mx.zeros_like(scale)
 
 
 def _template(inner: mx.array, energy_weight: mx.array) -> dict[str, Any]:
-    return _sizes(inner.dtype, energy_weight.shape[0], inner.shape[1])
+    own = energy_weight.size
+    return {"T": inner.dtype, "A": own, "M": inner.shape[1] - own}

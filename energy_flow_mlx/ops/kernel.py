@@ -166,3 +166,14 @@ def folders() -> list[Path]:
 def setting(*values: float) -> mx.array:
     """Numbers for a kernel, as float32 [n]. Kept, so that a step makes no new constants."""
     return mx.array(values, dtype=mx.float32)
+
+
+@functools.cache
+def whole(number: int) -> mx.array:
+    """A whole number for a kernel, as int32 [1]. Kept."""
+    return mx.array([number], dtype=mx.int32)
+
+
+def as_type(array: mx.array, dtype: mx.Dtype) -> mx.array:
+    """`array` in `dtype`; itself if it is (astype would leave a copy in the graph)."""
+    return array if array.dtype == dtype else array.astype(dtype)

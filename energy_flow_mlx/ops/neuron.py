@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .kernel import call, setting, use_kernel
+from .kernel import as_type, call, setting, use_kernel, whole
 from .numerics import sanitise
 
 THREADGROUP_BYTES = 32 * 1024  # of memory; what every Apple GPU gives a threadgroup
@@ -45,7 +45,8 @@ def neuron(
     hidden, features = weights[2].shape[0], weights[-1].shape[0]
     if not wanted(hidden, features, kernels):
         return neuron_reference(position, energy, weights, padded=padded, bound=bound, dtype=dtype)
-    return run_packed(pack(weights), position, energy, hidden, features, padded, bound, dtype)
+    kernel = NeuronKernel(hidden, features, padded or features, bound, dtype)
+    return run_packed(kernel, position, energy, pack(weights))
 
 
 def wanted(hidden: int, features: int, kernels: bool | None = None) -> bool:
@@ -56,21 +57,6 @@ def wanted(hidden: int, features: int, kernels: bool | None = None) -> bool:
 def pack(weights: Sequence[mx.array]) -> mx.array:
     """The parameters as the kernel reads them: one float32 vector."""
     return mx.concatenate([weight.reshape(-1).astype(mx.float32) for weight in weights])
-
-
-def run_packed(
-    packed: mx.array,
-    position: mx.array,
-    energy: mx.array,
-    hidden: int,
-    features: int,
-    padded: int | None = None,
-    bound: float | None = None,
-    dtype: mx.Dtype = mx.float32,
-) -> mx.array:
-    """The kernel on parameters that `pack` has packed, once for many steps; other arguments as `neuron`."""
-    result: mx.array = _with_vjp(hidden, features, padded or features, bound, dtype)(position, energy, packed)
-    return result
 
 
 def neuron_reference(
@@ -113,28 +99,41 @@ def _group(hidden: int, features: int) -> int:
     return max((group for group in (32, 64, 128) if 2 * hidden * group <= room), default=0)
 
 
-@functools.cache
-def _with_vjp(hidden: int, features: int, padded: int, bound: float | None, dtype: mx.Dtype) -> Any:
-    """The kernel as a differentiable function of position, energy and the packed weights."""
-    if not fits(hidden, features):
-        raise ValueError(
-            f"neuron: hidden_dim={hidden} with output_dim={features} needs more than {THREADGROUP_BYTES} bytes of threadgroup "
-            "memory; accepted is kernels=False or a narrower neuron"
-        )
-    bounded = bound is not None
-    template = {"T": dtype, "HIDDEN": hidden, "F": features, "PADDED": padded, "BOUNDED": bounded}
+class NeuronKernel(NamedTuple):
+    """The kernels for one size of neuron: h, F, the width of a row of features, the bound on them (or None), and their dtype."""
 
-    @mx.custom_function
-    def run(position: mx.array, energy: mx.array, weights: mx.array) -> mx.array:
-        flows, group = position.shape[0], _group(hidden, features)
-        inputs = {"position": position, "energy": energy, "weights": weights, "settings": setting(bound or 0.0)}
-        outputs = {"features": ((flows, padded), dtype)}
-        sizes = {**template, "GROUP": group}
-        return call("neuron", "forward", inputs, outputs, threads=flows, group=group, template=sizes)[0]
+    hidden: int
+    features: int
+    padded: int
+    bound: float | None
+    dtype: mx.Dtype
 
-    @run.vjp
-    def gradients(primals: Any, cotangent: mx.array, output: mx.array) -> tuple[mx.array, ...]:
-        position, energy, weights = primals
+    def forward(self, position: mx.array, energy: mx.array, weights: mx.array) -> mx.array:
+        """Features [N, padded] of flows; `weights` as `pack` gives them.
+
+        Raises:
+            ValueError: the neuron is too wide for threadgroup memory.
+        """
+        if not fits(self.hidden, self.features):
+            raise ValueError(
+                f"neuron: hidden_dim={self.hidden} with output_dim={self.features} needs more than {THREADGROUP_BYTES} bytes of "
+                "threadgroup memory; accepted is kernels=False or a narrower neuron"
+            )
+        flows, group = position.shape[0], _group(self.hidden, self.features)
+        inputs = {"position": position, "energy": energy, "weights": weights, "settings": setting(self.bound or 0.0)}
+        outputs = {"features": ((flows, self.padded), self.dtype)}
+        template = {**self._template(), "GROUP": group}
+        return call("neuron", "forward", inputs, outputs, threads=flows, group=group, template=template)[0]
+
+    def backward(
+        self,
+        cotangent: mx.array,
+        position: mx.array,
+        energy: mx.array,
+        weights: mx.array,
+        running: mx.array | None = None,
+    ) -> list[mx.array]:
+        """The gradients of position and energy, and sums [groups, P] of those of the weights, added to `running`."""
         flows = position.shape[0]
         tiles = -(-flows // (TILE * MOST_GROUPS))
         groups = -(-flows // (TILE * tiles))
@@ -142,23 +141,43 @@ def _with_vjp(hidden: int, features: int, padded: int, bound: float | None, dtyp
             "position": position,
             "energy": energy,
             "weights": weights,
-            "cotangent": cotangent.astype(dtype),
-            "settings": setting(bound or 0.0),
-            "tiles": _whole(tiles),
+            "cotangent": as_type(cotangent, self.dtype),
+            "settings": setting(self.bound or 0.0),
+            "tiles": whole(tiles),
+            "running": weights if running is None else running,
         }
         outputs = {
             "d_position": (position.shape, mx.float32),
             "d_energy": (energy.shape, mx.float32),
             "d_weights": ((groups, weights.size), mx.float32),
         }
-        d_position, d_energy, sums = call(
-            "neuron", "backward", inputs, outputs, threads=TILE * groups, group=TILE, template=template
-        )
-        return d_position, d_energy, mx.sum(sums, axis=0)
+        template = {**self._template(), "RUNNING": running is not None}
+        return call("neuron", "backward", inputs, outputs, threads=TILE * groups, group=TILE, template=template)
 
-    return run
+    def _template(self) -> dict[str, Any]:
+        return {
+            "T": self.dtype, "HIDDEN": self.hidden, "F": self.features, "PADDED": self.padded,
+            "BOUNDED": self.bound is not None,
+        }  # fmt: skip
+
+
+def run_packed(kernel: NeuronKernel, position: mx.array, energy: mx.array, packed: mx.array) -> mx.array:
+    """The features of flows, differentiable, from weights that `pack` packed once for many calls."""
+    result: mx.array = _with_vjp(kernel)(position, energy, packed)
+    return result
 
 
 @functools.cache
-def _whole(number: int) -> mx.array:
-    return mx.array([number], dtype=mx.int32)
+def _with_vjp(kernel: NeuronKernel) -> Any:
+    """The kernel as a differentiable function of position, energy and the packed weights."""
+
+    @mx.custom_function
+    def run(position: mx.array, energy: mx.array, weights: mx.array) -> mx.array:
+        return kernel.forward(position, energy, weights)
+
+    @run.vjp
+    def gradients(primals: Any, cotangent: mx.array, output: mx.array) -> tuple[mx.array, ...]:
+        d_position, d_energy, sums = kernel.backward(cotangent, *primals)
+        return d_position, d_energy, mx.sum(sums, axis=0)
+
+    return run
