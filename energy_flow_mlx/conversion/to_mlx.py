@@ -16,7 +16,7 @@ from ..torch_keys import from_torch, to_torch
 from ..training.optimiser import freeze_unreached, named_arrays
 from .decoder import PREFIX, recover_t5_config
 from .moments import BETAS, EPS, Moments, moments_from_torch, read_moments, to_optimiser_state
-from .settings import Shapes, config_from_torch
+from .settings import RECORD, Shapes, config_from_torch
 from .source import Source
 from .summary import Row, by_module, rows_of
 from .tensors import as_dtype, listing
@@ -57,9 +57,9 @@ def convert(
     """
     state = {key: value for key, value in source.tensors.items() if not key.startswith(PREFIX)}
     decoder = {key.removeprefix(PREFIX): value for key, value in source.tensors.items() if key.startswith(PREFIX)}
-    config, notes = config_from_torch(
-        source.config, {key: value.shape for key, value in source.tensors.items()}, overrides or {}
-    )
+    shapes = {key: value.shape for key, value in source.tensors.items()}
+    config, notes = config_from_torch(source.config, shapes, overrides or {}, source.training.get(RECORD))
+    notes.append("neuron.coord_encoder: its outputs 3 to 11, which torch computes and does not use, are cut")
     if source.low_precision:
         notes.append(f"the source holds {' and '.join(source.low_precision)}; its values are exact in float32")
 
@@ -71,7 +71,8 @@ def convert(
             f"{', '.join(absent)} absent from the source: --mapper FILE adds input_mapper.* and output_collector.*; "
             "--init-missing initialises what is absent at random"
         )
-    config = config.replace(untrained_parts=",".join(absent) or "none")
+    untrained = [part for part in PARTS if part in absent or part in config.untrained_parts.split(",")]
+    config = config.replace(untrained_parts=",".join(untrained) or "none")
     mx.random.seed(config.seed)
     model = EnergyFlow(config)
     converted = from_torch(state, config)
