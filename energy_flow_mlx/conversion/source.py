@@ -87,6 +87,8 @@ def _read_folder(path: Path, config: Path | None, with_optimizer: bool) -> Sourc
     missing = [name for name in ("model.safetensors", "config.json") if not (path / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{path}: {' and '.join(missing)} missing; a folder of the export script holds both")
+    if "untrained_parts" in read_json(path / "config.json"):
+        raise ValueError(f"{path}: is a model folder of this package already; --to-torch converts it back")
     source = _read_file(path / "model.safetensors", config)
     optimizer, training = path / "optimizer.safetensors", path / "training.json"
     moments = read_tensors(optimizer) if with_optimizer and optimizer.is_file() else {}
@@ -132,10 +134,10 @@ def _read_mapper(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     return _to_numpy(tensors), _low_torch(tensors)
 
 
-def require_torch(path: Path) -> None:
+def require_torch(path: Path, hint: str = EXPORT_HINT) -> None:
     """Raise ValueError that says what to do where torch is not installed."""
     if importlib.util.find_spec("torch") is None:
-        raise ValueError(f"{path}: {EXPORT_HINT}")
+        raise ValueError(f"{path}: {hint}")
 
 
 def _to_numpy(tensors: dict[str, Any]) -> dict[str, np.ndarray]:

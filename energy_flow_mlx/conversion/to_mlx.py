@@ -119,7 +119,7 @@ def torch_shapes(config: EnergyConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_fit(state: Mapping[str, np.ndarray], expected: Shapes, absent: list[str]) -> None:
-    """Raise ValueError that names every missing, unknown and misshapen tensor; tensors of `absent` parts may miss."""
+    """Raise ValueError that names every missing, unknown, misshapen and whole-number tensor; tensors of `absent` parts may miss."""
     prefixes = tuple(PARTS[part] for part in absent)
     missing = [key for key in expected if key not in state and not (prefixes and key.startswith(prefixes))]
     unknown = [key for key in state if key not in expected]
@@ -127,6 +127,11 @@ def check_fit(state: Mapping[str, np.ndarray], expected: Shapes, absent: list[st
         f"{key} has shape {tuple(value.shape)}, the configuration asks for {expected[key]}"
         for key, value in state.items()
         if key in expected and tuple(value.shape) != tuple(expected[key])
+    ]
+    misshapen += [
+        f"{key} holds {value.dtype}, accepted are floating-point numbers"
+        for key, value in state.items()
+        if value.dtype.kind != "f"
     ]
     faults = [f"missing: {listing(missing)}"] if missing else []
     faults += [f"left over, not known: {listing(unknown)}"] if unknown else []

@@ -22,6 +22,7 @@ from .to_mlx import check_empty
 from .torch_optimiser import in_torch_order, torch_optimiser
 
 MODEL, ENCODER, MAPPER = ("neuron.", "carrier."), "text_encoder.", ("input_mapper.", "output_collector.")
+WRITE_HINT = "writing .pt files needs torch: pip install torch"
 NOT_INVERTIBLE = (
     "not invertible: neuron.coord_encoder's outputs 3 to 11, which nothing uses, are 0",
     "not invertible: the summed biases of the gates r and z are all in bias_ih, bias_hh holds 0 there",
@@ -35,7 +36,7 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
         FileNotFoundError, ValueError: a file is missing, damaged, holds NaN or does not fit; names it.
     """
     check_empty(out)
-    require_torch(folder)
+    require_torch(out, WRITE_HINT)
     import torch
 
     weights = resolve(folder, "model.safetensors")

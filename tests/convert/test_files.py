@@ -142,8 +142,8 @@ def test_without_torch(files: tuple[Path, Path], export: Path, tmp_path: Path) -
         "from energy_flow_mlx.convert import main; sys.exit(main(sys.argv[1:]))"
     )
 
-    def run(source: Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", code, str(source), "--to", str(tmp_path / f"{source.stem} model")]
+    def run(source: Path, *more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, str(source), "--to", str(tmp_path / f"{source.stem} model"), *more]
         return subprocess.run(command, capture_output=True, text=True)
 
     failed = run(files[0])
@@ -154,6 +154,8 @@ def test_without_torch(files: tuple[Path, Path], export: Path, tmp_path: Path) -
     )
     assert run(export).returncode == 0
     EnergyFlow.from_pretrained(tmp_path / "export model")
+    failed = run(tmp_path / "export model", "--to-torch")
+    assert failed.returncode == 2 and "writing .pt files needs torch" in failed.stderr
 
 
 def test_the_script_stands_alone(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
