@@ -161,10 +161,21 @@ def first_line(error: Exception) -> str:
 
 
 def state_dict(path: Path, entry: str, values: dict[str, Any]) -> Tensors:
-    """The values, once all are tensors."""
+    """The values, once all are dense tensors whose numbers are in the file."""
     others = [str(name) for name, value in values.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ValueError(f"{path}: {entry} is no state dict: {', '.join(others[:8])} are no tensors")
+    # A few bytes can describe a tensor of any size: one number repeated, or a sparse one.
+    swollen = [
+        str(name)
+        for name, tensor in values.items()
+        if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+    ]
+    if swollen:
+        raise ValueError(
+            f"{path}: {entry}: {', '.join(swollen[:8])} are sparse or claim more numbers than the file holds; "
+            "accepted are tensors saved after .to_dense().contiguous()"
+        )
     return dict(values)
 
 
@@ -219,15 +230,11 @@ def write_safetensors(tensors: Tensors, path: Path) -> None:
     """Write a safetensors file, one tensor in memory at a time. The library's own writer needs NumPy, which torch does not bring.
 
     Raises:
-        ValueError: tensors of a dtype that has no place in a checkpoint, or sparse ones; names them.
+        ValueError: tensors of a dtype that has no place in a checkpoint; names them.
     """
-    strange = [
-        f"{key} ({tensor.dtype}, {tensor.layout})"
-        for key, tensor in tensors.items()
-        if tensor.dtype not in DTYPES or tensor.layout != torch.strided
-    ]
+    strange = [f"{key} ({tensor.dtype})" for key, tensor in tensors.items() if tensor.dtype not in DTYPES]
     if strange:
-        raise ValueError(f"{', '.join(strange[:8])}: accepted are dense tensors of {', '.join(DTYPES.values())}")
+        raise ValueError(f"{', '.join(strange[:8])}: accepted are {', '.join(DTYPES.values())}")
     # Wide types first, so that each tensor starts at a multiple of its item size.
     keys = sorted(tensors, key=lambda key: -tensors[key].element_size())
     header: dict[str, Any] = {}

@@ -44,9 +44,8 @@ def read_source(path: Path, mapper: Path | None, config: Path | None, with_optim
     if path.is_dir():
         source = _read_folder(path, config, with_optimizer)
     elif path.name == "model.safetensors" and path.with_name("training.json").is_file():
-        source = _read_folder(
-            path.parent, config, with_optimizer
-        )  # the export's own file: what lies beside belongs to it
+        # The export's own file: what lies beside belongs to it.
+        source = _read_folder(path.parent, config, with_optimizer)
     elif path.suffix == ".safetensors":
         source = _read_file(path, config)
     else:
@@ -113,10 +112,9 @@ def _read_checkpoint(path: Path, config: Path | None, with_optimizer: bool) -> S
     from .export_torch_checkpoint import load_checkpoint
 
     exported = load_checkpoint(path, with_optimizer)
-    # Only mapped so far. What a half-precision file holds doubles in float32, and a tensor may claim more than its file holds.
-    check_memory(
-        path, 8 * sum(tensor.numel() for part in (exported.tensors, exported.moments) for tensor in part.values())
-    )
+    # Only mapped so far; what a half-precision file holds doubles in float32.
+    numbers = sum(tensor.numel() for part in (exported.tensors, exported.moments) for tensor in part.values())
+    check_memory(path, 8 * numbers)
     low = _low_torch(exported.tensors)
     values = exported.config if config is None else read_json(config)
     return Source(_to_numpy(exported.tensors), _to_numpy(exported.moments), values, exported.training, low)

@@ -196,12 +196,8 @@ def test_tensors_of_every_dtype_that_the_script_writes(tmp_path: Path) -> None:
     assert written.keys() == tensors.keys()
     for key, value in tensors.items():
         assert written[key].dtype == value.dtype and torch.equal(written[key], value), key
-    for name, tensor in {
-        "complex": torch.zeros(2, dtype=torch.complex64),
-        "sparse": torch.zeros(2, 2).to_sparse(),
-    }.items():
-        with pytest.raises(ValueError, match=f"{name} .*accepted are dense tensors"):
-            export_torch_checkpoint.write_safetensors({name: tensor}, tmp_path / "no.safetensors")
+    with pytest.raises(ValueError, match=r"complex \(torch.complex64\): accepted are F64"):
+        export_torch_checkpoint.write_safetensors({"complex": torch.zeros(2) + 0j}, tmp_path / "no.safetensors")
     assert not (tmp_path / "no.safetensors").exists()
 
 
@@ -237,11 +233,31 @@ def test_the_script_warns_of_large_files(
     assert "as much memory is needed" in capsys.readouterr().err
 
 
-def test_a_tensor_that_claims_more_than_its_file_holds(tmp_path: Path, refused: Refused) -> None:
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(1).expand(2**42), torch.zeros(5).to_sparse()],
+    ids=["repeated", "sparse"],
+)
+def test_a_tensor_that_claims_more_than_its_file_holds(
+    tensor: torch.Tensor, tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
     state = checkpoint(Modules(ODD), ODD)
-    state["model_state_dict"]["neuron.layers.0.bias"] = torch.zeros(1).expand(2**42)  # one number, repeated
+    state["model_state_dict"]["neuron.layers.0.bias"] = tensor
     torch.save(state, tmp_path / "c.pt")
-    assert "GiB of memory, this machine has" in refused(tmp_path / "c.pt")
+    assert "neuron.layers.0.bias are sparse or claim more" in refused(tmp_path / "c.pt")
+    assert export_torch_checkpoint.main([str(tmp_path / "c.pt"), str(tmp_path / "out")]) == 1
+    assert "neuron.layers.0.bias are sparse or claim more" in capsys.readouterr().err
+
+
+def test_half_precision_is_judged_at_the_size_it_is_converted_in(
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = checkpoint(Modules(ODD), ODD)
+    state["model_state_dict"]["neuron.large"] = torch.zeros(10**6, dtype=torch.bfloat16)
+    torch.save(state, tmp_path / "c.pt")
+    assert (tmp_path / "c.pt").stat().st_size < 3 * 10**6
+    monkeypatch.setattr(os, "sysconf", lambda _: 2500)  # 6.25 MB: less than two float32 copies
+    assert "this machine has 0.0" in refused(tmp_path / "c.pt")
 
 
 def test_the_exports_own_weights_file_is_the_export(export: Path, tmp_path: Path) -> None:
