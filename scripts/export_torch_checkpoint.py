@@ -139,7 +139,7 @@ def load_pickle(path: Path) -> dict[str, Any]:
             f"{path}: is cut off ({path.stat().st_size} bytes, and its table of contents at the end is missing)"
         )
     if path.stat().st_size > WARN_BYTES:
-        print(f"warning: {path} is {path.stat().st_size / 2**30:.1f} GiB; as much memory is needed", file=sys.stderr)
+        print(f"warning: {path} is {path.stat().st_size / 2**30:.1f} GiB; up to as much memory is needed", file=sys.stderr)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
