@@ -238,7 +238,7 @@ class EnergyConfig:
         """8x8x8, learns the built-in pairs in minutes on a laptop CPU."""
         # With moves of full length untrained flows crowd into a few cells, and what they carry is averaged away.
         return cls(
-            displacement_scale=0.25, displacement_scale_min=0.25, surface_loss_weight=0.1, learning_rate=2e-3,
+            displacement_scale=0.25, displacement_scale_min=0.25, surface_loss_weight=0.1, learning_rate=1e-3,
             batch_size=16, training_steps=500, validation_pairs=400,
         )  # fmt: skip
 

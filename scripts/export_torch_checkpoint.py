@@ -2,7 +2,8 @@
 
     python export_torch_checkpoint.py CKPT.pt OUT/ [--mapper FILE]
 
-Needs torch and safetensors alone: copy this one file beside the PyTorch code. It never runs pickled code. OUT then holds
+Needs torch (2.1 or later) and safetensors alone, not even NumPy: copy this one file beside the PyTorch code. It never runs
+pickled code. OUT then holds
 
 | file | what |
 |---|---|
@@ -14,10 +15,14 @@ Needs torch and safetensors alone: copy this one file beside the PyTorch code. I
 which `python -m energy_flow_mlx.convert OUT/ --to DIR` reads, on a machine that has no torch.
 """
 
+from __future__ import annotations  # the PyTorch code may run on Python 3.9
+
 import argparse
+import ctypes
 import json
 import pickle
 import shutil
+import struct
 import sys
 import tempfile
 import zipfile
@@ -26,7 +31,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 Tensors = dict[str, torch.Tensor]
 
@@ -37,6 +42,12 @@ TIED_TO = "text_decoder.t5_model.shared.weight"
 TIED = tuple(
     f"text_decoder.t5_model.{name}.weight" for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
 )
+MAPPER = ("input_mapper.", "output_collector.")
+# Safetensors' names of the dtypes that weights, moments and counters come in.
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32",
+}  # fmt: skip
 WARN_BYTES = 2 * 2**30
 RESAVE = (
     "Nothing was run. If the file is yours, load it in the PyTorch code with weights_only=False and save it again with tensors, "
@@ -90,13 +101,28 @@ def load_checkpoint(path: Path, with_optimizer: bool = True) -> Exported:
 
 
 def load_mapper(path: Path) -> Tensors:
-    """The tensors of a state dict with keys input_mapper.* and output_collector.*, from `.pt` or safetensors."""
+    """The tensors of a state dict with keys input_mapper.* and output_collector.*, from `.pt` or safetensors.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, or holds other keys or none; names them.
+    """
     if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
         try:
-            return load_file(path)
+            tensors = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path}: is damaged or no safetensors file: {error}") from error
-    return state_dict(path, "the file", load_pickle(path))
+    else:
+        tensors = state_dict(path, "the file", load_pickle(path))
+    strange = [key for key in tensors if not key.startswith(MAPPER)]
+    if strange or not tensors:
+        raise ValueError(
+            f"{path}: unknown keys {', '.join(strange[:8]) or '(it is empty)'}; "
+            "accepted are input_mapper.* and output_collector.*"
+        )
+    return tensors
 
 
 def load_pickle(path: Path) -> dict[str, Any]:
@@ -113,7 +139,7 @@ def load_pickle(path: Path) -> dict[str, Any]:
             f"{path}: is cut off ({path.stat().st_size} bytes, and its table of contents at the end is missing)"
         )
     if path.stat().st_size > WARN_BYTES:
-        print(f"warning: {path} is {path.stat().st_size / 2**30:.1f} GiB; as much memory is needed", file=sys.stderr)
+        print(f"warning: {path} is {path.stat().st_size / 2**30:.1f} GiB; up to as much memory is needed", file=sys.stderr)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
@@ -135,10 +161,21 @@ def first_line(error: Exception) -> str:
 
 
 def state_dict(path: Path, entry: str, values: dict[str, Any]) -> Tensors:
-    """The values, once all are tensors."""
+    """The values, once all are dense tensors whose numbers are in the file."""
     others = [str(name) for name, value in values.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ValueError(f"{path}: {entry} is no state dict: {', '.join(others[:8])} are no tensors")
+    # A few bytes can describe a tensor of any size: one number repeated, or a sparse one.
+    swollen = [
+        str(name)
+        for name, tensor in values.items()
+        if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+    ]
+    if swollen:
+        raise ValueError(
+            f"{path}: {entry}: {', '.join(swollen[:8])} are sparse or claim more numbers than the file holds; "
+            "accepted are tensors saved after .to_dense().contiguous()"
+        )
     return dict(values)
 
 
@@ -184,9 +221,40 @@ def plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def write_safetensors(tensors: Tensors, path: Path) -> None:
+    """Write a safetensors file, one tensor in memory at a time. The library's own writer needs NumPy, which torch does not bring.
+
+    Raises:
+        ValueError: tensors of a dtype that has no place in a checkpoint; names them.
+    """
+    strange = [f"{key} ({tensor.dtype})" for key, tensor in tensors.items() if tensor.dtype not in DTYPES]
+    if strange:
+        raise ValueError(f"{', '.join(strange[:8])}: accepted are {', '.join(DTYPES.values())}")
+    # Wide types first, so that each tensor starts at a multiple of its item size.
+    keys = sorted(tensors, key=lambda key: -tensors[key].element_size())
+    header: dict[str, Any] = {}
+    end = 0
+    for key in keys:
+        begin, end = end, end + tensors[key].numel() * tensors[key].element_size()
+        header[key] = {
+            "dtype": DTYPES[tensors[key].dtype],
+            "shape": list(tensors[key].shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for key in keys:
+            tensor = tensors[key].detach().contiguous()
+            if tensor.numel():
+                size = tensor.numel() * tensor.element_size()
+                file.write((ctypes.c_ubyte * size).from_address(tensor.data_ptr()))
 
 
 def write_export(exported: Exported, folder: Path) -> None:
@@ -197,12 +265,9 @@ def write_export(exported: Exported, folder: Path) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         aside.chmod(0o755)
-        save_file(
-            {key: tensor.contiguous().clone() for key, tensor in exported.tensors.items()}, aside / "model.safetensors"
-        )
+        write_safetensors(exported.tensors, aside / "model.safetensors")
         if exported.moments:
-            moments = {key: tensor.contiguous().clone() for key, tensor in exported.moments.items()}
-            save_file(moments, aside / "optimizer.safetensors")
+            write_safetensors(exported.moments, aside / "optimizer.safetensors")
         for name, values in (("config.json", exported.config), ("training.json", exported.training)):
             (aside / name).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         aside.rename(folder)
@@ -223,7 +288,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         exported = load_checkpoint(options.checkpoint, not options.without_optimizer)
         if options.mapper:
-            exported.tensors.update(load_mapper(options.mapper))
+            mapper = load_mapper(options.mapper)
+            twice = sorted(mapper.keys() & exported.tensors.keys())
+            if twice:
+                raise ValueError(f"{options.mapper}: {', '.join(twice[:8])} are in {options.checkpoint} too")
+            exported.tensors.update(mapper)
         write_export(exported, options.out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -17,13 +17,17 @@ FIXED: dict[str, Any] = {
     "learning_rate_schedule": "plateau",
     "plateau_patience": 10,
 }
+# Of these and of what torch has in one form alone, those that change outputs.
+SEEN_IN_OUTPUTS = {"text_num_heads": 8, "text_max_length": 128, "collection": "nearest"}
+# The entry of a checkpoint written here that holds our fields without a place in torch's configuration; torch ignores it.
+RECORD = "energy_flow_mlx"
 REQUIRED = ("lattice_width", "lattice_height", "lattice_depth")
 OUTPUT_EMBEDDING = "output_embedding_dim_to_teacher"
 DERIVED = ("input_cells", "output_cells")
 
 
 def config_from_torch(
-    values: Mapping[str, Any], shapes: Shapes, overrides: Mapping[str, Any]
+    values: Mapping[str, Any], shapes: Shapes, overrides: Mapping[str, Any], recorded: Any = None
 ) -> tuple[EnergyConfig, list[str]]:
     """Our configuration, and notes on what the torch configuration did not decide or has no counterpart here.
 
@@ -32,7 +36,8 @@ def config_from_torch(
     Args:
         values: the checkpoint's configuration.
         shapes: of its tensors, by prefixed torch key.
-        overrides: fields of ours that win over both.
+        overrides: fields of ours that win over all others.
+        recorded: what `fields_beside` left in the checkpoint, if the model was written for torch here.
 
     Raises:
         ValueError: a field is missing, is not accepted, or disagrees with the weights; names field, value and weight.
@@ -70,19 +75,25 @@ def config_from_torch(
             f"config: {OUTPUT_EMBEDDING}={values[OUTPUT_EMBEDDING]} differs from input_embedding_dim_from_teacher={dim}; "
             "here one size serves both ends"
         )
+    recorded = {} if recorded is None else recorded
+    if not isinstance(recorded, Mapping):
+        raise ValueError(
+            f"{RECORD}: a {type(recorded).__name__} came, accepted are fields of the configuration by name"
+        )
     fixed = dict(FIXED)
     fixed["text_max_length"] = min(FIXED["text_max_length"], ours.get("text_max_positions", FIXED["text_max_length"]))
     try:
-        config = EnergyConfig.from_dict({**fixed, **ours, **overrides}, source="config")
+        config = EnergyConfig.from_dict({**fixed, **recorded, **ours, **overrides}, source="config")
     except ConfigError as error:
         raise ValueError(f"config: {error}; --set NAME=VALUE gives another value") from error
     left = [
         name for name in values if name not in names and name not in found and name not in (OUTPUT_EMBEDDING, *DERIVED)
     ]
     notes = [f"configuration, no counterpart here: {', '.join(left)}"] if left else []
-    code = [f"{name}={value}" for name, value in fixed.items() if name not in {**ours, **overrides}]
-    notes.append(f"configuration, as the torch code has it: {', '.join(code)}")
-    if config.movement_based_spawn and "spawn_capacity" not in overrides:
+    code = [f"{name}={value}" for name, value in fixed.items() if name not in {**ours, **overrides, **recorded}]
+    notes += [f"configuration, as the torch code has it: {', '.join(code)}"] if code else []
+    notes += [f"configuration, as this package recorded it: {', '.join(recorded)}"] if recorded else []
+    if config.movement_based_spawn and "spawn_capacity" not in {**overrides, **recorded}:
         notes.append(
             f"configuration: room for children is fixed here, spawn_capacity={config.spawn_capacity}; flows that leave more than "
             "that overflow, which is counted; --set spawn_capacity=VALUE makes more"
@@ -103,6 +114,25 @@ def config_to_torch(config: EnergyConfig, torch_config: Mapping[str, Any]) -> di
     }
     values = {name: ours.get(name, value) for name, value in known.items()}
     return values | {OUTPUT_EMBEDDING: config.embedding_dim, **dict.fromkeys(DERIVED, config.surface_dim)}
+
+
+def fields_beside(config: EnergyConfig, torch_config: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
+    """Our fields that neither the torch configuration nor the shapes of the tensors hold: what RECORD carries there and back."""
+    return {name: value for name, value in config.to_dict().items() if name not in {**torch_config, **sizes_of(shapes)}}
+
+
+def notes_for_torch(config: EnergyConfig) -> list[str]:
+    """What the PyTorch code fixes at another value than this model has, so that its outputs would differ."""
+    differing = [
+        f"{name}={getattr(config, name)} ({value} there)"
+        for name, value in SEEN_IN_OUTPUTS.items()
+        if getattr(config, name) != value
+    ]
+    if not differing:
+        return []
+    return [
+        f"configuration: the PyTorch code has no setting for {', '.join(differing)}; change it there, or outputs differ"
+    ]
 
 
 # Without a counterpart in the PyTorch implementation.

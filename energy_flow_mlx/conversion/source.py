@@ -43,6 +43,9 @@ def read_source(path: Path, mapper: Path | None, config: Path | None, with_optim
     """
     if path.is_dir():
         source = _read_folder(path, config, with_optimizer)
+    elif path.name == "model.safetensors" and path.with_name("training.json").is_file():
+        # The export's own file: what lies beside belongs to it.
+        source = _read_folder(path.parent, config, with_optimizer)
     elif path.suffix == ".safetensors":
         source = _read_file(path, config)
     else:
@@ -83,6 +86,8 @@ def _read_folder(path: Path, config: Path | None, with_optimizer: bool) -> Sourc
     missing = [name for name in ("model.safetensors", "config.json") if not (path / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{path}: {' and '.join(missing)} missing; a folder of the export script holds both")
+    if "untrained_parts" in read_json(path / "config.json"):
+        raise ValueError(f"{path}: is a model folder of this package already; --to-torch converts it back")
     source = _read_file(path / "model.safetensors", config)
     optimizer, training = path / "optimizer.safetensors", path / "training.json"
     moments = read_tensors(optimizer) if with_optimizer and optimizer.is_file() else {}
@@ -107,6 +112,9 @@ def _read_checkpoint(path: Path, config: Path | None, with_optimizer: bool) -> S
     from .export_torch_checkpoint import load_checkpoint
 
     exported = load_checkpoint(path, with_optimizer)
+    # Only mapped so far; what a half-precision file holds doubles in float32.
+    numbers = sum(tensor.numel() for part in (exported.tensors, exported.moments) for tensor in part.values())
+    check_memory(path, 8 * numbers)
     low = _low_torch(exported.tensors)
     values = exported.config if config is None else read_json(config)
     return Source(_to_numpy(exported.tensors), _to_numpy(exported.moments), values, exported.training, low)
@@ -124,10 +132,10 @@ def _read_mapper(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     return _to_numpy(tensors), _low_torch(tensors)
 
 
-def require_torch(path: Path) -> None:
+def require_torch(path: Path, hint: str = EXPORT_HINT) -> None:
     """Raise ValueError that says what to do where torch is not installed."""
     if importlib.util.find_spec("torch") is None:
-        raise ValueError(f"{path}: {EXPORT_HINT}")
+        raise ValueError(f"{path}: {hint}")
 
 
 def _to_numpy(tensors: dict[str, Any]) -> dict[str, np.ndarray]:

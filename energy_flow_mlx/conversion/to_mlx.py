@@ -16,7 +16,7 @@ from ..torch_keys import from_torch, to_torch
 from ..training.optimiser import freeze_unreached, named_arrays
 from .decoder import PREFIX, recover_t5_config
 from .moments import BETAS, EPS, Moments, moments_from_torch, read_moments, to_optimiser_state
-from .settings import Shapes, config_from_torch
+from .settings import RECORD, Shapes, config_from_torch
 from .source import Source
 from .summary import Row, by_module, rows_of
 from .tensors import as_dtype, listing
@@ -57,9 +57,9 @@ def convert(
     """
     state = {key: value for key, value in source.tensors.items() if not key.startswith(PREFIX)}
     decoder = {key.removeprefix(PREFIX): value for key, value in source.tensors.items() if key.startswith(PREFIX)}
-    config, notes = config_from_torch(
-        source.config, {key: value.shape for key, value in source.tensors.items()}, overrides or {}
-    )
+    shapes = {key: value.shape for key, value in source.tensors.items()}
+    config, notes = config_from_torch(source.config, shapes, overrides or {}, source.training.get(RECORD))
+    notes.append("neuron.coord_encoder: its outputs 3 to 11, which torch computes and does not use, are cut")
     if source.low_precision:
         notes.append(f"the source holds {' and '.join(source.low_precision)}; its values are exact in float32")
 
@@ -71,7 +71,8 @@ def convert(
             f"{', '.join(absent)} absent from the source: --mapper FILE adds input_mapper.* and output_collector.*; "
             "--init-missing initialises what is absent at random"
         )
-    config = config.replace(untrained_parts=",".join(absent) or "none")
+    untrained = [part for part in PARTS if part in absent or part in config.untrained_parts.split(",")]
+    config = config.replace(untrained_parts=",".join(untrained) or "none")
     mx.random.seed(config.seed)
     model = EnergyFlow(config)
     converted = from_torch(state, config)
@@ -118,7 +119,7 @@ def torch_shapes(config: EnergyConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_fit(state: Mapping[str, np.ndarray], expected: Shapes, absent: list[str]) -> None:
-    """Raise ValueError that names every missing, unknown and misshapen tensor; tensors of `absent` parts may miss."""
+    """Raise ValueError that names every missing, unknown, misshapen and whole-number tensor; tensors of `absent` parts may miss."""
     prefixes = tuple(PARTS[part] for part in absent)
     missing = [key for key in expected if key not in state and not (prefixes and key.startswith(prefixes))]
     unknown = [key for key in state if key not in expected]
@@ -126,6 +127,11 @@ def check_fit(state: Mapping[str, np.ndarray], expected: Shapes, absent: list[st
         f"{key} has shape {tuple(value.shape)}, the configuration asks for {expected[key]}"
         for key, value in state.items()
         if key in expected and tuple(value.shape) != tuple(expected[key])
+    ]
+    misshapen += [
+        f"{key} holds {value.dtype}, accepted are floating-point numbers"
+        for key, value in state.items()
+        if value.dtype.kind != "f"
     ]
     faults = [f"missing: {listing(missing)}"] if missing else []
     faults += [f"left over, not known: {listing(unknown)}"] if unknown else []

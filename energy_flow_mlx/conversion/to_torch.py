@@ -14,7 +14,7 @@ from ..models.energy_flow import EnergyFlow
 from ..torch_keys import to_torch
 from ..training.optimiser import named_arrays
 from .decoder import PREFIX
-from .settings import config_to_torch
+from .settings import RECORD, config_to_torch, fields_beside, notes_for_torch
 from .source import read_json, require_torch
 from .summary import Row, rows_of
 from .tensors import check_finite, read_header, read_tensors
@@ -22,6 +22,7 @@ from .to_mlx import check_empty
 from .torch_optimiser import in_torch_order, torch_optimiser
 
 MODEL, ENCODER, MAPPER = ("neuron.", "carrier."), "text_encoder.", ("input_mapper.", "output_collector.")
+WRITE_HINT = "writing .pt files needs torch: pip install torch"
 NOT_INVERTIBLE = (
     "not invertible: neuron.coord_encoder's outputs 3 to 11, which nothing uses, are 0",
     "not invertible: the summed biases of the gates r and z are all in bias_ih, bias_hh holds 0 there",
@@ -35,7 +36,7 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
         FileNotFoundError, ValueError: a file is missing, damaged, holds NaN or does not fit; names it.
     """
     check_empty(out)
-    require_torch(folder)
+    require_torch(out, WRITE_HINT)
     import torch
 
     weights = resolve(folder, "model.safetensors")
@@ -45,12 +46,14 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
     parameters = {name: np.array(array.astype(mx.float32)) for name, array in named_arrays(model.parameters()).items()}
     check_finite(str(folder), parameters)
     converted = to_torch(parameters, model.config)
-    rows, notes = rows_of(converted), list(NOT_INVERTIBLE)
+    rows, notes = rows_of(converted), [*NOT_INVERTIBLE, *notes_for_torch(model.config)]
 
     record_file = resolve(folder, "conversion.json")
     record = read_json(record_file) if record_file.is_file() else {}
     training = record.get("training", {})
     arrays = {key: item.value for key, item in converted.items()}
+    shapes = {key: value.shape for key, value in arrays.items()}
+    config = _torch_config(model.config, record.get("torch_config", {}))
     decoder, tied = _read_decoder(folder)
     arrays |= decoder
     rows += [Row(f"text_decoder.safetensors: {key}", key, value.shape, "carried") for key, value in decoder.items()]
@@ -67,7 +70,8 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
     checkpoint: dict[str, Any] = {
         "epoch": training.get("epoch", 0),
         "global_step": model.trained_steps,
-        "config": _torch_config(model.config, record.get("torch_config", {})),
+        "config": config,
+        RECORD: fields_beside(model.config, config, shapes),
         "model_state_dict": {key: value for key, value in state.items() if key.startswith(MODEL)},
         "scheduler_state_dict": training.get("scheduler_state_dict", {}),
         "best_loss": training.get("best_loss", math.inf),

@@ -10,7 +10,7 @@ from convert.checkpoints import ODD, WIDE, Modules, Sizes, run_flows, save
 from convert.test_moments import train
 from models.parity import assert_close
 
-from energy_flow_mlx import EnergyFlow
+from energy_flow_mlx import EnergyConfig, EnergyFlow
 from energy_flow_mlx.convert import main
 
 RNG = np.random.default_rng(0)
@@ -90,9 +90,28 @@ def test_there_and_back(sizes: Sizes, tmp_path: Path) -> None:
                 torch.testing.assert_close(values[kind], state[index][kind], rtol=1e-6, atol=0, msg=names[index])
 
 
-def test_a_model_that_never_was_torch(tmp_path: Path) -> None:
-    from energy_flow_mlx import EnergyConfig
+def test_settings_without_a_place_in_torch_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four heads: read back as torch's eight, the same weights would compute something else."""
+    config = EnergyConfig(
+        lattice_width=4, lattice_height=3, lattice_depth=4, input_embedding_dim_from_teacher=10, text_vocab_size=30,
+        text_model_dim=16, text_num_heads=4, text_feedforward_dim=24, text_max_length=9, collection="bilinear",
+        spawn_capacity=3.0, surface_loss_weight=0.3, training_steps=77, untrained_parts="mapper",
+    )  # fmt: skip
+    model = EnergyFlow(config)
+    model.eval()
+    model.save_pretrained(tmp_path / "ours")
+    assert main([str(tmp_path / "ours"), "--to-torch", "--to", str(tmp_path / "torch")]) == 0
+    assert "no setting for text_num_heads=4 (8 there)" in capsys.readouterr().out
+    checkpoint, mapper = tmp_path / "torch/checkpoint.pt", tmp_path / "torch/mapper.pt"
+    assert "text_num_heads" not in torch.load(checkpoint, weights_only=True)["config"]
+    assert main([str(checkpoint), "--mapper", str(mapper), "--to", str(tmp_path / "again")]) == 0
+    again = EnergyFlow.from_pretrained(tmp_path / "again")
+    assert again.config == config
+    ids = mx.array(inputs(ODD)[2])
+    assert_close("text", again.text_encoder(ids, mx.ones(ids.shape)), model.text_encoder(ids, mx.ones(ids.shape)))
 
+
+def test_a_model_that_never_was_torch(tmp_path: Path) -> None:
     sizes = ODD
     config = EnergyConfig(
         lattice_width=4, lattice_height=3, lattice_depth=7, input_embedding_dim_from_teacher=10, carrier_hidden_size=12,

@@ -85,6 +85,16 @@ def test_shapes_that_do_not_fit(export: Path, refused: Refused) -> None:
     assert "carrier.position_memory.weight has shape (3, 14), the configuration asks for (3, 15)" in error
 
 
+def test_weights_that_are_whole_numbers(export: Path, refused: Refused) -> None:
+    change(export, lambda state: state.update({"neuron.layers.0.bias": torch.zeros(5, dtype=torch.int32)}))
+    assert "neuron.layers.0.bias holds int32, accepted are floating-point numbers" in refused(export)
+
+
+def test_a_model_folder_as_the_source(export: Path, tmp_path: Path, refused: Refused) -> None:
+    assert main([str(export), "--to", str(tmp_path / "m")]) == 0
+    assert "is a model folder of this package already" in refused(tmp_path / "m")
+
+
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [

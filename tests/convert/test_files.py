@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from convert.checkpoints import ODD, Modules, checkpoint
+from safetensors.torch import load_file
 
 from energy_flow_mlx import EnergyFlow
 from energy_flow_mlx.conversion import export_torch_checkpoint, tensors
@@ -141,8 +142,8 @@ def test_without_torch(files: tuple[Path, Path], export: Path, tmp_path: Path) -
         "from energy_flow_mlx.convert import main; sys.exit(main(sys.argv[1:]))"
     )
 
-    def run(source: Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", code, str(source), "--to", str(tmp_path / f"{source.stem} model")]
+    def run(source: Path, *more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, str(source), "--to", str(tmp_path / f"{source.stem} model"), *more]
         return subprocess.run(command, capture_output=True, text=True)
 
     failed = run(files[0])
@@ -153,14 +154,16 @@ def test_without_torch(files: tuple[Path, Path], export: Path, tmp_path: Path) -
     )
     assert run(export).returncode == 0
     EnergyFlow.from_pretrained(tmp_path / "export model")
+    failed = run(tmp_path / "export model", "--to-torch")
+    assert failed.returncode == 2 and "writing .pt files needs torch" in failed.stderr
 
 
 def test_the_script_stands_alone(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A copy of the one file runs where the package is not."""
+    """A copy of the one file runs where neither the package nor NumPy is, which torch does not bring."""
     copy = tmp_path / "elsewhere" / SCRIPT.name
     copy.parent.mkdir()
     copy.write_bytes(SCRIPT.read_bytes())
-    block = "import sys, runpy; sys.modules['energy_flow_mlx'] = sys.modules['mlx'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"  # fmt: skip
+    block = "import sys, runpy; sys.modules.update(dict.fromkeys(['energy_flow_mlx', 'mlx', 'numpy'])); runpy.run_path(sys.argv.pop(1), run_name='__main__')"  # fmt: skip
     command = [
         sys.executable,
         "-c",
@@ -176,8 +179,92 @@ def test_the_script_stands_alone(files: tuple[Path, Path], tmp_path: Path, capsy
     assert {path.name for path in (copy.parent / "out").iterdir()} == {
         "model.safetensors", "optimizer.safetensors", "config.json", "training.json",
     }  # fmt: skip
+    written = load_file(copy.parent / "out/model.safetensors")
+    saved = torch.load(files[0], weights_only=True)
+    wanted = saved["model_state_dict"] | torch.load(files[1], weights_only=True)
+    wanted |= {f"text_encoder.{key}": value for key, value in saved["text_encoder_state_dict"].items()}
+    assert written.keys() == wanted.keys() and all(torch.equal(written[key], wanted[key]) for key in wanted)
     assert export_torch_checkpoint.main([str(files[0]), str(copy.parent / "out")]) == 1
     assert "not empty" in capsys.readouterr().err
+
+
+def test_tensors_of_every_dtype_that_the_script_writes(tmp_path: Path) -> None:
+    tensors = {str(dtype): (torch.arange(15) % 7).reshape(3, 5).to(dtype) for dtype in export_torch_checkpoint.DTYPES}
+    tensors |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3), "transposed": torch.arange(6.0).view(2, 3).T}
+    export_torch_checkpoint.write_safetensors(tensors, tmp_path / "t.safetensors")
+    written = load_file(tmp_path / "t.safetensors")
+    assert written.keys() == tensors.keys()
+    for key, value in tensors.items():
+        assert written[key].dtype == value.dtype and torch.equal(written[key], value), key
+    with pytest.raises(ValueError, match=r"complex \(torch.complex64\): accepted are F64"):
+        export_torch_checkpoint.write_safetensors({"complex": torch.zeros(2) + 0j}, tmp_path / "no.safetensors")
+    assert not (tmp_path / "no.safetensors").exists()
+
+
+def test_mapper_files_that_the_script_refuses(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key of another module would replace the checkpoint's own weights."""
+    own = torch.load(files[1], weights_only=True)
+    checkpoint_with_mapper = torch.load(files[0], weights_only=True) | {"optimizer_state_dict": None}
+    checkpoint_with_mapper["model_state_dict"] |= {"input_mapper.energy_scale": torch.ones(1)}
+    torch.save(checkpoint_with_mapper, tmp_path / "both.pt")
+    torch.save(own | {"neuron.layers.0.bias": torch.zeros(5)}, tmp_path / "neuron.pt")
+    torch.save({}, tmp_path / "empty.pt")
+    (tmp_path / "cut.safetensors").write_bytes(b"GGUF" + bytes(40))
+    for source, mapper, words in (
+        (files[0], "neuron.pt", "unknown keys neuron.layers.0.bias"),
+        (files[0], "empty.pt", "it is empty"),
+        (files[0], "cut.safetensors", "no safetensors file"),
+        (files[0], "none.safetensors", "no such file"),
+        (tmp_path / "both.pt", "mapper.pt", "input_mapper.energy_scale are in"),
+    ):
+        arguments = [str(source), str(tmp_path / "out"), "--mapper", str(tmp_path / mapper)]
+        assert export_torch_checkpoint.main(arguments) == 1
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_script_warns_of_large_files(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(export_torch_checkpoint, "WARN_BYTES", 1000)
+    export_torch_checkpoint.load_checkpoint(files[0])
+    assert "as much memory is needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(1).expand(2**42), torch.zeros(5).to_sparse()],
+    ids=["repeated", "sparse"],
+)
+def test_a_tensor_that_claims_more_than_its_file_holds(
+    tensor: torch.Tensor, tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = checkpoint(Modules(ODD), ODD)
+    state["model_state_dict"]["neuron.layers.0.bias"] = tensor
+    torch.save(state, tmp_path / "c.pt")
+    assert "neuron.layers.0.bias are sparse or claim more" in refused(tmp_path / "c.pt")
+    assert export_torch_checkpoint.main([str(tmp_path / "c.pt"), str(tmp_path / "out")]) == 1
+    assert "neuron.layers.0.bias are sparse or claim more" in capsys.readouterr().err
+
+
+def test_half_precision_is_judged_at_the_size_it_is_converted_in(
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = checkpoint(Modules(ODD), ODD)
+    state["model_state_dict"]["neuron.large"] = torch.zeros(10**6, dtype=torch.bfloat16)
+    torch.save(state, tmp_path / "c.pt")
+    assert (tmp_path / "c.pt").stat().st_size < 3 * 10**6
+    monkeypatch.setattr(os, "sysconf", lambda _: 2500)  # 6.25 MB: less than two float32 copies
+    assert "this machine has 0.0" in refused(tmp_path / "c.pt")
+
+
+def test_the_exports_own_weights_file_is_the_export(export: Path, tmp_path: Path) -> None:
+    for source, target in ((export, "m"), (export / "model.safetensors", "n")):
+        assert main([str(source), "--to", str(tmp_path / target)]) == 0
+    for name in ("model.safetensors", "optimizer.safetensors", "trainer.json"):
+        assert (tmp_path / "m" / name).read_bytes() == (tmp_path / "n" / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "export/model.safetensors"])

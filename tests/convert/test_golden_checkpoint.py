@@ -130,7 +130,8 @@ def test_the_golden_checkpoint_comes_back(folder: Path, golden: Path, tmp_path: 
     assert main([str(folder), "--to-torch", "--to", str(tmp_path / "t")]) == 0
     back = torch.load(tmp_path / "t/checkpoint.pt", weights_only=True)
     original = torch.load(golden / "checkpoint.pt", weights_only=True)
-    assert back.keys() == original.keys()
+    assert back.keys() == original.keys() | {"energy_flow_mlx"}
+    assert back["energy_flow_mlx"]["spawn_capacity"] == 8
     for name in ("model_state_dict", "text_encoder_state_dict", "text_decoder_state_dict"):
         assert set(back[name]) == set(original[name])
         for key, value in original[name].items():
