@@ -46,10 +46,9 @@ MUST_HAPPEN = {
 
 
 def drawn_noise(key: mx.array, steps: int, batch: int, slots: int, sigma: float, with_z: bool) -> list[np.ndarray]:
-    """The noise that the processor draws from this key: one split a step, one row a slot."""
+    """The noise that the processor draws from this key: one key a step, one row a slot."""
     noise = []
-    for _ in range(steps):
-        key, here = mx.random.split(key)
+    for here in mx.random.split(key, steps):
         drawn = sigma * np.array(mx.random.normal((batch * slots, 3), key=here), dtype=np.float64)
         noise.append((drawn if with_z else drawn * [1, 1, 0]).reshape(batch, slots, 3))
     return noise
