@@ -62,6 +62,7 @@ def _forward_stages(config: EnergyConfig, model: EnergyFlow) -> list[Stage]:
     carrier, neuron = model.carrier, model.neuron
     inputs = mx.array(batch.input_embedding)
     state = model.processor.lattice.place_initial_energy(model.mapper.map_to_surface(inputs))
+    mx.eval(state, model.parameters())  # what a compiled stage closes over must be there
     flows, size = state.position.shape[0], config.carrier_hidden_size
     features = mx.random.normal((flows, config.neuron_output_dim + 1)).astype(dtype)
     hidden = mx.tanh(mx.random.normal((flows, size))).astype(dtype)
