@@ -112,6 +112,15 @@ class EnergyConfig:
         group=MODULES,
         choices=("matrix", "nn.GRU"),
     )
+    compute_dtype: str = _field(
+        "float32",
+        "dtype of products and activations; weights, positions, sums and statistics stay float32",
+        group=MODULES,
+        choices=("float32", "bfloat16", "float16"),
+    )
+    gru_force_fp32: bool = _field(
+        False, "neuron, GRU and heads in float32 whatever compute_dtype is", group=MODULES
+    )
     enable_gru_nan_protection: bool = _field(
         True, "replace NaN by 0 and infinity by 10 at the GRU, and clip; off: non-finite values pass", group=MODULES
     )
@@ -151,6 +160,9 @@ class EnergyConfig:
     gradient_clip: float = _field(1.0, "bound of the global gradient norm; 0: none", group=TRAINING, low=0)
     gradient_clip_per_tensor: float = _field(
         0.0, "bound of each tensor's gradient norm, applied first; 0: none", group=TRAINING, low=0
+    )
+    gradient_scale_init: float = _field(
+        65536.0, "loss scale a float16 run starts with; it adapts", group=TRAINING, above=0
     )
     gradient_checkpointing: bool = _field(
         False, "recompute the steps of the flows in the backward pass: less memory, more time", group=TRAINING

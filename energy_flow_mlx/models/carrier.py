@@ -1,6 +1,7 @@
 """EnergyCarrier: what a flow remembers and where it goes next."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -8,8 +9,11 @@ import mlx.nn as nn
 
 from ..config import EnergyConfig
 from ..nn import GRUCell, run
-from ..nn.gru import initialise_gru
-from ..ops.advance import advance
+from ..nn.gru import initialise_gru, mlx_gru_step
+from ..ops.advance import bounded, on_plane, raw_move
+from ..ops.gru_layer import gru_layer
+from ..ops.heads import heads
+from ..ops.kernel import setting
 from ..ops.numerics import sanitise
 from .shapes import expect_shape
 
@@ -26,6 +30,26 @@ class CarrierOutput(NamedTuple):
     raw_next_position: mx.array
     hidden: mx.array
     is_terminated: mx.array
+
+
+class LayerWeights(NamedTuple):
+    """One GRU layer: input [3 Hd, D] and hidden [3 Hd, Hd] in the compute dtype; bias [3 Hd] and hidden_bias [Hd] float32."""
+
+    input: mx.array
+    hidden: mx.array
+    bias: mx.array
+    hidden_bias: mx.array
+
+
+class CarrierWeights(NamedTuple):
+    """What the steps of a flow's life share, cast and joined once: the GRU's layers and the heads' arrays for `ops.heads`."""
+
+    layers: list[LayerWeights]
+    inner: mx.array  # [Hd/2 + 64, Hd], compute dtype: the first products of both heads
+    inner_bias: mx.array
+    energy_weight: mx.array
+    displacement_weight: mx.array
+    out_bias: mx.array
 
 
 class EnergyCarrier(nn.Module):
@@ -75,40 +99,69 @@ class EnergyCarrier(nn.Module):
         scale_now = config.displacement_scale * config.displacement_scale_decay ** max(since // interval, 0)
         return max(scale_now, config.displacement_scale_min)
 
-    def drive(
-        self,
-        neuron_output: mx.array,
-        energy: mx.array,
-        hidden: mx.array | None,
-        *,
-        training_step: int | mx.array | None = None,
-        position_history: mx.array | None = None,
-        active: mx.array | None = None,
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        """GRU and heads, without the move: new energy [N, 1], displacement [N, 3] (scaled, not clipped), hidden [L, N, Hd].
+    @property
+    def input_size(self) -> int:
+        """Columns of the first layer's input: F features, the energy, and zeros up to a multiple of 8, which products like."""
+        return -(-(self.config.neuron_output_dim + 1) // 8) * 8
 
-        Where `active` [N] is False the hidden state stays as it was; energy and displacement there mean nothing.
+    def weights(self, dtype: mx.Dtype = mx.float32) -> CarrierWeights:
+        """The parameters for `recur` and `steer`, products in `dtype`. Gradients pass to the parameters."""
+        layers = [
+            LayerWeights(layer.Wx.astype(dtype), layer.Wh.astype(dtype), layer.b, layer.bhn) for layer in self.gru
+        ]
+        first = layers[0].input
+        layers[0] = layers[0]._replace(input=mx.pad(first, [(0, 0), (0, self.input_size - first.shape[1])]))
+        energy_in, _, energy_out, _ = self.energy_projection
+        move_in, _, move_out = self.displacement_projection
+        return CarrierWeights(
+            layers=layers,
+            inner=mx.concatenate([energy_in.weight, move_in.weight]).astype(dtype),
+            inner_bias=mx.concatenate([energy_in.bias, move_in.bias]),
+            energy_weight=energy_out.weight[0],
+            displacement_weight=move_out.weight,
+            out_bias=mx.concatenate([energy_out.bias, move_out.bias]),
+        )
+
+    def recur(
+        self,
+        weights: CarrierWeights,
+        x: mx.array,
+        hidden: Sequence[mx.array],
+        active: mx.array | None = None,
+        *,
+        own_hidden: bool = False,
+    ) -> list[mx.array]:
+        """One time step of the GRU: x [N, input_size], hidden L arrays [N, Hd] -> new hidden, L arrays [N, Hd].
+
+        Where `active` [N] is False the hidden state stays as it was.
+
+        Args:
+            x: features, energy and zeros, sanitised.
+            own_hidden: `hidden` comes from this method, so it is within the bound of outputs and need not be sanitised again.
         """
         config = self.config
-        flows = neuron_output.shape[0]
-        layers, size = config.carrier_num_layers, config.carrier_hidden_size
-        expect_shape("neuron_output", neuron_output, (None, config.neuron_output_dim))
-        expect_shape("energy", energy, (flows, 1))
-        if hidden is None:
-            hidden = mx.zeros((layers, flows, size))
-        expect_shape("hidden", hidden, (layers, flows, size))
+        guard = config.enable_gru_nan_protection
+        skip = not guard or (own_hidden and config.gru_output_clip_value <= config.gru_input_clip_value)
+        bound = config.gru_output_clip_value if guard else None
+        new = []
+        for layer, state in zip(weights.layers, hidden, strict=True):
+            state = state if skip else sanitise(state, config.gru_input_clip_value)
+            if config.gru_implementation == "matrix":
+                x = gru_layer(x, state, *layer, active, bound=bound)
+            else:
+                x = mlx_gru_step(x, state, *layer)
+                x = x if active is None else mx.where(active[:, None], x, state)
+                x = x if bound is None else sanitise(x, bound)
+            new.append(x)
+        return new
 
-        x = self._protected(mx.concatenate([neuron_output, energy], axis=1), config.gru_input_clip_value)
-        states = []
-        for layer, state in zip(self.gru, hidden, strict=True):
-            state = self._protected(state, config.gru_input_clip_value)
-            x = self._layer_step(layer, x, state, active)
-            states.append(self._protected(x, config.gru_output_clip_value))
-        g = states[-1]
-        if position_history is not None:
-            g = self._fuse_history(g, position_history)
-        displacement = run(self.displacement_projection, g) * self.displacement_scale(training_step)
-        return run(self.energy_projection, g), displacement, mx.stack(states)
+    def steer(
+        self, weights: CarrierWeights, g: mx.array, training_step: int | mx.array | None
+    ) -> tuple[mx.array, mx.array]:
+        """The two heads on g [N, Hd]: energy [N, 1] and displacement [N, 3] (scaled, not clipped), float32."""
+        scale = self.displacement_scale(training_step)
+        scale = scale.reshape(1) if isinstance(scale, mx.array) else setting(scale)
+        return heads(g @ weights.inner.T, *weights[2:], scale)
 
     def __call__(
         self,
@@ -135,24 +188,31 @@ class EnergyCarrier(nn.Module):
         Raises:
             ValueError: an argument has the wrong shape; names it.
         """
-        expect_shape("position", position, (neuron_output.shape[0], 3))
+        config = self.config
+        flows = neuron_output.shape[0]
+        layers, size = config.carrier_num_layers, config.carrier_hidden_size
+        expect_shape("neuron_output", neuron_output, (None, config.neuron_output_dim))
+        expect_shape("energy", energy, (flows, 1))
+        expect_shape("position", position, (flows, 3))
         if noise is not None:
             expect_shape("noise", noise, tuple(position.shape))
-        energy, displacement, hidden = self.drive(
-            neuron_output, energy, hidden, training_step=training_step, position_history=position_history
-        )
-        move = advance(displacement, position, noise)
-        return CarrierOutput(energy, move.position, move.raw, hidden, move.terminated)
+        if hidden is None:
+            hidden = mx.zeros((layers, flows, size))
+        expect_shape("hidden", hidden, (layers, flows, size))
 
-    def _protected(self, x: mx.array, bound: float) -> mx.array:
-        return sanitise(x, bound) if self.config.enable_gru_nan_protection else x
-
-    @staticmethod
-    def _layer_step(layer: nn.Module, x: mx.array, state: mx.array, active: mx.array | None) -> mx.array:
-        if isinstance(layer, GRUCell):
-            return layer(x, state, active)
-        new = layer(x[:, None], state)[:, 0]  # nn.GRU wants a time axis
-        return new if active is None else mx.where(active[:, None], new, state)
+        x = mx.concatenate([neuron_output, energy], axis=1)
+        if config.enable_gru_nan_protection:
+            x = sanitise(x, config.gru_input_clip_value)
+        x = mx.pad(x, [(0, 0), (0, self.input_size - x.shape[1])])
+        weights = self.weights()
+        states = self.recur(weights, x, list(hidden))
+        g = states[-1]
+        if position_history is not None:
+            g = self._fuse_history(g, position_history)
+        energy, displacement = self.steer(weights, g, training_step)
+        raw = raw_move(displacement, position, noise)
+        following = bounded(raw)
+        return CarrierOutput(energy, following, raw, mx.stack(states), on_plane(following))
 
     def _fuse_history(self, g: mx.array, history: mx.array) -> mx.array:
         if history.ndim != 3 or history.shape[1] > HISTORY:

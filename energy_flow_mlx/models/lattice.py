@@ -18,7 +18,7 @@ class FlowState(NamedTuple):
 
     position: mx.array  # [N, 3] in [-1, 1]
     energy: mx.array  # [N, 1]
-    hidden: mx.array  # [L, N, Hd]
+    hidden: tuple[mx.array, ...]  # L arrays [N, Hd]
     age: mx.array  # [N] int32, steps taken
     active: mx.array  # [N] bool, still moving
     arrived: mx.array  # [N] bool, stands on an output plane
@@ -61,14 +61,16 @@ class EnergyLattice:
         """z [N] of the output plane nearest to positions [N, 3]; -1 on a tie."""
         return geometry.nearest_plane(position)
 
-    def place_initial_energy(self, surface: mx.array) -> FlowState:
+    def place_initial_energy(self, surface: mx.array, dtype: mx.Dtype = mx.float32) -> FlowState:
         """One flow for each cell of the surfaces [B, S] or [B, H, W], on the centre plane, with the cell's value as energy.
+
+        `dtype` is that of the hidden state; positions and energies are float32.
 
         Raises:
             ValueError: the surface has another size, or the batch needs more than `max_active_flows` flows.
         """
         config = self.config
-        surface = as_rows("surface", surface, self.width, self.height)
+        surface = as_rows("surface", surface, self.width, self.height).astype(mx.float32)
         batch, cells = surface.shape
         slots = config.slots_per_sample
         if batch * cells > config.max_active_flows:
@@ -86,7 +88,7 @@ class EnergyLattice:
         return FlowState(
             position=mx.tile(position, (batch, 1)),
             energy=energy.reshape(number, 1),
-            hidden=mx.zeros((config.carrier_num_layers, number, config.carrier_hidden_size)),
+            hidden=(mx.zeros((number, config.carrier_hidden_size), dtype=dtype),) * config.carrier_num_layers,
             age=mx.zeros((number,), dtype=mx.int32),
             active=mx.tile(mx.arange(slots) < cells, (batch,)),
             arrived=mx.zeros((number,), dtype=mx.bool_),

@@ -5,7 +5,7 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..nn import run
+from ..ops.neuron import neuron
 from .shapes import expect_shape
 
 
@@ -33,8 +33,14 @@ class SimpleNeuron(nn.Module):
             linear.weight = deviation * mx.random.normal(linear.weight.shape)
             linear.bias = mx.zeros_like(linear.bias)
 
+    def weights(self) -> list[mx.array]:
+        """The parameters in the order of `ops.neuron`: twelve arrays."""
+        first, norm, _, second, second_norm, _, last = self.layers
+        layers = (self.coord_encoder, first, norm, second, second_norm, last)
+        return [array for layer in layers for array in (layer.weight, layer.bias)]
+
     def __call__(self, position: mx.array, energy: mx.array) -> mx.array:
         """position [N, 3] in [-1, 1] (already normalised), energy [N, 1] -> features [N, F]."""
         expect_shape("position", position, (None, 3))
         expect_shape("energy", energy, (position.shape[0], 1))
-        return run(self.layers, mx.concatenate([self.coord_encoder(position), energy], axis=1))
+        return neuron(position, energy, self.weights())

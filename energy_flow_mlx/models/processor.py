@@ -7,10 +7,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import EnergyConfig
+from ..nn.precision import DTYPES
 from ..ops.advance import advance
 from ..ops.collect import MAX_STEPS
+from ..ops.neuron import neuron_reference, pack, run_packed, wanted
 from ..ops.spawn import spawn
-from .carrier import EnergyCarrier
+from .carrier import CarrierWeights, EnergyCarrier, LayerWeights
 from .lattice import EnergyLattice, FlowState
 from .neuron import SimpleNeuron
 
@@ -32,6 +34,13 @@ class FlowResult(NamedTuple):
     dropped: mx.array
     spawned: mx.array
     overflowed: mx.array
+
+
+class _Weights(NamedTuple):
+    """neuron: twelve arrays, or one that packs them for the kernel."""
+
+    neuron: list[mx.array]
+    carrier: CarrierWeights
 
 
 class FlowProcessor(nn.Module):
@@ -73,43 +82,72 @@ class FlowProcessor(nn.Module):
             key = None
         elif key is None:
             raise ValueError("key: None came; training with use_exploration_noise needs a random key")
-        state = self.lattice.place_initial_energy(surface)
-        move = self._checkpointed_step if self.training and config.gradient_checkpointing else self._step
+        weights = self._weights()
+        state = self.lattice.place_initial_energy(surface, weights.carrier.inner.dtype)
+        checkpointed = self.training and config.gradient_checkpointing
         stop = _AdaptiveStop(config) if config.convergence_enabled and not self.training else None
         for number in range(steps):
             noise = None
             if key is not None:
                 key, here = mx.random.split(key)
                 noise = self._noise(state.position.shape, here)
-            state = move(state, noise, training_step)
+            move = self._checkpointed_step if checkpointed else self._step
+            state = move(weights, state, noise, training_step)
             if stop is not None and stop.now(number + 1, state):
                 break
         return self._finish(state)
+
+    def _weights(self) -> "_Weights":
+        """The weights of neuron and carrier, cast and joined once for all steps."""
+        config = self.config
+        neuron, carrier = self._shared
+        dtype = mx.float32 if config.gru_force_fp32 else DTYPES[config.compute_dtype]
+        own = neuron.weights()
+        packed = wanted(config.neuron_hidden_dim, config.neuron_output_dim)
+        return _Weights([pack(own)] if packed else own, carrier.weights(dtype))
 
     def _noise(self, shape: tuple[int, ...], key: mx.array) -> mx.array:
         noise = self.config.exploration_noise * mx.random.normal(shape, key=key)
         return noise if self.config.exploration_noise_apply_to_z else noise * mx.array([1.0, 1.0, 0.0])
 
-    def _step(self, state: FlowState, noise: mx.array | None, training_step: int | mx.array | None) -> FlowState:
+    def _features(self, weights: list[mx.array], state: FlowState, dtype: mx.Dtype) -> mx.array:
+        """What the GRU's first layer is given: features, energy, zeros; sanitised."""
+        config = self.config
+        bound = config.gru_input_clip_value if config.enable_gru_nan_protection else None
+        options: dict[str, Any] = {"padded": self._shared[1].input_size, "bound": bound, "dtype": dtype}
+        if len(weights) == 1:
+            sizes = config.neuron_hidden_dim, config.neuron_output_dim
+            return run_packed(weights[0], state.position, state.energy, *sizes, **options)
+        return neuron_reference(state.position, state.energy, weights, **options)
+
+    def _step(
+        self, weights: "_Weights", state: FlowState, noise: mx.array | None, training_step: int | mx.array | None
+    ) -> FlowState:
         """One move of every active flow; inactive ones stay as they are."""
         config = self.config
-        neuron, carrier = self._shared
-        active = state.active
-        energy, displacement, hidden = carrier.drive(
-            neuron(state.position, state.energy),
+        carrier = self._shared[1]
+        x = self._features(weights.neuron, state, weights.carrier.inner.dtype)
+        hidden = carrier.recur(weights.carrier, x, state.hidden, state.active, own_hidden=True)
+        energy, displacement = carrier.steer(weights.carrier, hidden[-1], training_step)
+        move = advance(
+            displacement,
+            energy,
+            state.position,
             state.energy,
-            state.hidden,
-            training_step=training_step,
-            active=active,
+            noise,
+            state.active,
+            state.age,
+            width=config.lattice_width,
+            height=config.lattice_height,
+            reflection=config.boundary_reflection_enabled,
         )
-        move = advance(displacement, state.position, noise, reflection=config.boundary_reflection_enabled)
         moved = state._replace(
-            position=mx.where(active[:, None], move.position, state.position),
-            energy=mx.where(active[:, None], energy, state.energy),
-            hidden=hidden,
-            age=state.age + active,
-            active=active & ~move.terminated,
-            arrived=state.arrived | (active & move.terminated),
+            position=move.position,
+            energy=move.energy,
+            hidden=tuple(hidden),
+            age=move.age,
+            active=move.moving,
+            arrived=state.arrived | move.terminated,
         )
         if config.enable_displacement_filtering:
             short = moved.active & (move.length < config.min_displacement_threshold)
@@ -119,20 +157,19 @@ class FlowProcessor(nn.Module):
         return moved
 
     def _checkpointed_step(
-        self, state: FlowState, noise: mx.array | None, training_step: int | mx.array | None
+        self, weights: "_Weights", state: FlowState, noise: mx.array | None, training_step: int | mx.array | None
     ) -> FlowState:
         """`_step`, keeping only its inputs for the backward pass. The noise comes from outside: drawn inside, it would be
         drawn anew when the step is recomputed."""
-        neuron, carrier = self._shared
 
-        def step(weights: list[Any], *arrays: mx.array) -> FlowState:
-            # mx.checkpoint sees positional arguments alone; weights it closed over would get zero gradients.
-            neuron.update(weights[0])
-            carrier.update(weights[1])
-            return self._step(FlowState(*arrays), noise, training_step)
+        # mx.checkpoint sees positional arguments alone; weights it closed over would get zero gradients.
+        # It hands named tuples on as plain ones.
+        def step(neuron: list[mx.array], carrier: Any, *state: Any) -> FlowState:
+            layers = [LayerWeights(*layer) for layer in carrier[0]]
+            whole = _Weights(neuron, CarrierWeights(layers, *carrier[1:]))
+            return self._step(whole, FlowState(*state), noise, training_step)
 
-        weights = [neuron.parameters(), carrier.parameters()]
-        return FlowState(*mx.checkpoint(step)(weights, *state))
+        return FlowState(*mx.checkpoint(step)(*weights, *state))
 
     def _spawn(self, state: FlowState, before: mx.array, length: mx.array) -> FlowState:
         """Children of this step: at the parent's position before the move, with its new energy and hidden state."""
@@ -167,7 +204,7 @@ class FlowProcessor(nn.Module):
         return state._replace(
             position=inherit(state.position, before),
             energy=inherit(state.energy, state.energy),
-            hidden=mx.stack([inherit(layer, layer) for layer in state.hidden]),
+            hidden=tuple(inherit(layer, layer) for layer in state.hidden),
             age=at_birth(state.age, mx.zeros_like(births.parent)),
             active=at_birth(state.active, mx.array(True)),
             parent=at_birth(state.parent, births.parent),

@@ -5,7 +5,7 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..ops.gru_gates import gru_gates
+from ..ops.gru_layer import gru_layer
 
 
 class GRUCell(nn.Module):
@@ -27,11 +27,25 @@ class GRUCell(nn.Module):
         self.bhn = mx.zeros((hidden_size,))
         initialise_gru(self)
 
-    def __call__(self, x: mx.array, hidden: mx.array, active: mx.array | None = None) -> mx.array:
-        """x [N, D], hidden [N, Hd] -> new hidden [N, Hd]; rows where `active` [N] is False keep their hidden state."""
-        input_gates = mx.addmm(self.b, x, self.Wx.T)
-        hidden_gates = hidden @ self.Wh.T
-        return gru_gates(input_gates, hidden_gates, self.bhn, hidden, active)
+    def __call__(
+        self, x: mx.array, hidden: mx.array, active: mx.array | None = None, *, bound: float | None = None
+    ) -> mx.array:
+        """x [N, D], hidden [N, Hd] -> new hidden [N, Hd]; rows where `active` [N] is False keep their hidden state.
+
+        With `bound` the result is sanitised (NaN -> 0, +-inf -> +-10) and clipped to +-bound.
+        """
+        return gru_layer(x, hidden, self.Wx, self.Wh, self.b, self.bhn, active, bound=bound)
+
+
+def mlx_gru_step(
+    x: mx.array, hidden: mx.array, input_weight: mx.array, hidden_weight: mx.array, bias: mx.array, hidden_bias: mx.array
+) -> mx.array:
+    """One time step of MLX's own nn.GRU with these weights: x [N, D], hidden [N, Hd] -> new hidden [N, Hd]."""
+    layer = nn.GRU(1, 1)
+    layer.hidden_size = hidden.shape[1]
+    layer.Wx, layer.Wh, layer.b, layer.bhn = input_weight, hidden_weight, bias, hidden_bias
+    new: mx.array = layer(x[:, None], hidden)[:, 0]  # nn.GRU wants a time axis
+    return new
 
 
 def initialise_gru(layer: nn.Module) -> None:

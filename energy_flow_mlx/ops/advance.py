@@ -1,46 +1,174 @@
 """One move of every flow: displacement to position, with the lattice's bounds."""
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..geometry import clamp_to_lattice, reflect
+from ..geometry import cell_index, clamp_to_lattice, reflect
+from .kernel import call, use_kernel
 from .numerics import clamp, sanitise
 
 LARGEST_DISPLACEMENT = 0.5  # per axis and step, before exploration noise
+LARGEST_COORDINATE = 10.0  # what infinity becomes before the clamp
 
 
 class Move(NamedTuple):
-    """raw [N,3]: position + displacement + noise, unbounded. position [N,3]: where the flow is now, in [-1, 1].
-    terminated [N] bool: it stands on an output plane. length [N]: of the move as clamped, before any reflection."""
+    """Flows after a step; those that were not active are as they were before.
 
-    raw: mx.array
+    position [N,3] in [-1, 1]; energy [N,1]; terminated [N] bool: it reached an output plane in this step; moving [N] bool: active
+    and not terminated; plane [N] int32: -1 or 1 for the plane it terminated on, else 0; cell [N] int32: the nearest surface cell;
+    age [N] int32; length [N]: of the move as clamped, before any reflection, 0 without one.
+    """
+
     position: mx.array
+    energy: mx.array
     terminated: mx.array
+    moving: mx.array
+    plane: mx.array
+    cell: mx.array
+    age: mx.array
     length: mx.array
 
 
+def raw_move(displacement: mx.array, position: mx.array, noise: mx.array | None = None) -> mx.array:
+    """position + clip(displacement, -0.5, 0.5) + noise [N, 3], unbounded (pytorch_energy_flow, section 2)."""
+    raw = position + clamp(displacement, -LARGEST_DISPLACEMENT, LARGEST_DISPLACEMENT)
+    return raw if noise is None else raw + noise
+
+
+def bounded(raw: mx.array) -> mx.array:
+    """Where a flow that wants to be at `raw` [N, 3] may be, in [-1, 1]."""
+    # NaN compares false with every bound and would walk out of the lattice; clamping alone does not stop it.
+    return clamp_to_lattice(sanitise(raw, LARGEST_COORDINATE))
+
+
+def on_plane(position: mx.array) -> mx.array:
+    """Which positions [N, 3] lie on an output plane, [N] bool."""
+    z = mx.stop_gradient(position[:, 2])
+    return (z <= -1.0) | (z >= 1.0)
+
+
 def advance(
-    displacement: mx.array, position: mx.array, noise: mx.array | None = None, *, reflection: bool = False
+    displacement: mx.array,
+    new_energy: mx.array,
+    position: mx.array,
+    energy: mx.array,
+    noise: mx.array | None,
+    active: mx.array,
+    age: mx.array,
+    *,
+    width: int,
+    height: int,
+    reflection: bool = False,
+    kernels: bool | None = None,
 ) -> Move:
-    """Move flows (pytorch_energy_flow, sections 1 and 2).
+    """Move the active flows (pytorch_energy_flow, sections 1 and 2).
 
         raw = position + clip(displacement, -0.5, 0.5) + noise;  next = clip(raw, -1, 1), with reflection off
-        next = clip(reflect(raw), -1, 1), with reflection on;    terminated: next_z <= -1 or next_z >= 1
+        next = clip(reflect(raw), -1, 1), with reflection on;    terminated: clip(raw_z, -1, 1) is -1 or 1
+
+    Gradients pass to displacement and position, new_energy and energy.
 
     Args:
         displacement: [N, 3], scaled but not yet clipped.
+        new_energy: [N, 1], what an active flow carries from now on.
         position: [N, 3] in [-1, 1].
-        noise: [N, 3] or None.
+        energy: [N, 1].
+        noise: [N, 3] or None; has no gradient.
+        active: [N] bool.
+        age: [N] int32.
+        width, height: W and H, for `cell`.
+        kernels: True or False forces the kernel or the plain graph.
     """
-    raw = position + clamp(displacement, -LARGEST_DISPLACEMENT, LARGEST_DISPLACEMENT)
-    if noise is not None:
-        raw = raw + noise
-    # NaN compares false with every bound and would walk out of the lattice; clamping alone does not stop it.
-    bounded = sanitise(raw, 10.0)
-    clamped = clamp_to_lattice(bounded)
-    moved = clamp_to_lattice(reflect(bounded)) if reflection else clamped
-    z = mx.stop_gradient(clamped[:, 2])
+    options: dict[str, Any] = {"width": width, "height": height, "reflection": reflection}
+    if not use_kernel("advance", kernels):
+        return advance_reference(displacement, new_energy, position, energy, noise, active, age, **options)
+    noisy = noise is not None
+    drift = noise if noise is not None else mx.zeros((1, 3))
+    move = _with_vjp(noisy, reflection, width, height)
+    return Move(*move(displacement, new_energy, position, energy, drift, active, age))
+
+
+def advance_reference(
+    displacement: mx.array,
+    new_energy: mx.array,
+    position: mx.array,
+    energy: mx.array,
+    noise: mx.array | None,
+    active: mx.array,
+    age: mx.array,
+    *,
+    width: int,
+    height: int,
+    reflection: bool = False,
+) -> Move:
+    """`advance` in plain MLX: the specification."""
+    drift = None if noise is None else mx.stop_gradient(noise)
+    raw = raw_move(displacement.astype(mx.float32), position, drift)
+    clamped = bounded(raw)
+    moved = clamp_to_lattice(reflect(sanitise(raw, LARGEST_COORDINATE))) if reflection else clamped
+    terminated = active & on_plane(clamped)
+    plane = mx.where(terminated, mx.sign(mx.stop_gradient(clamped[:, 2])), 0.0).astype(mx.int32)
     # The length only decides who spawns and who is dropped, which is discrete: no gradient, and no root at 0 to guard.
-    step = mx.stop_gradient(clamped - position)
-    return Move(raw, moved, (z <= -1.0) | (z >= 1.0), mx.sqrt(mx.sum(step * step, axis=1)))
+    step = mx.where(active[:, None], mx.stop_gradient(clamped - position), 0.0)
+    moved = mx.where(active[:, None], moved, position)
+    return Move(
+        position=moved,
+        energy=mx.where(active[:, None], new_energy.astype(mx.float32), energy),
+        terminated=terminated,
+        moving=active & ~terminated,
+        plane=plane,
+        cell=cell_index(moved, width, height),
+        age=age + active,
+        length=mx.sqrt(mx.sum(step * step, axis=1)),
+    )
+
+
+@functools.cache
+def _with_vjp(noisy: bool, reflection: bool, width: int, height: int) -> Any:
+    """The kernel as a differentiable function of its arrays."""
+    names = ("displacement", "new_energy", "position", "energy", "noise", "active", "age")
+
+    def template(dtype: mx.Dtype) -> dict[str, Any]:
+        return {"T": dtype, "NOISY": noisy, "REFLECT": reflection}
+
+    @mx.custom_function
+    def move(*arrays: mx.array) -> list[mx.array]:
+        inputs = dict(zip(names, arrays, strict=True))
+        inputs["new_energy"] = inputs["new_energy"].astype(arrays[0].dtype)
+        flows = arrays[0].shape[0]
+        outputs = {
+            "next_position": ((flows, 3), mx.float32),
+            "next_energy": ((flows, 1), mx.float32),
+            "terminated": ((flows,), mx.bool_),
+            "moving": ((flows,), mx.bool_),
+            "plane": ((flows,), mx.int32),
+            "cell": ((flows,), mx.int32),
+            "next_age": ((flows,), mx.int32),
+            "length": ((flows,), mx.float32),
+        }
+        sizes = {**template(arrays[0].dtype), "W": width, "H": height}
+        return call("advance", "forward", inputs, outputs, threads=flows, template=sizes)
+
+    @move.vjp
+    def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
+        displacement, new_energy, position, _, noise, active, age = primals
+        flows = position.shape[0]
+        inputs = dict(zip(names, primals, strict=True))
+        for unused in ("new_energy", "energy", "age"):
+            del inputs[unused]
+        inputs |= {"d_next_position": cotangents[0], "d_next_energy": cotangents[1]}
+        results = {
+            "d_displacement": ((flows, 3), displacement.dtype),
+            "d_new_energy": ((flows, 1), displacement.dtype),
+            "d_position": ((flows, 3), mx.float32),
+            "d_energy": ((flows, 1), mx.float32),
+        }
+        d_displacement, d_new_energy, d_position, d_energy = call(
+            "advance", "backward", inputs, results, threads=flows, template=template(displacement.dtype)
+        )
+        nothing = [mx.zeros_like(array) for array in (noise, active, age)]
+        return d_displacement, d_new_energy.astype(new_energy.dtype), d_position, d_energy, *nothing
+
+    return move

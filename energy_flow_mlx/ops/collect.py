@@ -1,12 +1,18 @@
 """Collection of flows into a surface: a masked scatter-add of softmax-weighted energies."""
 
+import functools
+from typing import Any
+
 import mlx.core as mx
 
 from ..geometry import cell_index, distance_to_plane
+from .kernel import call, use_kernel
 
 # exp overflows fp32 at 88. Weights are at most 1 + steps / 10 (|energy| <= 1 behind the tanh, distance >= 0), so up to
 # this many steps the softmax needs no pass that finds each cell's largest weight first.
 MAX_STEPS = 800
+
+GROUP = 256  # cells that a threadgroup of the deterministic kernel has
 
 
 def collect(
@@ -20,8 +26,10 @@ def collect(
     width: int,
     height: int,
     method: str = "nearest",
+    deterministic: bool = True,
+    kernels: bool | None = None,
 ) -> mx.array:
-    """The surface [batch, W*H] that the collected flows leave (pytorch_energy_flow, section 3).
+    """The surface [batch, W*H] float32 that the collected flows leave (pytorch_energy_flow, section 3).
 
     weight = |energy| / (1 + distance to the nearest plane) * (1 + 0.1 age); a cell's value is the sum of
     softmax(weight) * energy over its flows; empty cells are 0.
@@ -36,7 +44,35 @@ def collect(
         age: [N], steps taken, at most MAX_STEPS.
         sample: [N] int32, which row of the surface.
         collected: [N] bool; other flows leave nothing.
+        deterministic: of the kernel: add up each cell's flows in their order, so that every run gives the same bits; that is
+            quickest where the flows of a sample are neighbours. False: in any order, with atomics. The plain graph adds
+            in the order that MLX's scatter takes: always the same on a CPU, any on a GPU.
+        kernels: True or False forces the kernel or the plain graph; see `ops.kernel.use_kernel`.
     """
+    if not use_kernel("collect", kernels):
+        return collect_reference(
+            energy, position, age, sample, collected, batch=batch, width=width, height=height, method=method
+        )
+    function = _with_vjp(batch, width, height, method == "bilinear", deterministic)
+    # The cell, like the age, has no gradient; neither has the mask.
+    counts = (mx.stop_gradient(x) for x in (age, sample.astype(mx.int32), collected))
+    surface: mx.array = function(energy, position, *counts)[0]
+    return surface
+
+
+def collect_reference(
+    energy: mx.array,
+    position: mx.array,
+    age: mx.array,
+    sample: mx.array,
+    collected: mx.array,
+    *,
+    batch: int,
+    width: int,
+    height: int,
+    method: str = "nearest",
+) -> mx.array:
+    """`collect` in plain MLX: the specification."""
     value = energy[:, 0]
     weight = mx.abs(value) / (1.0 + distance_to_plane(position)) * (1.0 + 0.1 * age.astype(mx.float32))
     mass = mx.where(collected, mx.exp(weight), 0.0)
@@ -77,3 +113,94 @@ def _bilinear(position: mx.array, width: int, height: int) -> tuple[mx.array, mx
         axis=1,
     )
     return cells, shares
+
+
+@functools.cache
+def _with_vjp(batch: int, width: int, height: int, bilinear: bool, deterministic: bool) -> Any:
+    """The kernels as a differentiable function of energy, position, age, sample and collected."""
+    template = {"W": width, "H": height, "BILINEAR": bilinear}
+
+    @mx.custom_function
+    def surface(*arrays: mx.array) -> list[mx.array]:
+        return (walk if deterministic else scatter)(*arrays, batch=batch, template=template)
+
+    @surface.vjp
+    def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
+        zeros = (mx.zeros_like(primal) for primal in primals[2:])
+        return (*backward(*primals, cotangents[0], *outputs, template=template), *zeros)
+
+    return surface
+
+
+def walk(
+    energy: mx.array,
+    position: mx.array,
+    age: mx.array,
+    sample: mx.array,
+    collected: mx.array,
+    *,
+    batch: int,
+    template: dict[str, Any],
+) -> list[mx.array]:
+    """The deterministic kernel: surface [B, S] and, for the backward kernel, cells [B, S, 1 or 3]."""
+    outputs, cells = _outputs(batch, template)
+    inputs = {"energy": energy, "position": position, "age": age, "sample": sample, "collected": collected}
+    # Where the flows of each sample begin and end, so that no cell looks at those of other samples.
+    bounds = {"range": ((batch, 2), mx.int32)}
+    (inputs["range"],) = call(
+        "collect", "ranges", {"sample": sample}, bounds, threads=sample.size, init_value=0, atomic=True
+    )
+    threads = batch * -(-cells // GROUP) * GROUP
+    return call(
+        "collect", "walk", inputs, outputs, threads=threads, group=GROUP, template={**template, "GROUP": GROUP}
+    )
+
+
+def scatter(
+    energy: mx.array,
+    position: mx.array,
+    age: mx.array,
+    sample: mx.array,
+    collected: mx.array,
+    *,
+    batch: int,
+    template: dict[str, Any],
+) -> list[mx.array]:
+    """The kernel with atomics: as `walk`, with sums in any order."""
+    outputs, cells = _outputs(batch, template)
+    inputs = {"energy": energy, "position": position, "age": age, "sample": sample, "collected": collected}
+    shape = (batch * cells, 3 if template["BILINEAR"] else 2)
+    (sums,) = call(
+        "collect", "add", inputs, {"sums": (shape, mx.float32)},
+        threads=sample.size, template=template, init_value=0, atomic=True,
+    )  # fmt: skip
+    return call("collect", "divide", {"sums": sums}, outputs, threads=batch * cells, template=template)
+
+
+def backward(
+    energy: mx.array,
+    position: mx.array,
+    age: mx.array,
+    sample: mx.array,
+    collected: mx.array,
+    cotangent: mx.array,
+    surface: mx.array,
+    cells: mx.array,
+    *,
+    template: dict[str, Any],
+) -> list[mx.array]:
+    """The gradients of energy and position."""
+    inputs = {
+        "energy": energy, "position": position, "age": age, "sample": sample, "collected": collected,
+        "cotangent": cotangent.astype(mx.float32), "surface": surface, "cells": cells,
+    }  # fmt: skip
+    outputs = {"d_energy": (energy.shape, energy.dtype), "d_position": (position.shape, position.dtype)}
+    types = {"E": energy.dtype, "P": position.dtype}
+    return call("collect", "backward", inputs, outputs, threads=sample.size, template={**template, **types})
+
+
+def _outputs(batch: int, template: dict[str, Any]) -> tuple[dict[str, tuple[tuple[int, ...], mx.Dtype]], int]:
+    """What the forward kernels give, and the cells of a surface."""
+    cells = template["W"] * template["H"]
+    kept = 3 if template["BILINEAR"] else 1
+    return {"surface": ((batch, cells), mx.float32), "cells": ((batch, cells, kept), mx.float32)}, cells

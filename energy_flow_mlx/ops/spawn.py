@@ -4,6 +4,11 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from .kernel import call, setting, use_kernel
+
+PER = 4  # neighbouring flows that a thread of the kernel counts
+LARGEST_GROUP = 1024  # threads of a threadgroup
+
 
 class Births(NamedTuple):
     """parent [B, K] int32: slot of the parent of the child that is born into each of the K child slots, -1 where none is.
@@ -15,9 +20,17 @@ class Births(NamedTuple):
 
 
 def spawn(
-    length: mx.array, spawning: mx.array, taken: mx.array, room: mx.array, *, slots: int, threshold: float, most: int
+    length: mx.array,
+    spawning: mx.array,
+    taken: mx.array,
+    room: mx.array,
+    *,
+    slots: int,
+    threshold: float,
+    most: int,
+    kernels: bool | None = None,
 ) -> Births:
-    """Give each child of a step the next free child slot of its sample.
+    """Give each child of a step the next free child slot of its sample. Has no gradient.
 
     A flow whose move has length m leaves k = min(floor(m / threshold) - 1, most) children (pytorch_energy_flow, section 3).
     Children are ordered by their parent's slot, then by their number.
@@ -28,7 +41,17 @@ def spawn(
         taken: [B] int32, child slots in use; they are taken from the front.
         room: [B] int32, how many more flows of the sample may be active at once.
         slots: K, child slots of a sample.
+        kernels: True or False forces the kernel or the plain graph; see `ops.kernel.use_kernel`.
     """
+    if use_kernel("spawn", kernels):
+        return forward(length, spawning, taken, room, slots=slots, threshold=threshold, most=most)
+    return spawn_reference(length, spawning, taken, room, slots=slots, threshold=threshold, most=most)
+
+
+def spawn_reference(
+    length: mx.array, spawning: mx.array, taken: mx.array, room: mx.array, *, slots: int, threshold: float, most: int
+) -> Births:
+    """`spawn` in plain MLX: the specification."""
     count = mx.minimum(mx.floor(length / threshold) - 1.0, float(most))
     count = mx.where(spawning & (length > threshold), mx.maximum(count, 0.0), 0.0).astype(mx.int32)
     first = taken[:, None] + mx.cumsum(count, axis=1) - count  # slot of each flow's first child
@@ -48,3 +71,22 @@ def spawn(
     asked = mx.sum(count, axis=1)
     born = mx.minimum(asked, limit[:, 0] - taken)
     return Births(parent[:, :slots], born, asked - born)
+
+
+def forward(
+    length: mx.array, spawning: mx.array, taken: mx.array, room: mx.array, *, slots: int, threshold: float, most: int
+) -> Births:
+    """The kernel."""
+    batch, flows = length.shape
+    # Inside mx.checkpoint all of these are inputs of the backward pass, and a kernel has no gradient of its own.
+    inputs = {
+        "length": mx.stop_gradient(length).astype(mx.float32),
+        "spawning": mx.stop_gradient(spawning),
+        "taken": mx.stop_gradient(taken).astype(mx.int32),
+        "room": mx.stop_gradient(room).astype(mx.int32),
+        "settings": setting(threshold, float(most)),
+    }
+    outputs = {"parent": ((batch, slots), mx.int32), "born": ((batch,), mx.int32), "overflowed": ((batch,), mx.int32)}
+    group = min(LARGEST_GROUP, -(-flows // (32 * PER)) * 32)
+    template = {"SLOTS": slots, "PER": PER}
+    return Births(*call("spawn", "forward", inputs, outputs, threads=batch * group, group=group, template=template))

@@ -22,7 +22,7 @@ from ..models.carrier import EnergyCarrier
 from ..models.collector import OutputCollector
 from ..models.lattice import EnergyLattice
 from ..models.mapper import EmbeddingMapper
-from ..models.neuron import SimpleNeuron
+from ..models.processor import FlowProcessor
 from ..models.text_encoder import TextToCubeEncoder
 from . import step as training_step
 from .step import TrainStep
@@ -34,13 +34,14 @@ SKIPPED, TRACED = 2, 3  # steps of a run that warm up, and that are then recorde
 _STAGES: tuple[tuple[Any, str, str], ...] = (
     (EmbeddingMapper, "map_to_surface", "mapper"),
     (EnergyLattice, "place_initial_energy", "place"),
-    (SimpleNeuron, "__call__", "neuron"),
-    (EnergyCarrier, "drive", "carrier (GRU and heads)"),
+    (FlowProcessor, "_features", "neuron"),
+    (EnergyCarrier, "recur", "GRU"),
+    (EnergyCarrier, "steer", "heads"),
     (processor, "advance", "advance"),
     (EnergyLattice, "collect", "collect"),
     (OutputCollector, "collect", "collector"),
     (TextToCubeEncoder, "__call__", "text encoder"),
-    (training_step, "clip_gradients", "clip"),
+    (training_step, "clip_factors", "clip"),
 )
 
 
@@ -106,7 +107,7 @@ class Profile:
             # On the objects themselves: their own attribute hides the class's, and goes again.
             for where, attribute, name in (
                 (train_step, "gradients", GRADIENTS),
-                (train_step.optimiser, "update", "optimiser"),
+                (train_step.optimiser, "apply_gradients", "optimiser"),
             ):
                 setattr(where, attribute, self._waiting(getattr(where, attribute), name))
                 stack.callback(delattr, where, attribute)
@@ -117,9 +118,7 @@ class Profile:
         def wrapped(*arguments: Any, **options: Any) -> Any:
             with self.span(name):
                 result = function(*arguments, **options)
-                # The optimiser gives nothing back: what it changed are its state and the parameters of its first argument.
-                waited = (arguments[0].parameters(), function.__self__.state) if result is None else result  # type: ignore[attr-defined]
-                mx.eval(waited)
+                mx.eval(result)
                 if name == GRADIENTS:
                     self._add("backward", self._spans[-1]["ts"] + self._spans[-1]["dur"], 1e6 * time.perf_counter())
             return result

@@ -1,0 +1,155 @@
+"""Custom GPU kernels: from a source in `kernels/` to something that can be called, for Metal and for CUDA.
+
+A source holds one op: its contract in a comment, functions, and the bodies, each after a line `//// name`. Bodies are Metal;
+`kernels/cuda.h` spells the few words of Metal that they use for CUDA.
+"""
+
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+VARIABLE = "ENERGY_FLOW_KERNELS"
+
+# Ops whose kernel was measured slower than MLX's own graph on a backend: off there unless forced.
+NOT_DEFAULT: dict[str, frozenset[str]] = {"metal": frozenset(), "cuda": frozenset()}
+
+# Elements are counted in 32 bits.
+LARGEST = 2**32
+
+
+class KernelError(RuntimeError):
+    """A kernel that was asked for cannot be built or run here; the text names it."""
+
+
+def backend() -> str:
+    """The language that custom kernels have on this machine: "cuda" where MLX has CUDA, "metal" elsewhere."""
+    return "cuda" if mx.cuda.is_available() else "metal"
+
+
+def use_kernel(op: str, wanted: bool | None = None) -> bool:
+    """Whether `op` runs as a custom kernel.
+
+    Args:
+        op: its name, that of a file in `kernels/`.
+        wanted: True or False forces either side; None asks the environment variable ENERGY_FLOW_KERNELS: `on`, `off`, or
+            `auto` (the default), which takes the kernel on a GPU unless it was measured slower there.
+
+    Raises:
+        KernelError: ENERGY_FLOW_KERNELS holds something else.
+    """
+    if wanted is not None:
+        return wanted
+    setting = os.environ.get(VARIABLE, "auto")
+    if setting not in ("auto", "on", "off"):
+        raise KernelError(f"{VARIABLE}={setting!r} is not accepted: it takes auto, on or off")
+    if setting != "auto":
+        return setting == "on"
+    return mx.default_device().type == mx.gpu and op not in NOT_DEFAULT[backend()]
+
+
+def call(
+    op: str,
+    body: str,
+    inputs: Mapping[str, mx.array],
+    outputs: Mapping[str, tuple[Sequence[int], mx.Dtype]],
+    *,
+    threads: int,
+    group: int = 256,
+    template: Mapping[str, Any] | None = None,
+    init_value: float | None = None,
+    atomic: bool = False,
+) -> list[mx.array]:
+    """Run one body of an op's source.
+
+    Args:
+        op: file name in `kernels/`, without `.metal`.
+        body: which body of the file.
+        inputs, outputs: by the names the body uses; outputs as (shape, dtype).
+        threads: how many, in one dimension; rounded up to whole groups.
+        group: threads in a threadgroup.
+        template: compile-time constants (int, bool, dtype). Each new set compiles anew, so sizes that vary go into shapes.
+        init_value: what outputs hold before the kernel runs; None: nothing.
+        atomic: outputs are added to with `add_to`.
+
+    Raises:
+        KernelError: there is no GPU backend, or an array is too large. A source that does not compile raises MLX's own
+            error, which shows the line.
+    """
+    for name, array in inputs.items():
+        if array.size >= LARGEST:
+            raise KernelError(f"{op}: {name} has {array.size} elements; kernels count up to {LARGEST - 1}")
+    template = template or {}
+    kernel = build(op, body, tuple(inputs), tuple(outputs), atomic, backend())
+    try:
+        result: list[mx.array] = kernel(
+            inputs=list(inputs.values()),
+            template=list(template.items()),
+            grid=(-(-threads // group) * group, 1, 1),
+            threadgroup=(group, 1, 1),
+            output_shapes=[tuple(shape) for shape, _ in outputs.values()],
+            output_dtypes=[dtype for _, dtype in outputs.values()],
+            init_value=init_value,
+        )
+    except RuntimeError as error:
+        if "No Metal back-end" not in str(error):
+            raise
+        raise KernelError(
+            f"{op}: kernels are forced on (argument or {VARIABLE}=on), but this MLX has neither Metal nor CUDA"
+        ) from error
+    return result
+
+
+@functools.cache
+def build(op: str, body: str, inputs: tuple[str, ...], outputs: tuple[str, ...], atomic: bool, language: str) -> Any:
+    """The kernel object of MLX for one body; made once."""
+    functions, bodies = read_source(op)
+    if body not in bodies:
+        raise KernelError(f"kernels/{op}.metal has no body {body!r}: it holds {', '.join(bodies)}")
+    header = "\n".join([source_file(f"{language}.h"), source_file("common.h"), functions])
+    source = bodies[body]
+    # MLX keeps compiled CUDA kernels on disk by name alone: the name must change with the source.
+    mark = hashlib.sha256(f"{header}\0{source}\0{inputs}\0{outputs}".encode()).hexdigest()[:12]
+    common: dict[str, Any] = {
+        "name": f"{op}_{body}_{mark}", "input_names": list(inputs), "output_names": list(outputs),
+        "header": header, "source": source,
+    }  # fmt: skip
+    if language == "cuda":
+        return mx.fast.cuda_kernel(**common)
+    return mx.fast.metal_kernel(**common, atomic_outputs=atomic)
+
+
+@functools.cache
+def read_source(op: str) -> tuple[str, dict[str, str]]:
+    """The functions and, by name, the bodies of `kernels/OP.metal`."""
+    functions, *parts = re.split(r"^//// (\w+)\n", source_file(f"{op}.metal"), flags=re.MULTILINE)
+    return functions, dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def source_file(name: str) -> str:
+    """The text of a file of `kernels/`.
+
+    Raises:
+        FileNotFoundError: there is none; names the places looked at.
+    """
+    for folder in folders():
+        if (folder / name).is_file():
+            return (folder / name).read_text(encoding="utf-8")
+    raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, folders()))}")
+
+
+def folders() -> list[Path]:
+    """Where kernel sources lie: inside an installed package, beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return [package / "kernels", package.parent / "kernels"]
+
+
+@functools.cache
+def setting(*values: float) -> mx.array:
+    """Numbers for a kernel, as float32 [n]. Kept, so that a step makes no new constants."""
+    return mx.array(values, dtype=mx.float32)

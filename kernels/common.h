@@ -1,0 +1,18 @@
+// Arithmetic that several kernels share; the functions of the same names in energy_flow_mlx/ops/numerics.py specify it.
+
+// NaN -> 0, +-inf -> +-10, then limited to +-bound.
+FUNCTION float sanitise(float x, float bound) {
+    if (is_nan(x)) return 0.0f;
+    if (is_infinite(x)) x = x > 0.0f ? 10.0f : -10.0f;
+    return metal::min(metal::max(x, -bound), bound);
+}
+
+// Whether sanitise put another value in the place of x: no gradient passes there.
+FUNCTION bool replaced(float x, float bound) { return !(x >= -bound && x <= bound); }
+
+// The exact GELU, x Phi(x), and its derivative.
+FUNCTION float gelu(float x) { return 0.5f * x * (1.0f + error_function(x * 0.70710678f)); }
+
+FUNCTION float gelu_derivative(float x) {
+    return 0.5f * (1.0f + error_function(x * 0.70710678f)) + x * 0.39894228f * metal::exp(-0.5f * x * x);
+}

@@ -1,0 +1,112 @@
+// The words of Metal that the kernels of this folder use, for CUDA: thread attributes, address spaces, barriers, SIMD functions, and metal.h.
+
+typedef unsigned int uint;
+#define FUNCTION __device__ inline
+
+#define DEVICE
+#define CONSTANT
+#define thread
+#define threadgroup __shared__
+#define threadgroup_barrier(flags) __syncthreads()
+#define simdgroup_barrier(flags) __syncwarp()
+
+#define thread_position_in_threadgroup threadIdx
+#define threadgroup_position_in_grid blockIdx
+#define threads_per_threadgroup blockDim
+#define thread_position_in_grid make_uint3( \
+    blockIdx.x * blockDim.x + threadIdx.x, blockIdx.y * blockDim.y + threadIdx.y, blockIdx.z * blockDim.z + threadIdx.z)
+#define thread_index_in_threadgroup (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z))
+#define thread_index_in_simdgroup (thread_index_in_threadgroup % 32u)
+#define simdgroup_index_in_threadgroup (thread_index_in_threadgroup / 32u)
+
+namespace metal {
+FUNCTION float exp(float x) { return ::expf(x); }
+FUNCTION float tanh(float x) { return ::tanhf(x); }
+FUNCTION float sqrt(float x) { return ::sqrtf(x); }
+FUNCTION float rsqrt(float x) { return ::rsqrtf(x); }
+FUNCTION float rint(float x) { return ::rintf(x); }
+FUNCTION float floor(float x) { return ::floorf(x); }
+FUNCTION float abs(float x) { return ::fabsf(x); }
+FUNCTION float min(float x, float y) { return ::fminf(x, y); }
+FUNCTION float max(float x, float y) { return ::fmaxf(x, y); }
+FUNCTION int min(int x, int y) { return ::min(x, y); }
+FUNCTION int max(int x, int y) { return ::max(x, y); }
+FUNCTION uint min(uint x, uint y) { return ::min(x, y); }
+FUNCTION uint max(uint x, uint y) { return ::max(x, y); }
+}  // namespace metal
+
+// Whole SIMD-groups only: every lane of 32 takes part.
+template <typename T>
+FUNCTION T simd_sum(T x) {
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, offset);
+    return x;
+}
+
+template <typename T>
+FUNCTION T simd_prefix_inclusive_sum(T x) {
+    for (int offset = 1; offset < 32; offset *= 2) {
+        T below = __shfl_up_sync(0xFFFFFFFFu, x, offset);
+        if (thread_index_in_simdgroup >= offset) x += below;
+    }
+    return x;
+}
+
+template <typename T>
+FUNCTION T simd_prefix_exclusive_sum(T x) {
+    T sum = simd_prefix_inclusive_sum(x);
+    return sum - x;
+}
+
+template <typename T>
+FUNCTION T simd_broadcast(T x, int lane) {
+    return __shfl_sync(0xFFFFFFFFu, x, lane);
+}
+
+template <typename T>
+FUNCTION T simd_shuffle_xor(T x, int mask) {
+    return __shfl_xor_sync(0xFFFFFFFFu, x, mask);
+}
+
+// One load of 8 or 16 bytes instead of four: a warp then asks for whole cache lines.
+FUNCTION void load4(const float* array, uint i, float (&value)[4]) {
+    float4 all = reinterpret_cast<const float4*>(array)[i];
+    value[0] = all.x, value[1] = all.y, value[2] = all.z, value[3] = all.w;
+}
+
+FUNCTION void load4(const __half* array, uint i, float (&value)[4]) {
+    uint2 all = reinterpret_cast<const uint2*>(array)[i];
+    float2 low = __half22float2(*reinterpret_cast<__half2*>(&all.x)), high = __half22float2(*reinterpret_cast<__half2*>(&all.y));
+    value[0] = low.x, value[1] = low.y, value[2] = high.x, value[3] = high.y;
+}
+
+FUNCTION void load4(const __nv_bfloat16* array, uint i, float (&value)[4]) {
+    uint2 all = reinterpret_cast<const uint2*>(array)[i];  // bfloat16 is the upper half of a float
+    value[0] = __uint_as_float(all.x << 16), value[1] = __uint_as_float(all.x & 0xFFFF0000u);
+    value[2] = __uint_as_float(all.y << 16), value[3] = __uint_as_float(all.y & 0xFFFF0000u);
+}
+
+FUNCTION void store4(float* array, uint i, const float (&value)[4]) {
+    reinterpret_cast<float4*>(array)[i] = make_float4(value[0], value[1], value[2], value[3]);
+}
+
+FUNCTION void store4(__half* array, uint i, const float (&value)[4]) {
+    __half2 low = __floats2half2_rn(value[0], value[1]), high = __floats2half2_rn(value[2], value[3]);
+    reinterpret_cast<uint2*>(array)[i] = make_uint2(*reinterpret_cast<uint*>(&low), *reinterpret_cast<uint*>(&high));
+}
+
+FUNCTION void store4(__nv_bfloat16* array, uint i, const float (&value)[4]) {
+    __nv_bfloat162 low = __floats2bfloat162_rn(value[0], value[1]), high = __floats2bfloat162_rn(value[2], value[3]);
+    reinterpret_cast<uint2*>(array)[i] = make_uint2(*reinterpret_cast<uint*>(&low), *reinterpret_cast<uint*>(&high));
+}
+
+template <typename T>
+FUNCTION void add_to(T* array, uint i, T value) {
+    atomicAdd(array + i, value);
+}
+
+FUNCTION void max_to(int* array, uint i, int value) { atomicMax(array + i, value); }
+
+FUNCTION bool is_nan(float x) { return (__float_as_uint(x) & 0x7FFFFFFFu) > 0x7F800000u; }
+FUNCTION bool is_infinite(float x) { return (__float_as_uint(x) & 0x7FFFFFFFu) == 0x7F800000u; }
+
+FUNCTION float error_function(float x) { return ::erff(x); }

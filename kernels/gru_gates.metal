@@ -1,0 +1,123 @@
+// gru_gates: the gates of a GRU step after its two matrix products, bounded and masked, in one pass.
+// Specification: gru_gates_reference in energy_flow_mlx/ops/gru_gates.py.
+//
+//   input_gates, hidden_gates [N, 3 HD] T   gate order r, z, n
+//   bias [3 HD] float, hidden_bias [HD] float
+//   hidden [N, HD] T
+//   active [N] bool                         read if MASKED; where false the hidden state stays
+//   settings [1] float                      bound of the new hidden state, read if BOUNDED
+//   forward:  new_hidden [N, HD] T
+//   backward: cotangent [N, HD] T -> d_input_gates, d_hidden_gates [N, 3 HD] T, d_hidden [N, HD] T,
+//             d_bias [ceil(N / ROWS), 4 HD] float: sums over ROWS rows of the gradients of r, z, n and of n's hidden part
+//
+// A thread has V neighbouring columns (4, or 1 where HD is no multiple of 4) of one row (forward) or of ROWS rows (backward).
+// Grid: HD / V * N threads forward, HD / V * ceil(N / ROWS) backward, in one dimension. All arithmetic is float.
+// Templates: T, HD, V, ROWS, MASKED, BOUNDED.
+
+template <int V, typename P>
+FUNCTION void load_columns(P array, uint i, thread float (&value)[V]) {
+    if constexpr (V == 4) load4(array, i, value);
+    else value[0] = float(array[i]);
+}
+
+template <int V, typename T>
+FUNCTION void store_columns(DEVICE T* array, uint i, thread const float (&value)[V]) {
+    if constexpr (V == 4) store4(array, i, value);
+    else array[i] = T(value[0]);
+}
+
+FUNCTION float gate(float x) { return 1.0f / (1.0f + metal::exp(-x)); }
+
+//// forward
+    constexpr uint COLUMNS = HD / V;
+    uint row = thread_position_in_grid.x / COLUMNS;
+    uint column = thread_position_in_grid.x % COLUMNS;
+    if (row >= uint(hidden_shape[0])) return;
+    uint gates = row * 3 * COLUMNS + column;
+    float h[V], new_h[V];
+    load_columns<V>(hidden, row * COLUMNS + column, h);
+    if (!MASKED || active[row]) {
+        float ir[V], iz[V], in[V], hr[V], hz[V], hn[V], br[V], bz[V], bn[V], bh[V];
+        load_columns<V>(input_gates, gates, ir);
+        load_columns<V>(input_gates, gates + COLUMNS, iz);
+        load_columns<V>(input_gates, gates + 2 * COLUMNS, in);
+        load_columns<V>(hidden_gates, gates, hr);
+        load_columns<V>(hidden_gates, gates + COLUMNS, hz);
+        load_columns<V>(hidden_gates, gates + 2 * COLUMNS, hn);
+        load_columns<V>(bias, column, br);
+        load_columns<V>(bias, column + COLUMNS, bz);
+        load_columns<V>(bias, column + 2 * COLUMNS, bn);
+        load_columns<V>(hidden_bias, column, bh);
+        for (int k = 0; k < V; ++k) {
+            float r = gate(ir[k] + hr[k] + br[k]);
+            float z = gate(iz[k] + hz[k] + bz[k]);
+            float n = metal::tanh(in[k] + bn[k] + r * (hn[k] + bh[k]));
+            new_h[k] = n + z * (h[k] - n);
+        }
+    } else {
+        for (int k = 0; k < V; ++k) new_h[k] = h[k];
+    }
+    if (BOUNDED) {
+        float bound = settings[0];
+        for (int k = 0; k < V; ++k) new_h[k] = sanitise(new_h[k], bound);
+    }
+    store_columns<V>(new_hidden, row * COLUMNS + column, new_h);
+
+//// backward
+    constexpr uint COLUMNS = HD / V;
+    uint block = thread_position_in_grid.x / COLUMNS;
+    uint column = thread_position_in_grid.x % COLUMNS;
+    uint rows = uint(hidden_shape[0]);
+    if (block * ROWS >= rows) return;
+    uint end = metal::min((block + 1) * uint(ROWS), rows);
+    float br[V], bz[V], bn[V], bh[V];
+    load_columns<V>(bias, column, br);
+    load_columns<V>(bias, column + COLUMNS, bz);
+    load_columns<V>(bias, column + 2 * COLUMNS, bn);
+    load_columns<V>(hidden_bias, column, bh);
+    float sum_r[V], sum_z[V], sum_n[V], sum_h[V];
+    for (int k = 0; k < V; ++k) sum_r[k] = sum_z[k] = sum_n[k] = sum_h[k] = 0.0f;
+    for (uint row = block * ROWS; row < end; ++row) {
+        uint gates = row * 3 * COLUMNS + column;
+        float h[V], d[V], dr[V], dz[V], dn[V], dhn[V], dh[V];
+        load_columns<V>(cotangent, row * COLUMNS + column, d);
+        load_columns<V>(hidden, row * COLUMNS + column, h);
+        if (!MASKED || active[row]) {
+            float ir[V], iz[V], in[V], hr[V], hz[V], hn[V];
+            load_columns<V>(input_gates, gates, ir);
+            load_columns<V>(input_gates, gates + COLUMNS, iz);
+            load_columns<V>(input_gates, gates + 2 * COLUMNS, in);
+            load_columns<V>(hidden_gates, gates, hr);
+            load_columns<V>(hidden_gates, gates + COLUMNS, hz);
+            load_columns<V>(hidden_gates, gates + 2 * COLUMNS, hn);
+            for (int k = 0; k < V; ++k) {
+                float r = gate(ir[k] + hr[k] + br[k]);
+                float z = gate(iz[k] + hz[k] + bz[k]);
+                float reset = hn[k] + bh[k];
+                float n = metal::tanh(in[k] + bn[k] + r * reset);
+                if (BOUNDED && replaced(n + z * (h[k] - n), settings[0])) d[k] = 0.0f;
+                dh[k] = d[k] * z;
+                dz[k] = d[k] * (h[k] - n) * z * (1.0f - z);
+                dn[k] = d[k] * (1.0f - z) * (1.0f - n * n);
+                dhn[k] = dn[k] * r;
+                dr[k] = dn[k] * reset * r * (1.0f - r);
+                sum_r[k] += dr[k], sum_z[k] += dz[k], sum_n[k] += dn[k], sum_h[k] += dhn[k];
+            }
+        } else {
+            for (int k = 0; k < V; ++k) {
+                dr[k] = dz[k] = dn[k] = dhn[k] = 0.0f;
+                dh[k] = BOUNDED && replaced(h[k], settings[0]) ? 0.0f : d[k];
+            }
+        }
+        store_columns<V>(d_input_gates, gates, dr);
+        store_columns<V>(d_input_gates, gates + COLUMNS, dz);
+        store_columns<V>(d_input_gates, gates + 2 * COLUMNS, dn);
+        store_columns<V>(d_hidden_gates, gates, dr);
+        store_columns<V>(d_hidden_gates, gates + COLUMNS, dz);
+        store_columns<V>(d_hidden_gates, gates + 2 * COLUMNS, dhn);
+        store_columns<V>(d_hidden, row * COLUMNS + column, dh);
+    }
+    store_columns<V>(d_bias, block * 4 * COLUMNS + column, sum_r);
+    store_columns<V>(d_bias, (block * 4 + 1) * COLUMNS + column, sum_z);
+    store_columns<V>(d_bias, (block * 4 + 2) * COLUMNS + column, sum_n);
+    store_columns<V>(d_bias, (block * 4 + 3) * COLUMNS + column, sum_h);

@@ -1,0 +1,45 @@
+// What the kernels of this folder use beyond Metal itself. cuda.h spells the same, and Metal's own words, for CUDA.
+// A body may use: the thread attributes of Metal, `threadgroup` arrays declared in the body, threadgroup_barrier(mem_flags::mem_threadgroup),
+// simd_sum and the other SIMD functions of cuda.h, float(x), T(x), metal::exp and its kin in float, and what follows.
+
+// Metal's own `device` and `constant` cannot be macros for CUDA, whose __device__ is made of that word.
+#define FUNCTION inline
+#define DEVICE device
+#define CONSTANT constant
+
+// Elements 4 i .. 4 i + 3 of an array of float, half or bfloat, as float. The array's rows must hold a multiple of 4.
+template <typename P>
+FUNCTION void load4(P array, uint i, thread float (&value)[4]) {
+    for (uint k = 0; k < 4; ++k) value[k] = float(array[4 * i + k]);
+}
+
+template <typename T>
+FUNCTION void store4(DEVICE T* array, uint i, thread const float (&value)[4]) {
+    for (uint k = 0; k < 4; ++k) array[4 * i + k] = T(value[k]);
+}
+
+// Add to one element of an output that is declared atomic.
+FUNCTION void add_to(DEVICE atomic<float>* array, uint i, float value) {
+    atomic_fetch_add_explicit(&array[i], value, memory_order_relaxed);
+}
+
+FUNCTION void add_to(DEVICE atomic<int>* array, uint i, int value) {
+    atomic_fetch_add_explicit(&array[i], value, memory_order_relaxed);
+}
+
+// Raise one element of such an output to `value`, where that is more.
+FUNCTION void max_to(device atomic<int>* array, uint i, int value) {
+    atomic_fetch_max_explicit(&array[i], value, memory_order_relaxed);
+}
+
+// On the bits, so that no compiler option changes the answer.
+FUNCTION bool is_nan(float x) { return (as_type<uint>(x) & 0x7FFFFFFFu) > 0x7F800000u; }
+FUNCTION bool is_infinite(float x) { return (as_type<uint>(x) & 0x7FFFFFFFu) == 0x7F800000u; }
+
+// Metal has no erf. Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: to 1.5e-7.
+FUNCTION float error_function(float x) {
+    float a = metal::abs(x), t = 1.0f / (1.0f + 0.3275911f * a);
+    float tail = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+    float y = 1.0f - tail * metal::exp(-a * a);
+    return x < 0.0f ? -y : y;
+}

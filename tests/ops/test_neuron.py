@@ -1,0 +1,104 @@
+"""neuron: kernel against reference, against float64 differences, and mutants."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from metal_cpu import metal_on_cpu, survivors
+
+from energy_flow_mlx.ops.kernel import build
+from energy_flow_mlx.ops.neuron import fits, neuron, neuron_reference, pack
+
+from .kernel_parity import backends, compare, same
+
+Weights = list[mx.array]
+
+
+def arguments(flows: int, hidden: int, features: int, seed: int = 0) -> Weights:
+    """position, energy and the twelve weights."""
+    rng = np.random.default_rng(seed)
+    h, f = hidden, features
+    shapes = [(3, 3), (3,), (h, 4), (h,), (h,), (h,), (h, h), (h,), (h,), (h,), (f, h), (f,)]
+    weights = [rng.standard_normal(shape) / max(shape[-1], 1) ** (0.5 if len(shape) > 1 else 0) for shape in shapes]
+    inputs = [rng.uniform(-1, 1, (flows, 3)), rng.uniform(-1, 1, (flows, 1))]
+    return [mx.array(x.astype(np.float32)) for x in (*inputs, *weights)]
+
+
+def of_arrays(function: object, **options: object) -> object:
+    return lambda position, energy, *weights: function(position, energy, weights, **options)
+
+
+@backends
+@pytest.mark.parametrize(("flows", "hidden", "features"), [(1, 4, 3), (7, 2, 5), (33, 6, 34), (70, 33, 9), (40, 32, 64)])
+def test_kernel_equals_reference(where: str, flows: int, hidden: int, features: int) -> None:
+    given = arguments(flows, hidden, features)
+    compare(where, of_arrays(neuron, kernels=True), of_arrays(neuron_reference), given, tolerance=5e-5)
+
+
+@backends
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("bound", [None, 0.7])
+def test_padded_bounded_and_in_half(where: str, dtype: mx.Dtype, bound: float | None) -> None:
+    given = arguments(37, 8, 34)
+    tolerance = {mx.float32: 5e-5, mx.float16: 3e-3, mx.bfloat16: 2e-2}[dtype]
+    options = {"padded": 40, "bound": bound}
+    kernel = of_arrays(neuron, kernels=True, dtype=dtype, **options)
+    compare(where, kernel, of_arrays(neuron_reference, **options), given, tolerance=tolerance)
+
+
+@backends
+def test_several_tiles_a_group(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("energy_flow_mlx.ops.neuron.MOST_GROUPS", 2)
+    compare(where, of_arrays(neuron, kernels=True), of_arrays(neuron_reference), arguments(150, 4, 3), tolerance=5e-5)
+
+
+def test_gradient_equals_float64_differences() -> None:
+    given = arguments(3, 4, 3)
+    cotangent = mx.array(np.random.default_rng(1).standard_normal((3, 3)).astype(np.float32))
+    from metal_cpu import finite_difference_vjp
+
+    wanted = finite_difference_vjp(_formula, given, cotangent)
+    with metal_on_cpu(caches=[build]):
+        _, actual = mx.vjp(lambda *a: [of_arrays(neuron, kernels=True)(*a)], given, [cotangent])
+        mx.eval(actual)
+    for a, w in zip(actual, wanted, strict=True):
+        same(a, mx.array(w.astype(np.float32)), 5e-5)
+
+
+def _formula(position: np.ndarray, energy: np.ndarray, *weights: np.ndarray) -> np.ndarray:
+    from math import erf
+
+    def normal(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
+        x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5) * gamma + beta
+        return 0.5 * x * (1 + np.vectorize(erf)(x / np.sqrt(2)))
+
+    coord, b0, w1, b1, g1, e1, w2, b2, g2, e2, w3, b3 = weights
+    x = np.concatenate([position @ coord.T + b0, energy], axis=1)
+    x = normal(x @ w1.T + b1, g1, e1)
+    return normal(x @ w2.T + b2, g2, e2) @ w3.T + b3
+
+
+def test_broken_kernels_are_noticed() -> None:
+    def check() -> None:
+        given = arguments(45, 5, 6)
+        _, dw = mx.vjp(lambda *a: [of_arrays(neuron_reference)(*a)], given, [mx.ones((45, 6))])
+        _, d = mx.vjp(lambda *a: [of_arrays(neuron, kernels=True)(*a)], given, [mx.ones((45, 6))])
+        mx.eval(d)
+        for a, w in zip(d, dw, strict=True):
+            same(a, w, 5e-5)
+
+    edits = [
+        ("threadgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device);", ""),
+        ("uint end = metal::min(32u, flows - start);", "uint end = 32u;"),
+        ("d_weights[sums + at::second_gamma + i] += gamma;", "d_weights[sums + at::second_gamma + i] += beta;"),
+        ("delta[i * ROW + f] * normal_two[k * ROW + f]", "delta[k * ROW + f] * normal_two[k * ROW + f]"),
+        ("bool there = flow < flows;", "bool there = true;"),
+    ]
+    assert not survivors(check, edits, caches=[build])
+
+
+def test_wide_neurons_are_refused_by_the_kernel() -> None:
+    assert [fits(hidden, 64) for hidden in (1, 32, 40, 80)] == [True, True, False, False]
+    given = arguments(2, 80, 64)
+    with pytest.raises(ValueError, match="hidden_dim=80"):
+        neuron(given[0], given[1], given[2:], kernels=True)
+    assert pack(given[2:]).size == sum(weight.size for weight in given[2:])
