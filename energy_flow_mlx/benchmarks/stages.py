@@ -121,7 +121,7 @@ def _whole_stages(config: EnergyConfig, model: EnergyFlow, repeats: int, limit: 
     step = make_step(config, model)
 
     def forward() -> None:
-        mx.eval(energy_flow_loss(model, config, batch, training_step=0))
+        mx.eval(energy_flow_loss(model, config, batch, key=mx.random.key(0), training_step=0))
 
     def gradients() -> Any:
         metrics, gradients = step.gradients(0, [batch])
