@@ -10,13 +10,13 @@ import mlx.nn as nn
 
 from ..config import EnergyConfig
 from ..models.energy_flow import EnergyFlow
-from ..nn import run
+from ..nn.precision import DTYPES, weights_in
 from ..ops.advance import advance
 from ..ops.gru_gates import gru_gates
 from ..training.losses import energy_flow_loss
-from ..training.optimiser import clip_gradients, named_arrays
-from .measure import on_gpu, per_call, timed
-from .work import compute_dtype, make_batches, make_model, make_step, product_flops
+from ..training.optimiser import clip_factors, gradient_norms, named_arrays
+from .measure import per_call, timed
+from .work import make_batches, make_model, make_step, product_flops
 
 
 class Stage(NamedTuple):
@@ -32,8 +32,8 @@ class Stage(NamedTuple):
 def measure_stages(job: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds of each stage in one micro-batch, operations and bytes.
 
-    Bytes are those a stage must move at least once: its weights, inputs and outputs. Every stage runs alone, compiled by
-    itself on a GPU: what the whole step fuses or overlaps across stages makes the sum larger than the step.
+    Bytes are those a stage must move at least once: its weights, inputs and outputs. Every stage runs alone, on inputs of its
+    own, as often as in a micro-batch and without a wait in between.
     """
     config = EnergyConfig.from_dict(job["config"])
     model = make_model(config, training=True, dropout=job["dropout"])
@@ -41,11 +41,10 @@ def measure_stages(job: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for stage in _forward_stages(config, model):
         mx.eval(stage.arrays)
-        call = mx.compile(stage.call) if on_gpu() else stage.call
-        outputs = named_arrays(call(*stage.arrays)).values()
+        outputs = named_arrays(stage.call(*stage.arrays)).values()
         moved = sum(array.nbytes for array in (*stage.arrays, *outputs))
         del outputs
-        seconds = per_call(partial(call, *stage.arrays), stage.calls, repeats=repeats, limit=limit)
+        seconds = per_call(partial(stage.call, *stage.arrays), stage.calls, repeats=repeats, limit=limit)
         rows.append(_row(stage.name, stage.calls, seconds, stage.flops, moved))
         mx.clear_cache()
     return {"stages": rows + _whole_stages(config, model, repeats, limit)}
@@ -57,55 +56,62 @@ def _row(name: str, calls: int, seconds: float, flops: float, moved: float) -> d
 
 def _forward_stages(config: EnergyConfig, model: EnergyFlow) -> list[Stage]:
     batch = make_batches(config)[0]
-    dtype = getattr(mx, compute_dtype(config))
     moves, flops = config.flow_steps, product_flops(config)
-    carrier, neuron = model.carrier, model.neuron
+    carrier, processor = model.carrier, model.processor
+    weights = processor._weights()  # as all moves of a micro-batch share them
+    dtype = weights.carrier.inner.dtype
     inputs = mx.array(batch.input_embedding)
-    state = model.processor.lattice.place_initial_energy(model.mapper.map_to_surface(inputs))
+    state = processor.lattice.place_initial_energy(model.map_to_surface(inputs), dtype)
     flows, size = state.position.shape[0], config.carrier_hidden_size
-    features = mx.random.normal((flows, config.neuron_output_dim + 1)).astype(dtype)
+    features = mx.random.normal((flows, carrier.input_size)).astype(dtype)
     hidden = mx.tanh(mx.random.normal((flows, size))).astype(dtype)
-    layers = [(layer.Wx.astype(dtype), layer.Wh.astype(dtype)) for layer in carrier.gru]
     gates_in = mx.random.normal((flows, 3 * size)).astype(dtype)
     gates_hidden = mx.random.normal((flows, 3 * size)).astype(dtype)
-    bias = carrier.gru[0].bhn.astype(dtype)
+    last = weights.carrier.layers[-1]
     displacement = 0.1 * mx.random.normal((flows, 3))
     surface = mx.random.uniform(-1, 1, (config.batch_size, config.surface_dim))
     ids, mask = mx.array(batch.input_ids), mx.array(batch.attention_mask)
 
-    def parameters(*modules: Any) -> tuple[mx.array, ...]:
-        return tuple(array for module in modules for array in named_arrays(module).values())
+    def parameters(module: nn.Module) -> tuple[mx.array, ...]:
+        return tuple(named_arrays(module.parameters()).values())
 
-    def products(x: mx.array, h: mx.array, *weights: mx.array) -> list[mx.array]:
-        first = [x @ weights[0].T, h @ weights[1].T]
-        return first + [h @ weight.T for weight in weights[2:]]
+    def products(x: mx.array, h: mx.array, *layers: mx.array) -> list[mx.array]:
+        return [x @ layers[0].T, h @ layers[1].T, *(h @ weight.T for weight in layers[2:])]
 
-    def heads(g: mx.array, *_: mx.array) -> list[mx.array]:
-        return [run(carrier.energy_projection, g), run(carrier.displacement_projection, g)]
+    def gates(*arrays: mx.array) -> mx.array:
+        return gru_gates(*arrays, bound=config.gru_output_clip_value)
 
-    def moved(*arrays: mx.array) -> Any:
-        return advance(*arrays, reflection=config.boundary_reflection_enabled)
+    def moved(displacement: mx.array, energy: mx.array, position: mx.array, active: mx.array, age: mx.array) -> Any:
+        return advance(
+            displacement, energy, position, energy, None, active, age,
+            width=config.lattice_width, height=config.lattice_height, reflection=config.boundary_reflection_enabled,
+        )  # fmt: skip
 
     def collected(energy: mx.array, position: mx.array) -> mx.array:
-        return model.processor.lattice.collect(state._replace(energy=energy, position=position), state.active)
+        return processor.lattice.collect(state._replace(energy=energy, position=position), state.active)
 
-    def weights_of(module: nn.Module) -> tuple[mx.array, ...]:
-        return parameters(module.parameters())
+    def embedded(surface: mx.array, *_: mx.array) -> mx.array:
+        products_in = DTYPES[config.compute_dtype]
+        with weights_in(model.collector, products_in):
+            return model.collector(surface.astype(products_in)).astype(mx.float32)
 
-    projections = [layer.parameters() for layer in (*carrier.energy_projection, *carrier.displacement_projection)]
+    matrices = [matrix for layer in weights.carrier.layers for matrix in (layer.input, layer.hidden)]
     each_layer = config.carrier_num_layers * moves
+    # Weights are given too, though some calls reach them by themselves: their bytes count.
     return [
-        Stage("mapper", 1, flops["mapper"], lambda x, *_: model.mapper(x), (inputs, *weights_of(model.mapper))),
-        Stage("neuron", moves, flops["neuron"] / moves, lambda p, e, *_: neuron(p, e),
-              (state.position, state.energy, *weights_of(neuron))),
-        Stage("GRU products", moves, flops["gru"] / moves, products, (features, hidden, *parameters(*layers))),
-        Stage("gates", each_layer, 0.0, gru_gates, (gates_in, gates_hidden, bias, hidden, state.active)),
-        Stage("heads", moves, flops["heads"] / moves, heads, (hidden, *parameters(*projections))),
-        Stage("advance", moves, 0.0, moved, (displacement, state.position)),
+        Stage("mapper", 1, flops["mapper"], lambda x, *_: model.map_to_surface(x), (inputs, *parameters(model.mapper))),
+        Stage("neuron", moves, flops["neuron"] / moves,
+              lambda p, e, *w: processor._features(list(w), state._replace(position=p, energy=e), dtype),
+              (state.position, state.energy, *weights.neuron)),
+        Stage("GRU products", moves, flops["gru"] / moves, products, (features, hidden, *matrices)),
+        Stage("gates", each_layer, 0.0, gates, (gates_in, gates_hidden, last.bias, last.hidden_bias, hidden, state.active)),
+        Stage("heads", moves, flops["heads"] / moves, lambda g, *_: carrier.steer(weights.carrier, g, 0),
+              (hidden, *weights.carrier[1:])),
+        Stage("advance", moves, 0.0, moved, (displacement, state.energy, state.position, state.active, state.age)),
         Stage("collect", 1, 0.0, collected, (state.energy, state.position)),
-        Stage("collector", 1, flops["collector"], lambda s, *_: model.collector(s), (surface, *weights_of(model.collector))),
-        Stage("text encoder", 1, flops["text encoder"], lambda i, m, *_: model.text_encoder(i, m),
-              (ids, mask, *weights_of(model.text_encoder))),
+        Stage("collector", 1, flops["collector"], embedded, (surface, *parameters(model.collector))),
+        Stage("text encoder", 1, flops["text encoder"], lambda i, m, *_: model.text_to_surface(i, m),
+              (ids, mask, *parameters(model.text_encoder))),
     ]  # fmt: skip
 
 
@@ -115,7 +121,7 @@ def _whole_stages(config: EnergyConfig, model: EnergyFlow, repeats: int, limit: 
     step = make_step(config, model)
 
     def forward() -> None:
-        mx.eval(energy_flow_loss(model, config, batch, training_step=0))
+        mx.eval(energy_flow_loss(model, config, batch, key=mx.random.key(0), training_step=0))
 
     def gradients() -> Any:
         metrics, gradients = step.gradients(0, [batch])
@@ -125,8 +131,9 @@ def _whole_stages(config: EnergyConfig, model: EnergyFlow, repeats: int, limit: 
     found = gradients()
 
     def update() -> None:
-        clipped = clip_gradients(found, config.gradient_clip_per_tensor, config.gradient_clip)
-        step.optimiser.update(model, clipped)
+        norms = gradient_norms(found)[1]
+        factors = clip_factors(norms, config.gradient_clip_per_tensor, config.gradient_clip)
+        model.update(step.optimiser.apply_gradients(found, model.trainable_parameters(), factors))
         mx.eval(model.parameters(), step.optimiser.state)
 
     timing = {"warmup": 1, "repeats": repeats, "limit": limit}
@@ -140,6 +147,6 @@ def _whole_stages(config: EnergyConfig, model: EnergyFlow, repeats: int, limit: 
     return [
         _row("loss (forward, whole)", 1, whole["loss"], backward / 2 + 2 * parts["mapper"], 0),
         _row("backward (whole)", 1, max(whole["gradients"] - whole["loss"], 0.0), backward, 0),
-        # AdamW reads the gradient, the weight and two moments, and writes the last three; clipping reads and writes the first.
-        _row("optimiser", 1, whole["optimiser"], 0, 9 * trained),
+        # The norms read the gradients; AdamW reads gradient, weight and two moments, and writes the last three.
+        _row("optimiser", 1, whole["optimiser"], 0, 8 * trained),
     ]

@@ -106,7 +106,8 @@ def make_step(config: EnergyConfig, model: EnergyFlow) -> TrainStep:
 def product_flops(config: EnergyConfig) -> dict[str, float]:
     """Operations (2 for a multiplication and an addition) of the matrix products of one micro-batch's forward pass, by part.
 
-    A Linear(a, b) on n rows takes 2 n a b. Elementwise work, LayerNorms and the collection are not counted.
+    A Linear(a, b) on n rows takes 2 n a b. Elementwise work, LayerNorms, the collection and padding are not
+    counted.
     """
     c, S, E = config, config.surface_dim, config.embedding_dim
     M, B, T = intermediate_size(E, S), config.batch_size, config.text_max_length

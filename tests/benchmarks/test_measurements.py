@@ -17,7 +17,7 @@ TIMING = {"warmup": 0, "repeats": 3, "limit_s": 1.0}
 
 
 def job(what, **changes):
-    config = small_config(use_exploration_noise=False, **changes)
+    config = small_config(**{"use_exploration_noise": False, **changes})
     return {"what": what, "config": config.to_dict(), "dropout": False, "save_weights": None, **TIMING}
 
 
@@ -51,8 +51,9 @@ def test_ceilings(monkeypatch):
     assert result["flops"]["float32"] > 1e8 and result["bytes_per_s"] > 1e7
 
 
-def test_stages_cover_the_products():
-    task = job("stages", carrier_num_layers=2)
+@pytest.mark.parametrize("changes", [{}, {"compute_dtype": "bfloat16", "use_exploration_noise": True}])
+def test_stages_cover_the_products(changes):
+    task = job("stages", carrier_num_layers=2, **changes)
     rows = {row["stage"]: row for row in stages.measure_stages(task)["stages"]}
     names = ("mapper", "neuron", "GRU products", "gates", "heads", "advance", "collect", "collector", "text encoder")
     assert list(rows) == [*names, "loss (forward, whole)", "backward (whole)", "optimiser"]
