@@ -161,6 +161,9 @@ class EnergyConfig:
     gradient_clip_per_tensor: float = _field(
         0.0, "bound of each tensor's gradient norm, applied first; 0: none", group=TRAINING, low=0
     )
+    gradient_scale_init: float = _field(
+        65536.0, "loss scale a float16 run starts with; it adapts", group=TRAINING, above=0
+    )
     gradient_checkpointing: bool = _field(
         False, "recompute the steps of the flows in the backward pass: less memory, more time", group=TRAINING
     )

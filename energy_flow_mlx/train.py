@@ -20,10 +20,11 @@ from .files import INCOMING
 from .models.energy_flow import EnergyFlow
 from .training import checkpoint
 from .training.checkpoint import CheckpointError, TrainerState
+from .training.loss_scale import LossScale
 from .training.losses import number
 from .training.optimiser import freeze_unreached, learning_rate, make_optimiser
 from .training.report import Evaluation, draw_curves, evaluate, held_out_rows, table
-from .training.step import NonFiniteLoss, StepMetrics, TrainStep, micro_batches
+from .training.step import Launched, NonFiniteLoss, StepMetrics, TrainStep, micro_batches
 
 _USAGE = "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN] [--quiet]"
 _DESCRIPTION = (
@@ -84,29 +85,44 @@ def train(config: EnergyConfig, run: Path, *, resume: bool = False, quiet: bool 
     if not quiet:
         print(f"{run}: {data.name}, {len(data.train)} pairs, {mx.default_device()}")
 
-    step = TrainStep(model, optimiser, config)
+    step = TrainStep(model, optimiser, config, _loss_scale(state))
     order = EpochOrder(len(data.train), config.batch_size, config.seed)
     saved = state.step
     with _StopRequest() as stop, _Progress(config, state.step, quiet) as progress:
+
+        def report(launched: Launched, rate: float) -> None:
+            metrics = step.settle(launched)
+            model.processor.log_overflow(int(number(metrics.parts.overflowed)))
+            progress.after_step(metrics)
+            done = launched.step + 1
+            if done % config.log_interval == 0 or done == config.training_steps:
+                checkpoint.append_metrics(run, progress.line(done, metrics, rate))
+
+        pending: tuple[Launched, float] | None = None
         while state.step < config.training_steps:
             batches = micro_batches(data.train, order, state.step, config.gradient_accumulation_steps)
             rate = learning_rate(config, state.step, state.plateau)
-            metrics = step(state.step, batches, rate)
+            launched = step.launch(state.step, batches, rate)
+            if pending is not None:
+                report(*pending)  # the numbers of the step before, while the device works on this one
+            pending = launched, rate
             state.step += 1
             last = state.step == config.training_steps
-            model.processor.log_overflow(int(number(metrics.parts.overflowed)))
-            progress.after_step(metrics)
-            if state.step % config.log_interval == 0 or last:
-                checkpoint.append_metrics(run, progress.line(state.step, metrics, rate))
-            if state.step % config.validation_interval == 0 or last:
+            validating = state.step % config.validation_interval == 0 or last
+            saving = state.step % config.checkpoint_interval == 0 or last or stop.requested
+            if validating or saving:
+                report(*pending)
+                pending = None
+            if validating:
                 result = evaluate(model, data.validation, config.batch_size)
                 progress.validated(result)
                 checkpoint.append_metrics(run, _validation_line(state, result))
                 _take_note(state, result, config)
-            if state.step % config.checkpoint_interval == 0 or last or stop.requested:
+            if saving:
+                _keep_loss_scale(state, step)
                 checkpoint.save(run, model, optimiser, config, state)
                 saved = state.step
-            if stop.requested and not last:
+            if stop.requested and saving and not last:
                 break
     if saved < config.training_steps:
         print(f"stopped and saved at step {saved}; go on with:\n  python -m energy_flow_mlx.train --resume {run}")
@@ -116,6 +132,18 @@ def train(config: EnergyConfig, run: Path, *, resume: bool = False, quiet: bool 
     rows = held_out_rows(model, data, config.batch_size)
     print(table(rows, f"{len(data.test)} held-out test pairs of {data.name}"))
     return 0
+
+
+def _loss_scale(state: TrainerState) -> LossScale | None:
+    if not state.loss_scale:
+        return None
+    return LossScale.start(state.loss_scale, state.loss_scale_good, state.skipped_steps)
+
+
+def _keep_loss_scale(state: TrainerState, step: TrainStep) -> None:
+    if step.scaled:
+        scale, good, skipped = (number(value) for value in step.loss_scale)
+        state.loss_scale, state.loss_scale_good, state.skipped_steps = scale, int(good), int(skipped)
 
 
 def _parser() -> Parser:
@@ -244,6 +272,8 @@ class _Progress:
             "loss": number(metrics.loss),
             **parts,
             "gradient_norm": number(metrics.gradient_norm),
+            "loss_scale": number(metrics.loss_scale),
+            "skipped": number(metrics.skipped),
             "learning_rate": rate,
             "samples_per_second": self._samples_per_second(),
             "peak_memory_bytes": mx.get_peak_memory(),

@@ -12,8 +12,8 @@
 //
 // A thread has one flow. Grid: N threads. Templates: T, NOISY, REFLECT, W, H.
 
-constant constexpr float LARGEST_DISPLACEMENT = 0.5f;  // per axis and step
-constant constexpr float LARGEST_COORDINATE = 10.0f;   // NaN and infinity are replaced before the clamp
+CONSTANT constexpr float LARGEST_DISPLACEMENT = 0.5f;  // per axis and step
+CONSTANT constexpr float LARGEST_COORDINATE = 10.0f;   // NaN and infinity are replaced before the clamp
 
 // NaN passes: min and max would swallow it before it is replaced.
 FUNCTION float limit(float x, float bound) { return x < -bound ? -bound : x > bound ? bound : x; }

@@ -3,8 +3,8 @@
 typedef unsigned int uint;
 #define FUNCTION __device__ inline
 
-#define device
-#define constant
+#define DEVICE
+#define CONSTANT
 #define thread
 #define threadgroup __shared__
 #define threadgroup_barrier(flags) __syncthreads()

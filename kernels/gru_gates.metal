@@ -21,7 +21,7 @@ FUNCTION void load_columns(P array, uint i, thread float (&value)[V]) {
 }
 
 template <int V, typename T>
-FUNCTION void store_columns(device T* array, uint i, thread const float (&value)[V]) {
+FUNCTION void store_columns(DEVICE T* array, uint i, thread const float (&value)[V]) {
     if constexpr (V == 4) store4(array, i, value);
     else array[i] = T(value[0]);
 }

@@ -2,7 +2,10 @@
 // A body may use: the thread attributes of Metal, `threadgroup` arrays declared in the body, threadgroup_barrier(mem_flags::mem_threadgroup),
 // simd_sum and the other SIMD functions of cuda.h, float(x), T(x), metal::exp and its kin in float, and what follows.
 
+// Metal's own `device` and `constant` cannot be macros for CUDA, whose __device__ is made of that word.
 #define FUNCTION inline
+#define DEVICE device
+#define CONSTANT constant
 
 // Elements 4 i .. 4 i + 3 of an array of float, half or bfloat, as float. The array's rows must hold a multiple of 4.
 template <typename P>
@@ -11,16 +14,16 @@ FUNCTION void load4(P array, uint i, thread float (&value)[4]) {
 }
 
 template <typename T>
-FUNCTION void store4(device T* array, uint i, thread const float (&value)[4]) {
+FUNCTION void store4(DEVICE T* array, uint i, thread const float (&value)[4]) {
     for (uint k = 0; k < 4; ++k) array[4 * i + k] = T(value[k]);
 }
 
 // Add to one element of an output that is declared atomic.
-FUNCTION void add_to(device atomic<float>* array, uint i, float value) {
+FUNCTION void add_to(DEVICE atomic<float>* array, uint i, float value) {
     atomic_fetch_add_explicit(&array[i], value, memory_order_relaxed);
 }
 
-FUNCTION void add_to(device atomic<int>* array, uint i, int value) {
+FUNCTION void add_to(DEVICE atomic<int>* array, uint i, int value) {
     atomic_fetch_add_explicit(&array[i], value, memory_order_relaxed);
 }
 

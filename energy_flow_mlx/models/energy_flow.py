@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from ..config import EnergyConfig
 from ..data.tokeniser import WordPieceTokeniser
 from ..files import resolve, write_folder
+from ..nn.precision import DTYPES, weights_in
 from .carrier import EnergyCarrier
 from .collector import OutputCollector
 from .mapper import EmbeddingMapper
@@ -58,8 +59,24 @@ class EnergyFlow(nn.Module):
         training_step: where the displacement schedule stands; None: where this model's training stopped.
         """
         here = self.trained_steps if training_step is None else training_step
-        flow = self.processor(self.mapper.map_to_surface(embeddings), steps=steps, key=key, training_step=here)
-        return EnergyFlowOutput(self.collector.collect(flow.surface), flow.surface, flow)
+        flow = self.processor(self.map_to_surface(embeddings), steps=steps, key=key, training_step=here)
+        with weights_in(self.collector, self._dtype):
+            embedding = self.collector.collect(flow.surface.astype(self._dtype)).astype(mx.float32)
+        return EnergyFlowOutput(embedding, flow.surface, flow)
+
+    @property
+    def _dtype(self) -> mx.Dtype:
+        return DTYPES[self.config.compute_dtype]
+
+    def map_to_surface(self, embeddings: mx.array) -> mx.array:
+        """Embeddings [B, E] -> surfaces [B, H, W], computed in `compute_dtype`, float32."""
+        with weights_in(self.mapper, self._dtype):
+            return self.mapper.map_to_surface(embeddings.astype(self._dtype)).astype(mx.float32)
+
+    def text_to_surface(self, input_ids: mx.array, attention_mask: mx.array) -> mx.array:
+        """Tokens [B, T] -> surfaces [B, S], computed in `compute_dtype`, float32."""
+        with weights_in(self.text_encoder, self._dtype):
+            return self.text_encoder(input_ids, attention_mask).astype(mx.float32)
 
     def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:
         """Write model.safetensors: every parameter, and `trained_steps` in its metadata."""

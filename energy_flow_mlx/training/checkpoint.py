@@ -37,6 +37,9 @@ class TrainerState:
     plateau: Plateau = field(default_factory=Plateau)
     best_validation_cosine: float = -math.inf
     best_step: int = 0
+    loss_scale: float = 0.0  # of a float16 run; 0: at its start
+    loss_scale_good: int = 0
+    skipped_steps: int = 0
 
 
 def save(run: Path, model: EnergyFlow, optimiser: optim.Optimizer, config: EnergyConfig, state: TrainerState) -> None:

@@ -10,13 +10,49 @@ from mlx.utils import tree_flatten, tree_map
 
 from ..config import EnergyConfig
 from ..models.energy_flow import EnergyFlow
+from ..ops.adamw import AdamStep, adamw
 
 COSINE_FLOOR = 0.1  # share of the peak rate that the cosine ends on
 
 
-def make_optimiser(config: EnergyConfig) -> optim.AdamW:
+class AdamW(optim.AdamW):
+    """MLX's AdamW with its state and names, whose step also clips and can be called off without a look at the numbers."""
+
+    def apply_gradients(
+        self, gradients: Any, parameters: Any, factors: mx.array | None = None, go: mx.array | None = None
+    ) -> Any:
+        """The parameters after one step.
+
+        Args:
+            gradients: a tree of P arrays.
+            parameters: a tree that holds at least the same.
+            factors: [P], what each gradient is multiplied by, in the order of `named_arrays`; None: 1.
+            go: [1] bool; False leaves parameters and state as they are. None: True.
+        """
+        if not self._initialized:
+            self.init(gradients)
+        go = mx.array([True]) if go is None else go
+        factors = mx.ones((len(named_arrays(gradients)),)) if factors is None else factors
+        following = self.step + 1
+        count = following.astype(mx.float32)
+        beta1, beta2 = self.betas
+        rest = [mx.array(value) for value in (self.weight_decay, beta1, beta2, self.eps)]
+        shared = AdamStep(
+            mx.stack([self.learning_rate, *rest, 1.0 - mx.power(beta1, count), 1.0 - mx.power(beta2, count)]), factors, go
+        )
+        self.state["step"] = mx.where(go[0], following, self.step)
+        index = iter(range(len(factors)))
+
+        def single(gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
+            new, state["m"], state["v"] = adamw(parameter, gradient, state["m"], state["v"], shared, next(index))
+            return new
+
+        return tree_map(single, gradients, parameters, self.state)
+
+
+def make_optimiser(config: EnergyConfig) -> AdamW:
     """AdamW as torch's: bias correction, betas (0.9, 0.999), eps 1e-8, decoupled weight decay."""
-    return optim.AdamW(config.learning_rate, [0.9, 0.999], 1e-8, config.weight_decay, bias_correction=True)
+    return AdamW(config.learning_rate, [0.9, 0.999], 1e-8, config.weight_decay, bias_correction=True)
 
 
 def freeze_unreached(model: EnergyFlow) -> None:
@@ -75,17 +111,18 @@ def gradient_norms(gradients: Any) -> tuple[list[str], mx.array]:
     return list(named), mx.stack(norms)
 
 
-def clip_gradients(gradients: Any, per_tensor: float, global_norm: float) -> Any:
-    """Scale each gradient down to the norm `per_tensor`, then all together to `global_norm`; 0 leaves out either.
+def clip_factors(norms: mx.array, per_tensor: float, global_norm: float) -> mx.array:
+    """What gradients of these norms [P] are multiplied by [P]: each is brought down to the norm `per_tensor`, then all together
+    to `global_norm`; 0 leaves out either.
 
     As torch's `clip_grad_norm_`: factor min(1, bound / (norm + 1e-6)).
     """
+    factors = mx.ones_like(norms)
     if per_tensor:
-        gradients = tree_map(lambda g: g * _shrink(gradient_norms(g)[1][0], per_tensor), gradients)
+        factors = _shrink(norms, per_tensor)
     if global_norm:
-        total = mx.linalg.norm(gradient_norms(gradients)[1])
-        gradients = tree_map(lambda g: g * _shrink(total, global_norm), gradients)
-    return gradients
+        factors = factors * _shrink(mx.linalg.norm(norms * factors), global_norm)
+    return factors
 
 
 def _shrink(norm: mx.array, bound: float) -> mx.array:

@@ -56,14 +56,14 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_does_not(whole, tmp_p
 
 def stop_after(monkeypatch, steps):
     """Ask for a stop, as Ctrl-C does, while step `steps` runs."""
-    original = train.TrainStep.__call__
+    original = train.TrainStep.launch
 
-    def call(self, step, batches, rate):
+    def launch(self, step, batches, rate):
         if step + 1 == steps:
             os.kill(os.getpid(), signal.SIGINT)
         return original(self, step, batches, rate)
 
-    monkeypatch.setattr(train.TrainStep, "__call__", call)
+    monkeypatch.setattr(train.TrainStep, "launch", launch)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 5])
