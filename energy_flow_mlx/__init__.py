@@ -1,5 +1,10 @@
 """The energy-flow model in MLX: texts become surfaces, surfaces become flows through a lattice, and flows become embeddings."""
 
+# ruff: noqa: E402
+from .blas import prefer_system_blas
+
+prefer_system_blas()  # before anything below imports MLX
+
 from .config import ConfigError, EnergyConfig
 from .models.carrier import CarrierOutput, EnergyCarrier
 from .models.collector import OutputCollector

@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 from tqdm import tqdm
 
+from . import blas
 from .cli import Parser, add_config_flags, flag, given_fields, layered_config
 from .config import ConfigError, EnergyConfig
 from .data.source import EpochOrder, PairData, open_data
@@ -23,10 +24,13 @@ from .training.checkpoint import CheckpointError, TrainerState
 from .training.loss_scale import LossScale
 from .training.losses import number
 from .training.optimiser import freeze_unreached, learning_rate, make_optimiser
+from .training.profile import Profile
 from .training.report import Evaluation, draw_curves, evaluate, held_out_rows, table
 from .training.step import Launched, NonFiniteLoss, StepMetrics, TrainStep, micro_batches
 
-_USAGE = "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN] [--quiet]"
+_USAGE = (
+    "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN] [--profile DIR] [--quiet]"
+)
 _DESCRIPTION = (
     "Train an energy-flow model and judge it on held-out pairs. Without arguments: the tiny preset on built-in data. "
     "The preset comes first, --config goes over it, and the flags over both."
@@ -50,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = layered_config(arguments.preset, arguments.config, fields)
             run = arguments.out or Path("runs") / f"{arguments.preset or 'tiny'}-seed{config.seed}"
             _refuse_used(run)
-        return train(config, run, resume=arguments.resume is not None, quiet=arguments.quiet)
+        return train(config, run, resume=arguments.resume is not None, quiet=arguments.quiet, profile=arguments.profile)
     except (ConfigError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -62,8 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def train(config: EnergyConfig, run: Path, *, resume: bool = False, quiet: bool = False) -> int:
-    """Train until `config.training_steps`, from the checkpoint in `run` if `resume`; returns the exit code."""
+def train(
+    config: EnergyConfig, run: Path, *, resume: bool = False, quiet: bool = False, profile: Path | None = None
+) -> int:
+    """Train until `config.training_steps`, from the checkpoint in `run` if `resume`; returns the exit code.
+
+    profile: folder for a trace of a few steps, see `training.profile`.
+    """
+    watched = Profile(profile)
     tokeniser = WordPieceTokeniser.from_file(run / "tokenizer.json") if resume else None
     data = _open(config, tokeniser)
     if resume:
@@ -83,7 +93,9 @@ def train(config: EnergyConfig, run: Path, *, resume: bool = False, quiet: bool 
         state = TrainerState()
         checkpoint.save(run, model, optimiser, config, state)  # from here on a kill leaves a run to resume
     if not quiet:
-        print(f"{run}: {data.name}, {len(data.train)} pairs, {mx.default_device()}")
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        products = f", products by {blas.description()}" if on_cpu and blas.description() else ""
+        print(f"{run}: {data.name}, {len(data.train)} pairs, {mx.default_device()}{products}")
 
     step = TrainStep(model, optimiser, config, _loss_scale(state))
     order = EpochOrder(len(data.train), config.batch_size, config.seed)
@@ -100,9 +112,10 @@ def train(config: EnergyConfig, run: Path, *, resume: bool = False, quiet: bool 
 
         pending: tuple[Launched, float] | None = None
         while state.step < config.training_steps:
-            batches = micro_batches(data.train, order, state.step, config.gradient_accumulation_steps)
             rate = learning_rate(config, state.step, state.plateau)
-            launched = step.launch(state.step, batches, rate)
+            with watched.step(state.step, step):
+                batches = micro_batches(data.train, order, state.step, config.gradient_accumulation_steps)
+                launched = step.launch(state.step, batches, rate)
             if pending is not None:
                 report(*pending)  # the numbers of the step before, while the device works on this one
             pending = launched, rate
@@ -124,6 +137,10 @@ def train(config: EnergyConfig, run: Path, *, resume: bool = False, quiet: bool 
                 saved = state.step
             if stop.requested and saving and not last:
                 break
+    if profile is not None:
+        print(
+            f"{watched.written} has the trace" if watched.written else f"{profile}: the run was too short for a trace"
+        )
     if saved < config.training_steps:
         print(f"stopped and saved at step {saved}; go on with:\n  python -m energy_flow_mlx.train --resume {run}")
         return 130
@@ -152,6 +169,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--out", type=Path, metavar="RUN", help="new folder for the run (default: runs/<preset>-seed<seed>)"
     )
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="leave a trace of a few steps in this folder")
     parser.add_argument("--quiet", action="store_true", help="print the final table alone")
     add_config_flags(parser)
     return parser

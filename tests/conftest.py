@@ -9,6 +9,8 @@ os.environ["MLX_ENABLE_TF32"] = "0"
 
 import pytest
 
+import energy_flow_mlx  # noqa: F401  before the tests import mlx: on Linux it binds the system's BLAS
+
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 

@@ -1,0 +1,1 @@
+"""What `python -m energy_flow_mlx.benchmark` measures, and how."""

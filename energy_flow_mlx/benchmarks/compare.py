@@ -1,0 +1,162 @@
+"""The model here, and the torch baseline in its variants, as rows of one table."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from ..config import EnergyConfig
+from .processes import MeasurementFailed, run_mlx, run_torch, save_batches
+from .work import compute_dtype, flow_steps, make_batches, total_flops
+
+WHATS = ("training", "forward")
+# In the order of what usually wins, because the time limit may leave out the last ones.
+TORCH_CUDA = (
+    "fp32/cell/whole", "bf16/cell/whole", "bf16/cell/captured", "fp32/cell/captured", "fp32/cudnn/whole",
+    "bf16/cell/step", "fp32/cell/step", "bf16/cell/graphs", "bf16/cell/autotune",
+)  # fmt: skip
+TORCH_CPU = ("fp32/cell/eager", "fp32/cudnn/eager", "fp32/cell/whole")
+TORCH_EAGER = ("fp32/cell/eager", "fp32/cudnn/eager", "bf16/cell/eager")
+_WEIGHTS_LIMIT = 2**29  # bytes of weights up to which both frameworks start from the same ones
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure. limit_s: of the timed calls of one row; torch_limit_s: of all torch processes of one benchmark."""
+
+    warmup: int
+    repeats: int
+    limit_s: float
+    dropout: bool
+    cold: bool
+    torch_limit_s: float
+
+
+def measure_mlx(
+    config: EnergyConfig, plan: Plan, folder: Path, ceilings: Mapping[str, Any], weights: Path | None
+) -> list[dict[str, Any]]:
+    """A row each for the training step and the forward pass here; the first writes its initial weights to `weights`."""
+    rows = []
+    for what in WHATS:
+        save = str(weights) if weights is not None and what == WHATS[0] else None
+        job = {**_job(config, plan, what), "save_weights": save}
+        measured = partial(run_mlx, folder, job, cold=plan.cold)
+        rows.append(_row("mlx", compute_dtype(config), config, what, ceilings, measured))
+    return rows
+
+
+def measure_torch(
+    config: EnergyConfig,
+    plan: Plan,
+    folder: Path,
+    ceilings: Mapping[str, Any],
+    weights: Path | None,
+    variants: Sequence[str],
+    device: str,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """A row for each variant of the baseline, training first. Failed ones and those left out by the limit carry an `error`."""
+    data = folder / "batches.npz"
+    save_batches(data, make_batches(config))
+    end = perf_counter() + plan.torch_limit_s
+    rows = []
+    for variant in variants:
+        for what in WHATS:
+            job = {
+                **_job(config, plan, what),
+                "variant": variant.split("/"),
+                "device": device,
+                "data": str(data),
+                "weights": str(weights) if weights is not None and weights.is_file() else None,
+            }
+
+            def measured(job: Mapping[str, Any] = job) -> dict[str, Any]:
+                left = end - perf_counter()
+                if left <= 0:
+                    raise MeasurementFailed(f"left out: --torch-limit {plan.torch_limit_s:g} s were spent")
+                return run_torch(folder, job, cold=plan.cold, limit=left)
+
+            say(f"torch {variant}, {what} …")
+            rows.append(_row("torch", variant, config, what, ceilings, measured))
+    return rows
+
+
+def weights_file(config: EnergyConfig, folder: Path) -> Path | None:
+    """Where the MLX process leaves its initial weights for torch; None when they are too many to pass on."""
+    middle = max(config.embedding_dim // 2, 2 * config.surface_dim)
+    surface = config.surface_dim
+    many = 2 * (config.embedding_dim * middle + 2 * middle * surface + 2 * surface * surface)
+    return folder / "weights.npz" if 4 * many <= _WEIGHTS_LIMIT else None
+
+
+def best_of(rows: Sequence[Mapping[str, Any]], what: str, key: str) -> Mapping[str, Any] | None:
+    """The torch row of `what` with the least `key`; None when there is none."""
+    found = [row for row in rows if row["framework"] == "torch" and row["what"] == what and row.get(key) is not None]
+    return min(found, key=lambda row: float(row[key]), default=None)
+
+
+def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """MLX beside torch, for training and forward: its time over the least torch time, its memory over that of the same
+    torch variant, and over the least of all variants."""
+    found = []
+    for row in rows:
+        fastest = best_of(rows, row["what"], "seconds")
+        if row["framework"] != "mlx" or "seconds" not in row or fastest is None:
+            continue
+        key = "peak_bytes" if fastest.get("peak_bytes") else "process_peak_bytes"
+        leanest = best_of(rows, row["what"], key)
+        assert leanest is not None
+        found.append(
+            {
+                "what": row["what"],
+                "mlx": row["variant"],
+                "fastest_torch": fastest["variant"],
+                "time": row["seconds"] / fastest["seconds"],
+                "memory": row[key] / fastest[key],
+                "memory_kind": key,
+                "leanest_torch": leanest["variant"],
+                "memory_to_leanest": row[key] / leanest[key],
+                # The loss of the first step, or the sum of the embeddings: the same where both had the same weights.
+                "first_value": row["first_value"],
+                "first_value_torch": fastest["first_value"],
+            }
+        )
+    return found
+
+
+def _job(config: EnergyConfig, plan: Plan, what: str) -> dict[str, Any]:
+    return {
+        "what": what,
+        "config": config.to_dict(),
+        "dropout": plan.dropout,
+        "warmup": plan.warmup,
+        "repeats": plan.repeats,
+        "limit_s": plan.limit_s,
+    }
+
+
+def _row(
+    framework: str,
+    variant: str,
+    config: EnergyConfig,
+    what: str,
+    ceilings: Mapping[str, Any],
+    measured: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"framework": framework, "variant": variant, "what": what}
+    try:
+        row.update(measured())
+    except MeasurementFailed as error:
+        return {**row, "error": str(error)}
+    micro_batches = config.gradient_accumulation_steps if what == "training" else 1
+    flops = total_flops(config, what)
+    row["samples_per_s"] = micro_batches * config.batch_size / row["seconds"]
+    row["flow_steps_per_s"] = flow_steps(config, what) / row["seconds"]
+    row["flops"] = flops
+    row["tflops"] = flops / row["seconds"] / 1e12
+    dtype = variant if framework == "mlx" else {"fp32": "float32", "bf16": "bfloat16"}[variant.split("/")[0]]
+    peak = ceilings.get("flops", {}).get(dtype)
+    row["share_of_peak"] = None if peak is None else flops / row["seconds"] / peak
+    return row

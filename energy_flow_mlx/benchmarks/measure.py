@@ -1,0 +1,132 @@
+"""How calls are timed; the whole model, and the limits of the machine."""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+
+from ..config import EnergyConfig
+from ..training.losses import number
+from ..training.optimiser import named_arrays
+from .work import make_batches, make_model, make_step
+
+LEAST_REPEATS = 3
+
+
+def timed(
+    call: Callable[[], Any], *, warmup: int, repeats: int, limit: float, wait: Callable[[], Any] = mx.synchronize
+) -> list[float]:
+    """Seconds of up to `repeats` calls, each waited for; fewer, but at least 3, once they took `limit` seconds together."""
+    for _ in range(warmup):
+        call()
+    wait()
+    times: list[float] = []
+    while len(times) < repeats and (len(times) < LEAST_REPEATS or sum(times) < limit):
+        began = time.perf_counter()
+        call()
+        wait()
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def per_call(call: Callable[[], Any], calls: int, *, repeats: int, limit: float) -> float:
+    """Median seconds of a call that gives arrays, when `calls` of them are in flight: the cost in a running step."""
+
+    def burst() -> None:
+        for _ in range(calls):
+            mx.async_eval(call())
+
+    return statistics.median(timed(burst, warmup=2, repeats=repeats, limit=limit)) / calls
+
+
+def clear_memory() -> None:
+    """Forget cached memory and the peak so far."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+
+
+def on_gpu() -> bool:
+    """Whether MLX works on a GPU here."""
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
+def device_name() -> str:
+    """The device in words."""
+    info = mx.device_info()
+    return str(info.get("device_name", mx.default_device()))
+
+
+def measure_model(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the model, call it once, and time it: `what` is forward or training. The peak is that of the timed calls and
+    counts arrays in use (weights, optimiser, activations), not MLX's cache of freed memory."""
+    config = EnergyConfig.from_dict(job["config"])
+    training = job["what"] == "training"
+    start = time.perf_counter()
+    batches = make_batches(config)
+    model = make_model(config, training=training, dropout=job["dropout"])
+    if job["save_weights"]:
+        began = time.perf_counter()
+        mx.savez(job["save_weights"], **named_arrays(model.parameters()))
+        start += time.perf_counter() - began
+    if training:
+        step = make_step(config, model)
+        done = 0
+
+        def call() -> mx.array:
+            nonlocal done
+            metrics = step(done, batches, config.learning_rate)
+            done += 1
+            mx.eval(model.parameters(), step.optimiser.state)
+            return metrics.loss
+    else:
+        inputs = mx.array(batches[0].input_embedding)
+
+        def call() -> mx.array:
+            output = model(inputs)
+            mx.eval(output.embedding, output.surface)
+            return output.embedding
+
+    first = call()
+    mx.synchronize()
+    first_call = time.perf_counter() - start
+    value = number(mx.sum(first))
+    clear_memory()
+    times = timed(call, warmup=job["warmup"], repeats=job["repeats"], limit=job["limit_s"])
+    return {
+        "seconds": statistics.median(times),
+        "times": times,
+        "first_call_s": first_call,
+        "first_value": value,
+        "peak_bytes": mx.get_peak_memory(),
+        "process_peak_bytes": peak_of_process(),
+        "device": device_name(),
+        "version": mx.__version__,  # type: ignore[attr-defined]
+    }
+
+
+def peak_of_process() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
+
+
+def measure_ceilings(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The machine's two limits: FLOP/s of a large square matrix product, by dtype, and bytes/s (read and written) of a copy."""
+    gpu = on_gpu()
+    size = 8192 if gpu else 2048
+    timing = {"repeats": job["repeats"], "limit": job["limit_s"]}
+    products = {}
+    for name in job["dtypes"]:
+        dtype = getattr(mx, name)
+        a, b = (mx.random.normal((size, size)).astype(dtype) for _ in range(2))
+        mx.eval(a, b)
+        products[name] = 2.0 * size**3 / per_call(partial(mx.matmul, a, b), 4 if gpu else 1, **timing)
+    x = mx.zeros((2**28 if gpu else 2**26,), dtype=mx.float32)
+    mx.eval(x)
+    copied = 2 * x.nbytes / per_call(lambda: -x, 4 if gpu else 1, **timing)
+    return {"flops": products, "bytes_per_s": copied, "size": size, "copy_bytes": x.nbytes, "device": device_name()}

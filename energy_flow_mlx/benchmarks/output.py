@@ -1,0 +1,195 @@
+"""A benchmark's results as text, JSON and a figure."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import write_aside
+
+Results = Mapping[str, Any]
+
+
+def text(results: Results) -> str:
+    """Everything that was measured, as tables."""
+    parts = [_ceilings(results["ceilings"]), _rows(results["rows"])]
+    if results.get("ratios"):
+        parts.append(_ratios(results["ratios"]))
+    if results.get("stages"):
+        parts.append(_stages(results))
+    if results.get("sweep"):
+        parts.append(_sweep(results["sweep"]))
+    if results.get("scenarios"):
+        parts.append(_scenarios(results["scenarios"]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def write_json(path: Path, results: Results) -> None:
+    """Write the results, aside and renamed."""
+    content = json.dumps(results, indent=1) + "\n"
+    write_aside(path, lambda aside: aside.write_text(content, encoding="utf-8"))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned: the first to the left, the others to the right."""
+    widths = [max(len(row[k]) for row in (header, *rows)) for k in range(len(header))]
+    lines = []
+    for row in (header, *rows):
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}" if seconds < 0.1 else f"{1e3 * seconds:,.0f}"
+
+
+def gibibytes(size: float | None) -> str:
+    return "" if size is None else f"{size / 2**30:.2f}"
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}%"
+
+
+def _ceilings(ceilings: Results) -> str:
+    products = ", ".join(f"{rate / 1e12:.3g} TFLOP/s {name}" for name, rate in ceilings["flops"].items())
+    return (
+        f"{ceilings['device']}: a product of {ceilings['size']}² matrices {products}; "
+        f"a copy {ceilings['bytes_per_s'] / 1e9:.3g} GB/s"
+    )
+
+
+def _rows(rows: Sequence[Results]) -> str:
+    header = [
+        "",
+        "ms",
+        "samples/s",
+        "flow steps/s",
+        "TFLOP/s",
+        "of peak",
+        "peak GiB",
+        "process GiB",
+        "first call s",
+        "n",
+    ]
+    lines, failures = [], []
+    for row in rows:
+        name = f"{row['framework']} {row['variant']}, {row['what']}"
+        if "error" in row:
+            failures.append(f"{name}: {row['error']}")
+            continue
+        lines.append(
+            [name, milliseconds(row["seconds"]), f"{row['samples_per_s']:,.4g}", f"{row['flow_steps_per_s']:,.4g}",
+             f"{row['tflops']:.3g}", percent(row["share_of_peak"]), gibibytes(row["peak_bytes"]),
+             gibibytes(row["process_peak_bytes"]), f"{row['first_call_s']:.1f}", str(len(row["times"]))]
+        )  # fmt: skip
+    return "\n".join([table(header, lines), *failures])
+
+
+def _ratios(found: Sequence[Results]) -> str:
+    lines = []
+    names = {"training": "loss of the first step", "forward": "sum of the embeddings"}
+    for row in found:
+        kind = "memory" if row["memory_kind"] == "peak_bytes" else "process memory"
+        lines.append(
+            f"{row['what']}: mlx {row['mlx']} takes {row['time']:.2f} of the time of torch {row['fastest_torch']}, "
+            f"{row['memory']:.2f} of its {kind} ({row['memory_to_leanest']:.2f} of that of {row['leanest_torch']}); "
+            f"{names[row['what']]} {row['first_value']:.6g} and {row['first_value_torch']:.6g}"
+        )
+    return "\n".join(lines)
+
+
+def _stages(results: Results) -> str:
+    lines = []
+    for row in results["stages"]:
+        lines.append(
+            [row["stage"], str(row["calls"]), milliseconds(row["seconds"]), f"{row['flops'] / row['seconds'] / 1e12:.3g}"
+             if row["seconds"] else "", f"{row['bytes'] / row['seconds'] / 1e9:.3g}" if row["seconds"] else "",
+             milliseconds(row["limit_seconds"]), percent(row["share_of_limit"])]
+        )  # fmt: skip
+    return "stages of one micro-batch\n" + table(
+        ["stage", "calls", "ms", "TFLOP/s", "GB/s", "limit ms", "of limit"], lines
+    )
+
+
+def _sweep(sweep: Results) -> str:
+    lines = [
+        [f"{point['axis']} = {point['value']}", *(
+            cell for what in ("training", "flows")
+            for cell in (milliseconds(point[what]["seconds"]), f"{point[what]['peak_bytes'] / 2**20:,.0f}")
+        )]
+        for point in sweep["points"]
+    ]  # fmt: skip
+    fits = [
+        [fit["axis"], *(
+            f"{fit[f'{what} {quantity}']:.2f} ({fit[f'{what} {quantity}, last doubling']:.2f})"
+            for what in ("training", "flows") for quantity in ("seconds", "peak_bytes")
+        )]
+        for fit in sweep["exponents"]
+    ]  # fmt: skip
+    return (
+        "growth of a training step, and of its flows alone (forward and backward)\n"
+        + table(["", "step ms", "step MiB", "flows ms", "flows MiB"], lines)
+        + "\n\nexponents p of growth ~ x^p over all points (over the last doubling)\n"
+        + table(["", "step time", "step memory", "flows time", "flows memory"], fits)
+    )
+
+
+def _scenarios(scenarios: Sequence[Results]) -> str:
+    lines = [
+        [f"{scenario['scenario']}, {run['device']}", str(run["steps"]), milliseconds(run["seconds"]),
+         f"{run['batch_size'] / run['seconds']:,.0f}", f"{run['peak_bytes'] / 2**20:,.0f}", f"{run['first_loss']:.4g}",
+         f"{run['last_loss']:.4g}"]
+        for scenario in scenarios for run in scenario["runs"]
+    ]  # fmt: skip
+    return table(["scenario", "steps", "ms a step", "samples/s", "peak MiB", "first loss", "last loss"], lines)
+
+
+def draw(path: Path, results: Results) -> None:
+    """The rows' times, the stages and the sweep as one figure; the ending of `path` chooses its format."""
+    import matplotlib  # only where a figure is drawn
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = [_draw_rows]
+    panels += [_draw_stages] if results.get("stages") else []
+    panels += [_draw_sweep] if results.get("sweep") else []
+    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4.5), layout="constrained", squeeze=False)
+    for panel, axis in zip(panels, axes[0], strict=True):
+        panel(axis, results)
+    figure.suptitle(results["title"])
+    write_aside(path, lambda aside: figure.savefig(aside, dpi=120))
+    plt.close(figure)
+
+
+def _draw_rows(axis: Any, results: Results) -> None:
+    rows = [row for row in results["rows"] if "error" not in row][::-1]
+    colours = {"mlx": "tab:blue", "torch": "tab:orange"}
+    names = [f"{row['framework']} {row['variant']}, {row['what']}" for row in rows]
+    axis.barh(names, [1e3 * row["seconds"] for row in rows], color=[colours[row["framework"]] for row in rows])
+    axis.set(xlabel="ms (median)", title="time of a call")
+
+
+def _draw_stages(axis: Any, results: Results) -> None:
+    rows = results["stages"][::-1]
+    names = [row["stage"] for row in rows]
+    axis.barh(names, [1e3 * row["seconds"] for row in rows], color="tab:blue", label="measured")
+    axis.barh(names, [1e3 * row["limit_seconds"] for row in rows], color="tab:green", height=0.3, label="limit")
+    axis.set(xlabel="ms in a micro-batch", title="stages and the machine's limit")
+    axis.legend()
+
+
+def _draw_sweep(axis: Any, results: Results) -> None:
+    sweep = results["sweep"]
+    for fit in sweep["exponents"]:
+        along = [point for point in sweep["points"] if point["axis"] == fit["axis"]]
+        axis.plot(
+            [point["value"] / along[0]["value"] for point in along],
+            [1e3 * point["flows"]["seconds"] for point in along],
+            marker="o",
+            label=f"{fit['axis']}: p = {fit['flows seconds']:.2f}",
+        )
+    axis.set(xscale="log", yscale="log", xlabel="times the smallest value", ylabel="ms", title="growth of the flows")
+    axis.legend()
