@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 
 from energy_flow_mlx.ops import kernel
+from energy_flow_mlx.ops.adamw import AdamStep, adamw
 
 from . import (
     test_advance,
@@ -62,8 +63,18 @@ def neurons() -> list[tuple[Callable[..., Any], list[mx.array]]]:
     ]
 
 
+def steps() -> list[tuple[Callable[..., Any], list[mx.array]]]:
+    step = AdamStep(mx.ones((7,)), mx.ones((3,)), mx.array([True]))
+
+    def update(*tensors: mx.array) -> Any:
+        return mx.stop_gradient(adamw(*tensors, step, 1, kernels=True)[0])
+
+    return [(update, [mx.ones((5,))] * 4)]
+
+
 # op -> functions with their arguments, and the dtypes to give those that are floats.
 CALLS: dict[str, tuple[list[tuple[Callable[..., Any], list[mx.array]]], tuple[mx.Dtype, ...]]] = {
+    "adamw": (steps(), (mx.float32,)),
     "advance": (moves(), ALL),
     "bias_gelu_norm": (test_bias_gelu_norm.calls(), ALL),
     "collect": (test_collect_kernel.calls(), ALL),
