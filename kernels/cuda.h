@@ -1,7 +1,33 @@
-// The words of Metal that the kernels of this folder use, for CUDA: thread attributes, address spaces, barriers, SIMD functions, and metal.h.
+// The words of Metal that the kernels of this folder use, for CUDA: thread attributes, address spaces, barriers, SIMD functions,
+// 16-bit floats, and metal.h. It includes nothing, so that a kernel compiles in a moment.
 
 typedef unsigned int uint;
 #define FUNCTION __device__ inline
+#define SHORT _Pragma("unroll 1")
+
+// Storage alone: arithmetic is float.
+struct __align__(2) half {
+    unsigned short bits;
+    half() = default;
+    __device__ explicit half(float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x)); }
+    __device__ explicit operator float() const {
+        float x;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+        return x;
+    }
+};
+
+// The upper half of a float, rounded to nearest even.
+struct __align__(2) bfloat {
+    unsigned short bits;
+    bfloat() = default;
+    __device__ explicit bfloat(float x) {
+        uint all = __float_as_uint(x);
+        bool nan = (all & 0x7FFFFFFFu) > 0x7F800000u;
+        bits = nan ? 0x7FFF : (all + 0x7FFFu + ((all >> 16) & 1u)) >> 16;
+    }
+    __device__ explicit operator float() const { return __uint_as_float(uint(bits) << 16); }
+};
 
 #define DEVICE
 #define CONSTANT
@@ -73,30 +99,21 @@ FUNCTION void load4(const float* array, uint i, float (&value)[4]) {
     value[0] = all.x, value[1] = all.y, value[2] = all.z, value[3] = all.w;
 }
 
-FUNCTION void load4(const __half* array, uint i, float (&value)[4]) {
+template <typename T>
+FUNCTION void load4(const T* array, uint i, float (&value)[4]) {
     uint2 all = reinterpret_cast<const uint2*>(array)[i];
-    float2 low = __half22float2(*reinterpret_cast<__half2*>(&all.x)), high = __half22float2(*reinterpret_cast<__half2*>(&all.y));
-    value[0] = low.x, value[1] = low.y, value[2] = high.x, value[3] = high.y;
-}
-
-FUNCTION void load4(const __nv_bfloat16* array, uint i, float (&value)[4]) {
-    uint2 all = reinterpret_cast<const uint2*>(array)[i];  // bfloat16 is the upper half of a float
-    value[0] = __uint_as_float(all.x << 16), value[1] = __uint_as_float(all.x & 0xFFFF0000u);
-    value[2] = __uint_as_float(all.y << 16), value[3] = __uint_as_float(all.y & 0xFFFF0000u);
+    const T* parts = reinterpret_cast<const T*>(&all);
+    for (int k = 0; k < 4; ++k) value[k] = float(parts[k]);
 }
 
 FUNCTION void store4(float* array, uint i, const float (&value)[4]) {
     reinterpret_cast<float4*>(array)[i] = make_float4(value[0], value[1], value[2], value[3]);
 }
 
-FUNCTION void store4(__half* array, uint i, const float (&value)[4]) {
-    __half2 low = __floats2half2_rn(value[0], value[1]), high = __floats2half2_rn(value[2], value[3]);
-    reinterpret_cast<uint2*>(array)[i] = make_uint2(*reinterpret_cast<uint*>(&low), *reinterpret_cast<uint*>(&high));
-}
-
-FUNCTION void store4(__nv_bfloat16* array, uint i, const float (&value)[4]) {
-    __nv_bfloat162 low = __floats2bfloat162_rn(value[0], value[1]), high = __floats2bfloat162_rn(value[2], value[3]);
-    reinterpret_cast<uint2*>(array)[i] = make_uint2(*reinterpret_cast<uint*>(&low), *reinterpret_cast<uint*>(&high));
+template <typename T>
+FUNCTION void store4(T* array, uint i, const float (&value)[4]) {
+    __align__(8) T parts[4] = {T(value[0]), T(value[1]), T(value[2]), T(value[3])};
+    reinterpret_cast<uint2*>(array)[i] = *reinterpret_cast<uint2*>(parts);
 }
 
 template <typename T>

@@ -7,6 +7,9 @@
 #define DEVICE device
 #define CONSTANT constant
 
+// Before a loop whose length is a constant: unrolled whole, such loops take the compiler seconds.
+#define SHORT _Pragma("clang loop unroll(disable)")
+
 // Elements 4 i .. 4 i + 3 of an array of float, half or bfloat, as float. The array's rows must hold a multiple of 4.
 template <typename P>
 FUNCTION void load4(P array, uint i, thread float (&value)[4]) {

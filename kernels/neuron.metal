@@ -27,7 +27,7 @@ struct Layout {
     threadgroup float one[HIDDEN * GROUP];
     threadgroup float two[HIDDEN * GROUP];
     uint t = thread_position_in_threadgroup.x;
-    for (uint k = t; k < at::count; k += GROUP) w[k] = weights[k];
+    SHORT for (uint k = t; k < at::count; k += GROUP) w[k] = weights[k];
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint flow = thread_position_in_grid.x;
     if (flow >= uint(position_shape[0])) return;
@@ -39,35 +39,35 @@ struct Layout {
     }
     input[3] = energy[flow];
     float mean = 0.0f, square = 0.0f;
-    for (uint i = 0; i < HIDDEN; ++i) {
+    SHORT for (uint i = 0; i < HIDDEN; ++i) {
         float u = w[at::first_bias + i];
-        for (uint k = 0; k < 4; ++k) u += w[at::first + 4 * i + k] * input[k];
+        SHORT for (uint k = 0; k < 4; ++k) u += w[at::first + 4 * i + k] * input[k];
         one[i * GROUP + t] = u;
         mean += u / HIDDEN;
     }
-    for (uint i = 0; i < HIDDEN; ++i) square += (one[i * GROUP + t] - mean) * (one[i * GROUP + t] - mean);
+    SHORT for (uint i = 0; i < HIDDEN; ++i) square += (one[i * GROUP + t] - mean) * (one[i * GROUP + t] - mean);
     float scale = metal::rsqrt(square / HIDDEN + 1e-5f);
-    for (uint i = 0; i < HIDDEN; ++i) {
+    SHORT for (uint i = 0; i < HIDDEN; ++i) {
         one[i * GROUP + t] = gelu((one[i * GROUP + t] - mean) * scale * w[at::first_gamma + i] + w[at::first_beta + i]);
     }
     mean = square = 0.0f;
-    for (uint i = 0; i < HIDDEN; ++i) {
+    SHORT for (uint i = 0; i < HIDDEN; ++i) {
         float u = w[at::second_bias + i];
-        for (uint j = 0; j < HIDDEN; ++j) u += w[at::second + i * HIDDEN + j] * one[j * GROUP + t];
+        SHORT for (uint j = 0; j < HIDDEN; ++j) u += w[at::second + i * HIDDEN + j] * one[j * GROUP + t];
         two[i * GROUP + t] = u;
         mean += u / HIDDEN;
     }
-    for (uint i = 0; i < HIDDEN; ++i) square += (two[i * GROUP + t] - mean) * (two[i * GROUP + t] - mean);
+    SHORT for (uint i = 0; i < HIDDEN; ++i) square += (two[i * GROUP + t] - mean) * (two[i * GROUP + t] - mean);
     scale = metal::rsqrt(square / HIDDEN + 1e-5f);
-    for (uint i = 0; i < HIDDEN; ++i) {
+    SHORT for (uint i = 0; i < HIDDEN; ++i) {
         two[i * GROUP + t] = gelu((two[i * GROUP + t] - mean) * scale * w[at::second_gamma + i] + w[at::second_beta + i]);
     }
-    for (uint i = 0; i < F; ++i) {
+    SHORT for (uint i = 0; i < F; ++i) {
         float y = w[at::last_bias + i];
-        for (uint j = 0; j < HIDDEN; ++j) y += w[at::last + i * HIDDEN + j] * two[j * GROUP + t];
+        SHORT for (uint j = 0; j < HIDDEN; ++j) y += w[at::last + i * HIDDEN + j] * two[j * GROUP + t];
         features[flow * PADDED + i] = T(BOUNDED ? sanitise(y, settings[0]) : y);
     }
-    for (uint i = F; i < PADDED; ++i) {
+    SHORT for (uint i = F; i < PADDED; ++i) {
         float e = BOUNDED ? sanitise(input[3], settings[0]) : input[3];
         features[flow * PADDED + i] = T(i == F ? e : 0.0f);
     }
@@ -84,13 +84,13 @@ struct Layout {
     uint t = thread_position_in_threadgroup.x;
     uint sums = threadgroup_position_in_grid.x * at::count;
     uint flows = uint(position_shape[0]);
-    for (uint k = t; k < at::count; k += 32) {
+    SHORT for (uint k = t; k < at::count; k += 32) {
         w[k] = weights[k];
         d_weights[sums + k] = 0.0f;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device);  // weights are there, sums are 0
 
-    for (uint tile = 0; tile < uint(tiles[0]); ++tile) {
+    SHORT for (uint tile = 0; tile < uint(tiles[0]); ++tile) {
         uint start = (threadgroup_position_in_grid.x * uint(tiles[0]) + tile) * 32;
         if (start >= flows) break;  // the same for the whole group
         uint flow = start + t;
@@ -105,29 +105,29 @@ struct Layout {
         }
         input[3] = there ? energy[flow] : 0.0f;
         float mean = 0.0f, square = 0.0f;
-        for (uint i = 0; i < HIDDEN; ++i) {
+        SHORT for (uint i = 0; i < HIDDEN; ++i) {
             float u = w[at::first_bias + i];
-            for (uint k = 0; k < 4; ++k) u += w[at::first + 4 * i + k] * input[k];
+            SHORT for (uint k = 0; k < 4; ++k) u += w[at::first + 4 * i + k] * input[k];
             normal_one[i * ROW + t] = u;
             mean += u / HIDDEN;
         }
-        for (uint i = 0; i < HIDDEN; ++i) square += (normal_one[i * ROW + t] - mean) * (normal_one[i * ROW + t] - mean);
+        SHORT for (uint i = 0; i < HIDDEN; ++i) square += (normal_one[i * ROW + t] - mean) * (normal_one[i * ROW + t] - mean);
         float scale_one = metal::rsqrt(square / HIDDEN + 1e-5f);
-        for (uint i = 0; i < HIDDEN; ++i) {
+        SHORT for (uint i = 0; i < HIDDEN; ++i) {
             float n = (normal_one[i * ROW + t] - mean) * scale_one;
             normal_one[i * ROW + t] = n;
             value[i * ROW + t] = gelu(n * w[at::first_gamma + i] + w[at::first_beta + i]);
         }
         mean = square = 0.0f;
-        for (uint i = 0; i < HIDDEN; ++i) {
+        SHORT for (uint i = 0; i < HIDDEN; ++i) {
             float u = w[at::second_bias + i];
-            for (uint j = 0; j < HIDDEN; ++j) u += w[at::second + i * HIDDEN + j] * value[j * ROW + t];
+            SHORT for (uint j = 0; j < HIDDEN; ++j) u += w[at::second + i * HIDDEN + j] * value[j * ROW + t];
             normal_two[i * ROW + t] = u;
             mean += u / HIDDEN;
         }
-        for (uint i = 0; i < HIDDEN; ++i) square += (normal_two[i * ROW + t] - mean) * (normal_two[i * ROW + t] - mean);
+        SHORT for (uint i = 0; i < HIDDEN; ++i) square += (normal_two[i * ROW + t] - mean) * (normal_two[i * ROW + t] - mean);
         float scale_two = metal::rsqrt(square / HIDDEN + 1e-5f);
-        for (uint i = 0; i < HIDDEN; ++i) {
+        SHORT for (uint i = 0; i < HIDDEN; ++i) {
             float n = (normal_two[i * ROW + t] - mean) * scale_two;
             normal_two[i * ROW + t] = n;
             value[i * ROW + t] = gelu(n * w[at::second_gamma + i] + w[at::second_beta + i]);
@@ -135,34 +135,34 @@ struct Layout {
         }
 
         // The last layer: which features pass a gradient, and what reaches the second activation.
-        for (uint i = 0; i < F; i += 32) {
+        SHORT for (uint i = 0; i < F; i += 32) {
             uint bits = 0;
-            for (uint k = i; k < metal::min(i + 32u, uint(F)); ++k) {
+            SHORT for (uint k = i; k < metal::min(i + 32u, uint(F)); ++k) {
                 if (BOUNDED) {
                     float y = w[at::last_bias + k];
-                    for (uint j = 0; j < HIDDEN; ++j) y += w[at::last + k * HIDDEN + j] * value[j * ROW + t];
+                    SHORT for (uint j = 0; j < HIDDEN; ++j) y += w[at::last + k * HIDDEN + j] * value[j * ROW + t];
                     if (replaced(y, settings[0])) continue;
                 }
                 bits |= 1u << (k - i);
                 float d = there ? float(cotangent[flow * PADDED + k]) : 0.0f;
-                for (uint j = 0; j < HIDDEN; ++j) delta[j * ROW + t] += d * w[at::last + k * HIDDEN + j];
+                SHORT for (uint j = 0; j < HIDDEN; ++j) delta[j * ROW + t] += d * w[at::last + k * HIDDEN + j];
             }
             passes[i + t] = bits;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);  // activations of all flows, before their sums
-        for (uint i = 0; i < F; ++i) {
-            for (uint j = t; j < HIDDEN; j += 32) {
+        SHORT for (uint i = 0; i < F; ++i) {
+            SHORT for (uint j = t; j < HIDDEN; j += 32) {
                 float sum = 0.0f;
-                for (uint f = 0; f < end; ++f) {
+                SHORT for (uint f = 0; f < end; ++f) {
                     bool pass = passes[i / 32 * 32 + f] >> (i % 32) & 1u;
                     sum += pass ? float(cotangent[(start + f) * PADDED + i]) * value[j * ROW + f] : 0.0f;
                 }
                 d_weights[sums + at::last + i * HIDDEN + j] += sum;
             }
         }
-        for (uint i = t; i < F; i += 32) {
+        SHORT for (uint i = t; i < F; i += 32) {
             float sum = 0.0f;
-            for (uint f = 0; f < end; ++f) {
+            SHORT for (uint f = 0; f < end; ++f) {
                 bool pass = passes[i / 32 * 32 + f] >> (i % 32) & 1u;
                 sum += pass ? float(cotangent[(start + f) * PADDED + i]) : 0.0f;
             }
@@ -171,7 +171,7 @@ struct Layout {
 
         // The second GELU and LayerNorm.
         float of_delta = 0.0f, of_product = 0.0f;
-        for (uint i = 0; i < HIDDEN; ++i) {
+        SHORT for (uint i = 0; i < HIDDEN; ++i) {
             float n = normal_two[i * ROW + t];
             float d = delta[i * ROW + t] * gelu_derivative(n * w[at::second_gamma + i] + w[at::second_beta + i]);
             delta[i * ROW + t] = d;
@@ -179,9 +179,9 @@ struct Layout {
             of_product += d * w[at::second_gamma + i] * n / HIDDEN;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);  // gradients behind the second LayerNorm
-        for (uint i = t; i < HIDDEN; i += 32) {
+        SHORT for (uint i = t; i < HIDDEN; i += 32) {
             float gamma = 0.0f, beta = 0.0f;
-            for (uint f = 0; f < end; ++f) {
+            SHORT for (uint f = 0; f < end; ++f) {
                 gamma += delta[i * ROW + f] * normal_two[i * ROW + f];
                 beta += delta[i * ROW + f];
             }
@@ -189,32 +189,32 @@ struct Layout {
             d_weights[sums + at::second_beta + i] += beta;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);  // before delta changes its meaning
-        for (uint i = 0; i < HIDDEN; ++i) {
+        SHORT for (uint i = 0; i < HIDDEN; ++i) {
             delta[i * ROW + t] = scale_two * (delta[i * ROW + t] * w[at::second_gamma + i] - of_delta - normal_two[i * ROW + t] * of_product);
             value[i * ROW + t] = gelu(normal_one[i * ROW + t] * w[at::first_gamma + i] + w[at::first_beta + i]);
         }
 
         // The second layer; from here on normal_two holds gradients of the first activation.
-        for (uint j = 0; j < HIDDEN; ++j) normal_two[j * ROW + t] = 0.0f;
-        for (uint i = 0; i < HIDDEN; ++i) {
+        SHORT for (uint j = 0; j < HIDDEN; ++j) normal_two[j * ROW + t] = 0.0f;
+        SHORT for (uint i = 0; i < HIDDEN; ++i) {
             float d = delta[i * ROW + t];
-            for (uint j = 0; j < HIDDEN; ++j) normal_two[j * ROW + t] += d * w[at::second + i * HIDDEN + j];
+            SHORT for (uint j = 0; j < HIDDEN; ++j) normal_two[j * ROW + t] += d * w[at::second + i * HIDDEN + j];
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);  // gradients before the second LayerNorm, first activations
-        for (uint j = t; j < HIDDEN; j += 32) {
+        SHORT for (uint j = t; j < HIDDEN; j += 32) {
             float bias = 0.0f;
-            for (uint f = 0; f < end; ++f) bias += delta[j * ROW + f];
+            SHORT for (uint f = 0; f < end; ++f) bias += delta[j * ROW + f];
             d_weights[sums + at::second_bias + j] += bias;
-            for (uint i = 0; i < HIDDEN; ++i) {
+            SHORT for (uint i = 0; i < HIDDEN; ++i) {
                 float sum = 0.0f;
-                for (uint f = 0; f < end; ++f) sum += delta[i * ROW + f] * value[j * ROW + f];
+                SHORT for (uint f = 0; f < end; ++f) sum += delta[i * ROW + f] * value[j * ROW + f];
                 d_weights[sums + at::second + i * HIDDEN + j] += sum;
             }
         }
 
         // The first GELU and LayerNorm.
         of_delta = of_product = 0.0f;
-        for (uint i = 0; i < HIDDEN; ++i) {
+        SHORT for (uint i = 0; i < HIDDEN; ++i) {
             float n = normal_one[i * ROW + t];
             float d = normal_two[i * ROW + t] * gelu_derivative(n * w[at::first_gamma + i] + w[at::first_beta + i]);
             normal_two[i * ROW + t] = d;
@@ -222,9 +222,9 @@ struct Layout {
             of_product += d * w[at::first_gamma + i] * n / HIDDEN;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);  // gradients behind the first LayerNorm
-        for (uint i = t; i < HIDDEN; i += 32) {
+        SHORT for (uint i = t; i < HIDDEN; i += 32) {
             float gamma = 0.0f, beta = 0.0f;
-            for (uint f = 0; f < end; ++f) {
+            SHORT for (uint f = 0; f < end; ++f) {
                 gamma += normal_two[i * ROW + f] * normal_one[i * ROW + f];
                 beta += normal_two[i * ROW + f];
             }
@@ -233,7 +233,7 @@ struct Layout {
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);  // before normal_two changes its meaning
         float d_input[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        for (uint i = 0; i < HIDDEN; ++i) {
+        SHORT for (uint i = 0; i < HIDDEN; ++i) {
             float d = scale_one * (normal_two[i * ROW + t] * w[at::first_gamma + i] - of_delta - normal_one[i * ROW + t] * of_product);
             delta[i * ROW + t] = d;
             for (int k = 0; k < 4; ++k) d_input[k] += d * w[at::first + 4 * i + k];
@@ -242,13 +242,13 @@ struct Layout {
 
         // The first layer and the coordinates.
         threadgroup_barrier(mem_flags::mem_threadgroup);  // gradients before the first LayerNorm, inputs
-        for (uint i = t; i < HIDDEN; i += 32) {
+        SHORT for (uint i = t; i < HIDDEN; i += 32) {
             float bias = 0.0f;
-            for (uint f = 0; f < end; ++f) bias += delta[i * ROW + f];
+            SHORT for (uint f = 0; f < end; ++f) bias += delta[i * ROW + f];
             d_weights[sums + at::first_bias + i] += bias;
-            for (uint k = 0; k < 4; ++k) {
+            SHORT for (uint k = 0; k < 4; ++k) {
                 float sum = 0.0f;
-                for (uint f = 0; f < end; ++f) sum += delta[i * ROW + f] * normal_two[k * ROW + f];
+                SHORT for (uint f = 0; f < end; ++f) sum += delta[i * ROW + f] * normal_two[k * ROW + f];
                 d_weights[sums + at::first + 4 * i + k] += sum;
             }
         }

@@ -14,6 +14,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from .cuda import call_cuda
+
 VARIABLE = "ENERGY_FLOW_KERNELS"
 
 # Ops whose kernel was measured slower than MLX's own graph on a backend: off there unless forced.
@@ -85,12 +87,16 @@ def call(
         if array.size >= LARGEST:
             raise KernelError(f"{op}: {name} has {array.size} elements; kernels count up to {LARGEST - 1}")
     template = template or {}
-    kernel = build(op, body, tuple(inputs), tuple(outputs), atomic, backend())
+    threads = -(-threads // group) * group
+    if backend() == "cuda":
+        name, header, source = _parts(op, body, "cuda")
+        return call_cuda(name, header, source, inputs, outputs, template, threads, group, init_value)
+    kernel = build(op, body, tuple(inputs), tuple(outputs), atomic)
     try:
         result: list[mx.array] = kernel(
             inputs=list(inputs.values()),
             template=list(template.items()),
-            grid=(-(-threads // group) * group, 1, 1),
+            grid=(threads, 1, 1),
             threadgroup=(group, 1, 1),
             output_shapes=[tuple(shape) for shape, _ in outputs.values()],
             output_dtypes=[dtype for _, dtype in outputs.values()],
@@ -106,22 +112,29 @@ def call(
 
 
 @functools.cache
-def build(op: str, body: str, inputs: tuple[str, ...], outputs: tuple[str, ...], atomic: bool, language: str) -> Any:
-    """The kernel object of MLX for one body; made once."""
+def build(op: str, body: str, inputs: tuple[str, ...], outputs: tuple[str, ...], atomic: bool) -> Any:
+    """MLX's kernel object for one body in Metal; made once."""
+    name, header, source = _parts(op, body, "metal")
+    return mx.fast.metal_kernel(
+        name=name,
+        input_names=list(inputs),
+        output_names=list(outputs),
+        header=header,
+        source=source,
+        atomic_outputs=atomic,
+    )
+
+
+@functools.cache
+def _parts(op: str, body: str, language: str) -> tuple[str, str, str]:
+    """Name, header and source of a body."""
     functions, bodies = read_source(op)
     if body not in bodies:
         raise KernelError(f"kernels/{op}.metal has no body {body!r}: it holds {', '.join(bodies)}")
     header = "\n".join([source_file(f"{language}.h"), source_file("common.h"), functions])
-    source = bodies[body]
-    # MLX keeps compiled CUDA kernels on disk by name alone: the name must change with the source.
-    mark = hashlib.sha256(f"{header}\0{source}\0{inputs}\0{outputs}".encode()).hexdigest()[:12]
-    common: dict[str, Any] = {
-        "name": f"{op}_{body}_{mark}", "input_names": list(inputs), "output_names": list(outputs),
-        "header": header, "source": source,
-    }  # fmt: skip
-    if language == "cuda":
-        return mx.fast.cuda_kernel(**common)
-    return mx.fast.metal_kernel(**common, atomic_outputs=atomic)
+    # MLX keeps compiled kernels by name: the name must change with the source.
+    mark = hashlib.sha256(f"{header}\0{bodies[body]}".encode()).hexdigest()[:12]
+    return f"{op}_{body}_{mark}", header, bodies[body]
 
 
 @functools.cache

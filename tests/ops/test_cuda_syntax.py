@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ import mlx.core as mx
 import pytest
 
 from energy_flow_mlx.ops import kernel
-from energy_flow_mlx.ops.adamw import AdamStep, adamw
+from energy_flow_mlx.ops.cuda import cuda_source
 
 from . import (
+    test_adamw,
     test_advance,
     test_bias_gelu_norm,
     test_collect_kernel,
@@ -22,22 +23,6 @@ from . import (
     test_neuron,
     test_spawn_kernel,
 )
-
-TYPES = {
-    mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16",
-    mx.int32: "int32_t", mx.uint32: "uint32_t", mx.bool_: "bool",
-}  # fmt: skip
-PRELUDE = """
-#include <cstdint>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-template <typename T> struct List {
-    T values[10];
-    __device__ T operator[](int i) const { return values[i]; }
-};
-using Shape = List<int32_t>;
-using Strides = List<int64_t>;
-"""
 
 ALL = (mx.float32, mx.float16, mx.bfloat16)
 
@@ -63,18 +48,9 @@ def neurons() -> list[tuple[Callable[..., Any], list[mx.array]]]:
     ]
 
 
-def steps() -> list[tuple[Callable[..., Any], list[mx.array]]]:
-    step = AdamStep(mx.ones((7,)), mx.ones((3,)), mx.array([True]))
-
-    def update(*tensors: mx.array) -> Any:
-        return mx.stop_gradient(adamw(*tensors, step, 1, kernels=True)[0])
-
-    return [(update, [mx.ones((5,))] * 4)]
-
-
 # op -> functions with their arguments, and the dtypes to give those that are floats.
 CALLS: dict[str, tuple[list[tuple[Callable[..., Any], list[mx.array]]], tuple[mx.Dtype, ...]]] = {
-    "adamw": (steps(), (mx.float32,)),
+    "adamw": ([(test_adamw.kernel, test_adamw.arguments((3, 5)))], (mx.float32,)),
     "advance": (moves(), ALL),
     "bias_gelu_norm": (test_bias_gelu_norm.calls(), ALL),
     "collect": (test_collect_kernel.calls(), ALL),
@@ -87,43 +63,28 @@ CALLS: dict[str, tuple[list[tuple[Callable[..., Any], list[mx.array]]], tuple[mx
 
 
 class Recorder:
-    """Stands for `mx.fast.cuda_kernel`: writes the source MLX would compile, and gives zeros."""
+    """Stands for `call_cuda`: keeps the source that would be compiled, and gives zeros."""
 
     def __init__(self) -> None:
         self.sources: dict[str, str] = {}
 
-    def cuda_kernel(
-        self, name: str, input_names: Sequence[str], output_names: Sequence[str], source: str, header: str
-    ) -> Callable[..., list[mx.array]]:
-        def run(
-            inputs: Sequence[mx.array],
-            template: Sequence[tuple[str, Any]],
-            output_shapes: Sequence[Sequence[int]],
-            output_dtypes: Sequence[mx.Dtype],
-            **_: Any,
-        ) -> list[mx.array]:
-            parameters = []
-            for parameter, array in zip(input_names, inputs, strict=True):
-                parameters.append(f"const {TYPES[array.dtype]}* {parameter}")
-                for suffix, kind in (("shape", "Shape"), ("strides", "Strides"), ("ndim", "int")):
-                    if f"{parameter}_{suffix}" in source:
-                        parameters.append(f"const __grid_constant__ {kind} {parameter}_{suffix}")
-            outputs = zip(output_names, output_dtypes, strict=True)
-            parameters += [f"{TYPES[dtype]}* {parameter}" for parameter, dtype in outputs]
-            constants = [
-                f"using {key} = {TYPES[value]};" if isinstance(value, mx.Dtype)
-                else f"constexpr {type(value).__name__} {key} = {str(value).lower()};"
-                for key, value in template
-            ]  # fmt: skip
-            place = f"kernel_{len(self.sources)}"
-            text = "\n".join(
-                [f"namespace {place} {{", header, f"__global__ void {name}(", ", ".join(parameters), ") {", *constants,
-                 f'#line 1 "{name}"', source, "}", "}"]
-            )  # fmt: skip
-            self.sources.setdefault(text.replace(place, "PLACE"), text)
-            return [mx.zeros(shape, dtype) for shape, dtype in zip(output_shapes, output_dtypes, strict=True)]
-
-        return run
+    def call_cuda(
+        self,
+        name: str,
+        header: str,
+        body: str,
+        inputs: Mapping[str, mx.array],
+        outputs: Mapping[str, tuple[Sequence[int], mx.Dtype]],
+        template: Mapping[str, Any],
+        *_: Any,
+    ) -> list[mx.array]:
+        given = {parameter: (array.dtype, array.ndim) for parameter, array in inputs.items()}
+        results = {parameter: dtype for parameter, (_, dtype) in outputs.items()}
+        body_alone = cuda_source("NAME", "", body, given, results, template)
+        label = f"{name}_{len(self.sources)}"
+        self.sources.setdefault(body_alone, cuda_source(label, "", body, given, results, template))
+        self.header = header
+        return [mx.zeros(shape, dtype) for shape, dtype in outputs.values()]
 
 
 def differentiate(function: Callable[..., Any], arguments: Sequence[mx.array], dtype: mx.Dtype) -> None:
@@ -148,18 +109,14 @@ def differentiate(function: Callable[..., Any], arguments: Sequence[mx.array], d
 def test_compiles_as_cuda(op: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recorder = Recorder()
     monkeypatch.setattr(kernel, "backend", lambda: "cuda")
-    monkeypatch.setattr(mx.fast, "cuda_kernel", recorder.cuda_kernel)
-    kernel.build.cache_clear()
-    try:
-        calls, dtypes = CALLS[op]
-        for function, arguments in calls:
-            for dtype in dtypes:
-                differentiate(function, arguments, dtype)
-    finally:
-        kernel.build.cache_clear()
+    monkeypatch.setattr(kernel, "call_cuda", recorder.call_cuda)
+    calls, dtypes = CALLS[op]
+    for function, arguments in calls:
+        for dtype in dtypes:
+            differentiate(function, arguments, dtype)
     assert recorder.sources
     source = tmp_path / f"{op}.cu"
-    source.write_text(PRELUDE + "\n".join(recorder.sources.values()), encoding="utf-8")
+    source.write_text("\n".join([recorder.header, *recorder.sources.values()]), encoding="utf-8")
     command = ["nvcc", "-std=c++20", "-arch=sm_90", "-ptx", "-Xcicc", "-O0", "-o", str(tmp_path / "out.ptx"), str(source)]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
