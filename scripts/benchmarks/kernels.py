@@ -313,12 +313,13 @@ def counted_kernels(cost: Cost) -> Iterator[None]:
 
         return run
 
-    before, kernel.build = kernel.build, build  # type: ignore[assignment]
+    before = kernel.build, kernel.backend
+    kernel.build, kernel.backend = build, lambda: "metal"  # type: ignore[assignment]
     CountedFunction.called = []
     try:
         yield
     finally:
-        kernel.build = before
+        kernel.build, kernel.backend = before
         CountedFunction.called = None
 
 
