@@ -70,7 +70,8 @@ def _with_vjp(norm_first: bool, epsilon: float) -> Any:
 
     @normalised.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
-        return backward(*primals, outputs[1], cotangents[0], norm_first=norm_first)
+        x, bias, gamma, beta = primals
+        return backward(x, bias, gamma, beta, outputs[1], cotangents[0], norm_first=norm_first)
 
     return normalised
 

@@ -12,6 +12,7 @@ from .kernel import call, use_kernel
 # this many steps the softmax needs no pass that finds each cell's largest weight first.
 MAX_STEPS = 800
 
+NAMES = ("energy", "position", "age", "sample", "collected")  # the kernels' inputs
 GROUP = 256  # cells that a threadgroup of the deterministic kernel has
 
 
@@ -121,82 +122,55 @@ def _with_vjp(batch: int, width: int, height: int, bilinear: bool, deterministic
     template = {"W": width, "H": height, "BILINEAR": bilinear}
 
     @mx.custom_function
-    def surface(*arrays: mx.array) -> list[mx.array]:
-        return (walk if deterministic else scatter)(*arrays, batch=batch, template=template)
+    def left(*arrays: mx.array) -> list[mx.array]:
+        return (walk if deterministic else scatter)(dict(zip(NAMES, arrays, strict=True)), batch, template)
 
-    @surface.vjp
+    @left.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
-        zeros = (mx.zeros_like(primal) for primal in primals[2:])
-        return (*backward(*primals, cotangents[0], *outputs, template=template), *zeros)
+        inputs = dict(zip(NAMES, primals, strict=True))
+        surface, cells = outputs
+        d_energy, d_position = backward(inputs, cotangents[0], surface, cells, template)
+        return d_energy, d_position, *(mx.zeros_like(primal) for primal in primals[2:])
 
-    return surface
+    return left
 
 
-def walk(
-    energy: mx.array,
-    position: mx.array,
-    age: mx.array,
-    sample: mx.array,
-    collected: mx.array,
-    *,
-    batch: int,
-    template: dict[str, Any],
-) -> list[mx.array]:
+def walk(inputs: dict[str, mx.array], batch: int, template: dict[str, Any]) -> list[mx.array]:
     """The deterministic kernel: surface [B, S] and, for the backward kernel, cells [B, S, 1 or 3]."""
     outputs, cells = _outputs(batch, template)
-    inputs = {"energy": energy, "position": position, "age": age, "sample": sample, "collected": collected}
+    sample = inputs["sample"]
     # Where the flows of each sample begin and end, so that no cell looks at those of other samples.
     bounds = {"range": ((batch, 2), mx.int32)}
-    (inputs["range"],) = call(
-        "collect", "ranges", {"sample": sample}, bounds, threads=sample.size, init_value=0, atomic=True
-    )
+    (ranges,) = call("collect", "ranges", {"sample": sample}, bounds, threads=sample.size, init_value=0, atomic=True)
     threads = batch * -(-cells // GROUP) * GROUP
-    return call(
-        "collect", "walk", inputs, outputs, threads=threads, group=GROUP, template={**template, "GROUP": GROUP}
-    )
+    sizes = {**template, "GROUP": GROUP}
+    return call("collect", "walk", inputs | {"range": ranges}, outputs, threads=threads, group=GROUP, template=sizes)
 
 
-def scatter(
-    energy: mx.array,
-    position: mx.array,
-    age: mx.array,
-    sample: mx.array,
-    collected: mx.array,
-    *,
-    batch: int,
-    template: dict[str, Any],
-) -> list[mx.array]:
+def scatter(inputs: dict[str, mx.array], batch: int, template: dict[str, Any]) -> list[mx.array]:
     """The kernel with atomics: as `walk`, with sums in any order."""
     outputs, cells = _outputs(batch, template)
-    inputs = {"energy": energy, "position": position, "age": age, "sample": sample, "collected": collected}
     shape = (batch * cells, 3 if template["BILINEAR"] else 2)
     (sums,) = call(
         "collect", "add", inputs, {"sums": (shape, mx.float32)},
-        threads=sample.size, template=template, init_value=0, atomic=True,
+        threads=inputs["sample"].size, template=template, init_value=0, atomic=True,
     )  # fmt: skip
     return call("collect", "divide", {"sums": sums}, outputs, threads=batch * cells, template=template)
 
 
 def backward(
-    energy: mx.array,
-    position: mx.array,
-    age: mx.array,
-    sample: mx.array,
-    collected: mx.array,
+    inputs: dict[str, mx.array],
     cotangent: mx.array,
     surface: mx.array,
     cells: mx.array,
-    *,
     template: dict[str, Any],
 ) -> list[mx.array]:
     """The gradients of energy and position."""
-    inputs = {
-        "energy": energy, "position": position, "age": age, "sample": sample, "collected": collected,
-        "cotangent": cotangent.astype(mx.float32), "surface": surface, "cells": cells,
-    }  # fmt: skip
+    energy, position = inputs["energy"], inputs["position"]
+    inputs = inputs | {"cotangent": cotangent.astype(mx.float32), "surface": surface, "cells": cells}
     outputs = {"d_energy": (energy.shape, energy.dtype), "d_position": (position.shape, position.dtype)}
     types = {"E": energy.dtype, "P": position.dtype}
-    return call("collect", "backward", inputs, outputs, threads=sample.size, template={**template, **types})
+    return call("collect", "backward", inputs, outputs, threads=energy.size, template={**template, **types})
 
 
 def _outputs(batch: int, template: dict[str, Any]) -> tuple[dict[str, tuple[tuple[int, ...], mx.Dtype]], int]:

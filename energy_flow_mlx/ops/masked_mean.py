@@ -24,15 +24,21 @@ def masked_mean(x: mx.array, mask: mx.array, *, kernels: bool | None = None) -> 
     """
     if not use_kernel("masked_mean", kernels):
         return masked_mean_reference(x, mask)
-    mean: mx.array = _with_vjp()(x, mx.stop_gradient(mask) != 0)[0]
+    mean: mx.array = _with_vjp()(x, _tokens(mask))[0]
     return mean
 
 
 def masked_mean_reference(x: mx.array, mask: mx.array) -> mx.array:
     """`masked_mean` in plain MLX: the specification."""
-    token = (mx.stop_gradient(mask) != 0)[..., None]  # [B, T, 1]
+    token = _tokens(mask)[..., None]  # [B, T, 1]
     count = mx.maximum(mx.sum(token, axis=1), 1).astype(x.dtype)
     return mx.sum(mx.where(token, x, 0), axis=1) / count
+
+
+def _tokens(mask: mx.array) -> mx.array:
+    """The mask as booleans."""
+    mask = mx.stop_gradient(mask)
+    return mask if mask.dtype == mx.bool_ else mask != 0
 
 
 @functools.cache
