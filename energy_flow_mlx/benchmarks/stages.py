@@ -101,11 +101,11 @@ def _forward_stages(config: EnergyConfig, model: EnergyFlow) -> list[Stage]:
     return [
         Stage("mapper", 1, flops["mapper"], lambda x, *_: model.map_to_surface(x), (inputs, *parameters(model.mapper))),
         Stage("neuron", moves, flops["neuron"] / moves,
-              lambda p, e, *w: processor._features(list(w), state._replace(position=p, energy=e), dtype),
+              lambda p, e, *w: processor._features(weights._replace(neuron=list(w)), state._replace(position=p, energy=e)),
               (state.position, state.energy, *weights.neuron)),
         Stage("GRU products", moves, flops["gru"] / moves, products, (features, hidden, *matrices)),
         Stage("gates", each_layer, 0.0, gates, (gates_in, gates_hidden, last.bias, last.hidden_bias, hidden, state.active)),
-        Stage("heads", moves, flops["heads"] / moves, lambda g, *_: carrier.steer(weights.carrier, g, 0),
+        Stage("heads", moves, flops["heads"] / moves, lambda g, *_: carrier.steer(weights.carrier, g, carrier.scale(0)),
               (hidden, *weights.carrier[1:])),
         Stage("advance", moves, 0.0, moved, (displacement, state.energy, state.position, state.active, state.age)),
         Stage("collect", 1, 0.0, collected, (state.energy, state.position)),
