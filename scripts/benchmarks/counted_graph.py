@@ -1,0 +1,189 @@
+"""Bytes and kernel launches of a function of MLX arrays, plain or with custom kernels; the formula is in kernels.py."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+
+Function = Callable[..., Any]
+
+
+class CountedFunction:
+    """mx.custom_function that can also be called as the plain functions it is made of: exported graphs cannot hold the real one."""
+
+    called: list[tuple["CountedFunction", tuple[mx.array, ...], Any]] | None = None  # while a graph is counted
+    real = mx.custom_function
+
+    def __init__(self, function: Function) -> None:
+        self.function, self.differentiable = function, CountedFunction.real(function)
+
+    def vjp(self, gradients: Function) -> "CountedFunction":
+        self.gradients = gradients
+        self.differentiable.vjp(gradients)
+        return self
+
+    def __call__(self, *arrays: mx.array) -> Any:
+        if CountedFunction.called is None:
+            return self.differentiable(*arrays)
+        outputs = self.function(*arrays)
+        CountedFunction.called.append((self, arrays, outputs))
+        return outputs
+
+
+mx.custom_function = CountedFunction  # type: ignore[assignment, misc]  # before the ops are imported
+
+from energy_flow_mlx.ops import kernel  # noqa: E402
+
+VIEWS = {
+    "AsStrided", "Broadcast", "BroadcastAxes", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "StopGradient",
+    "Transpose", "Unflatten", "View",
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Case:
+    """One op with arguments: `function(kernels, *arrays)`; the first `floats` arrays have gradients. The derivative does not depend on
+    the arrays in `unread`, and the outputs in `constant` have none."""
+
+    function: Callable[..., Any]
+    arrays: list[mx.array]
+    floats: int
+    unread: tuple[int, ...] = ()
+    constant: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass
+class Cost:
+    bytes: int = 0
+    launches: int = 0
+
+
+def leaves(tree: Any) -> list[mx.array]:
+    return [leaf for branch in tree for leaf in leaves(branch)] if isinstance(tree, (list, tuple)) else [tree]
+
+
+def floating(arrays: Sequence[mx.array]) -> list[mx.array]:
+    return [array for array in arrays if mx.issubdtype(array.dtype, mx.floating)]
+
+
+def both(case: Case, kernels: bool) -> Function:
+    """Outputs and gradients as one function of the arrays and the outputs' gradients."""
+
+    def run(*given: mx.array) -> list[mx.array]:
+        arrays, cotangents = list(given[: len(case.arrays)]), list(given[len(case.arrays) :])
+        fixed = arrays[case.floats :]
+
+        def differentiable(*floats: mx.array) -> list[mx.array]:
+            return floating(leaves(case.function(kernels, *floats, *fixed)))
+
+        outputs, gradients = mx.vjp(differentiable, arrays[: case.floats], cotangents)
+        return [*outputs, *gradients]
+
+    return run
+
+
+def count_graph(function: Function, arrays: Sequence[mx.array], free: set[str]) -> Cost:
+    """Bytes and launches of a graph by the formula above; primitives named in `free` cost nothing."""
+    cost = Cost()
+    reads: dict[str, int] = {}  # what reading an array costs: less than its size behind a broadcast
+
+    def size(entry: tuple[str, tuple[int, ...], mx.Dtype]) -> int:
+        return math.prod(entry[1]) * entry[2].size
+
+    def note(node: dict[str, Any]) -> None:
+        if node["type"] != "primitive":
+            return
+        inputs, outputs = node["inputs"], node["outputs"]
+        read = [min(reads.get(entry[0], size(entry)), size(entry)) for entry in inputs]
+        if node["name"] in VIEWS:
+            reads.update({entry[0]: read[0] for entry in outputs if node["name"] in ("Broadcast", "ExpandDims")})
+            return
+        if node["name"] in free:
+            return
+        written = sum(map(size, outputs))
+        if node["name"].startswith("Gather"):
+            read[0] = min(read[0], written)
+        cost.bytes += sum(read) + written
+        cost.launches += 1
+
+    mx.export_function(note, function, *arrays)
+    return cost
+
+
+@contextmanager
+def counted_kernels(cost: Cost) -> Iterator[None]:
+    """Inside, custom kernels add to `cost` and give zeros, which cost nothing if `Full` and `Depends` are free."""
+
+    def build(*_: Any) -> Function:
+        def run(**call: Any) -> list[mx.array]:
+            outputs = [mx.zeros(*output) for output in zip(call["output_shapes"], call["output_dtypes"], strict=True)]
+            written = sum(output.nbytes for output in outputs)
+            filled = call["init_value"] is not None
+            cost.bytes += sum(array.nbytes for array in call["inputs"]) + written * (2 if filled else 1)
+            cost.launches += 1 + (len(outputs) if filled else 0)
+            return mx.depends(outputs, list(call["inputs"]))  # what made the inputs counts too
+
+        return run
+
+    before = kernel.build, kernel.backend
+    kernel.build, kernel.backend = build, lambda: "metal"  # type: ignore[assignment]
+    CountedFunction.called = []
+    try:
+        yield
+    finally:
+        kernel.build, kernel.backend = before
+        CountedFunction.called = None
+
+
+def count_kernel(case: Case, backward: bool) -> Cost:
+    cost = Cost()
+
+    def run(*arrays: mx.array) -> list[mx.array]:
+        outputs = leaves(case.function(True, *arrays))
+        if backward:
+            assert CountedFunction.called is not None
+            ((function, primals, results),) = CountedFunction.called
+            several = isinstance(results, (list, tuple))
+            cotangents = [mx.zeros_like(result) for result in leaves(results)]
+            gradients = function.gradients(
+                primals if len(primals) > 1 else primals[0], cotangents if several else cotangents[0], results
+            )
+            outputs += leaves(gradients)
+        return outputs
+
+    with counted_kernels(cost):
+        rest = count_graph(run, case.arrays, {"Full", "Depends"})
+    return Cost(cost.bytes + rest.bytes, cost.launches + rest.launches)
+
+
+def count(case: Case) -> dict[str, dict[str, int]]:
+    """Bytes and launches, by direction."""
+    described: list[mx.array] = []
+
+    def forward(*arrays: mx.array) -> list[mx.array]:
+        described[:] = leaves(case.function(False, *arrays))
+        return described
+
+    plain = count_graph(forward, case.arrays, set())
+    outputs = [mx.zeros(array.shape, array.dtype) for array in described]
+    read, written = (sum(array.nbytes for array in arrays) for arrays in (case.arrays, outputs))
+    kernel_cost = count_kernel(case, False)
+    counted = {"forward": row(read + written, plain, kernel_cost)}
+    if case.floats:
+        cotangents = floating(outputs)
+        gradients = sum(array.nbytes for array in case.arrays[: case.floats])
+        needed = read - sum(case.arrays[index].nbytes for index in case.unread)
+        needed += sum(x.nbytes for x in cotangents) - sum(outputs[index].nbytes for index in case.constant)
+        plain = count_graph(both(case, False), [*case.arrays, *cotangents], set())
+        counted["both"] = row(read + written + needed + gradients, plain, count_kernel(case, True))
+    return counted
+
+
+def row(must: int, plain: Cost, own: Cost) -> dict[str, int]:
+    return {
+        "must_bytes": must, "plain_bytes": plain.bytes, "kernel_bytes": own.bytes,
+        "plain_launches": plain.launches, "kernel_launches": own.launches, "launches_saved": plain.launches - own.launches,
+    }  # fmt: skip

@@ -1,0 +1,156 @@
+"""Every op that has a kernel, with arguments as a preset gives them; random data."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+from counted_graph import Case
+
+from energy_flow_mlx import EnergyConfig
+from energy_flow_mlx.models.mapper import intermediate_size
+from energy_flow_mlx.ops import adamw, advance, bias_gelu_norm, collect, gru_gates, heads, masked_mean, neuron, spawn
+
+INNER = 64  # width of the displacement head
+
+
+def normal(*shape: int, dtype: mx.Dtype = mx.float32) -> mx.array:
+    return mx.random.normal(shape).astype(dtype)
+
+
+def uniform(*shape: int) -> mx.array:
+    return mx.random.uniform(-1, 1, shape)
+
+
+def some(*shape: int) -> mx.array:
+    return mx.random.uniform(0, 1, shape) < 0.8
+
+
+def ages(flows: int) -> mx.array:
+    return mx.random.randint(1, 20, (flows,), dtype=mx.int32)
+
+
+def advance_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
+    n = batch * config.slots_per_sample
+    size = {"width": config.lattice_width, "height": config.lattice_height, "reflection": True}
+
+    def function(kernels: bool, *a: mx.array) -> Any:
+        return advance.advance(*a, **size, kernels=kernels)
+
+    halves = [normal(n, 3, dtype=dtype), normal(n, 1, dtype=dtype)]
+    return Case(function, [*halves, uniform(n, 3), uniform(n, 1), normal(n, 3), some(n), ages(n)], 4, unread=(1, 3, 6), constant=(7,))
+
+
+def gru_gates_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
+    n, h = batch * config.slots_per_sample, config.carrier_hidden_size
+
+    def function(kernels: bool, *a: mx.array) -> Any:
+        return gru_gates.gru_gates(*a, bound=10.0, kernels=kernels)
+
+    gates = [normal(n, 3 * h, dtype=dtype), normal(n, 3 * h, dtype=dtype)]
+    return Case(function, [*gates, normal(3 * h), normal(h), normal(n, h, dtype=dtype), some(n)], 5)
+
+
+def neuron_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
+    n, h, f = batch * config.slots_per_sample, config.neuron_hidden_dim, config.neuron_output_dim
+    shapes = [(3, 3), (3,), (h, 4), (h,), (h,), (h,), (h, h), (h,), (h,), (h,), (f, h), (f,)]
+    padded = -(-(f + 1) // 8) * 8
+
+    def function(kernels: bool, position: mx.array, energy: mx.array, *weights: mx.array) -> Any:
+        options: dict[str, Any] = {"padded": padded, "bound": 10.0, "dtype": dtype}
+        return neuron.neuron(position, energy, weights, **options, kernels=kernels)
+
+    return Case(function, [uniform(n, 3), uniform(n, 1), *(0.3 * normal(*shape) for shape in shapes)], 14)
+
+
+def heads_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
+    n, own = batch * config.slots_per_sample, config.carrier_hidden_size // 2
+
+    def function(kernels: bool, *a: mx.array) -> Any:
+        return heads.heads(*a, kernels=kernels)
+
+    weights = [normal(own + INNER), 0.1 * normal(own), 0.1 * normal(3, INNER), normal(4)]
+    return Case(function, [normal(n, own + INNER, dtype=dtype), *weights, mx.ones((1,))], 5)
+
+
+def collect_case(
+    config: EnergyConfig, batch: int, dtype: mx.Dtype, method: str = "nearest", deterministic: bool = True
+) -> Case:
+    n = batch * config.slots_per_sample
+    size = {"batch": batch, "width": config.lattice_width, "height": config.lattice_height, "method": method}
+
+    def function(kernels: bool, *a: mx.array) -> Any:
+        return collect.collect(*a, **size, deterministic=deterministic, kernels=kernels)
+
+    sample = mx.repeat(mx.arange(batch, dtype=mx.int32), config.slots_per_sample)
+    return Case(function, [uniform(n, 1), uniform(n, 3), ages(n), sample, some(n)], 2)
+
+
+def spawn_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
+    slots, children = config.slots_per_sample, config.slots_per_sample - config.surface_dim
+    options = {"slots": children, "threshold": config.spawn_movement_threshold_ratio, "most": config.max_spawn_per_step}
+
+    def function(kernels: bool, *a: mx.array) -> Any:
+        return spawn.spawn(*a, **options, kernels=kernels)
+
+    length = mx.abs(uniform(batch, slots)) * 2.5 * config.spawn_movement_threshold_ratio
+    taken = mx.full((batch,), children // 4, dtype=mx.int32)
+    return Case(function, [length, some(batch, slots), taken, mx.full((batch,), 1_000_000, dtype=mx.int32)], 0)
+
+
+def bias_gelu_norm_case(config: EnergyConfig, batch: int, dtype: mx.Dtype, norm_first: bool = False) -> Case:
+    """The first layer of the mapper."""
+    d = intermediate_size(config.embedding_dim, config.surface_dim)
+
+    def function(kernels: bool, *a: mx.array) -> Any:
+        return bias_gelu_norm.bias_gelu_norm(*a, norm_first=norm_first, kernels=kernels)
+
+    return Case(function, [normal(batch, d, dtype=dtype), normal(d), normal(d), normal(d)], 4)
+
+
+def masked_mean_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
+    tokens, d = config.text_max_length, config.text_model_dim
+
+    def function(kernels: bool, *a: mx.array) -> Any:
+        return masked_mean.masked_mean(*a, kernels=kernels)
+
+    return Case(function, [normal(batch, tokens, d, dtype=dtype), some(batch, tokens)], 1, unread=(0,))
+
+
+def adamw_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
+    """On the largest weight of a GRU layer."""
+    h = config.carrier_hidden_size
+    numbers = mx.array([1e-3, 1e-5, 0.9, 0.999, 1e-8, 0.1, 0.01])
+
+    def function(kernels: bool, *a: mx.array) -> Any:
+        return adamw.adamw(*a[:4], adamw.AdamStep(*a[4:]), 0, kernels=kernels)
+
+    tensors = [normal(3 * h, h), normal(3 * h, h), normal(3 * h, h), mx.abs(normal(3 * h, h))]
+    return Case(function, [*tensors, numbers, mx.ones((1,)), mx.array([True])], 0)
+
+
+# The names before a comma are those in kernels/.
+CASES: dict[str, Callable[[EnergyConfig, int, mx.Dtype], Case]] = {
+    "advance": advance_case,
+    "gru_gates": gru_gates_case,
+    "neuron": neuron_case,
+    "heads": heads_case,
+    "spawn": spawn_case,
+    "collect, nearest": collect_case,
+    "collect, nearest, atomics": lambda *a: collect_case(*a, deterministic=False),
+    "collect, bilinear": lambda *a: collect_case(*a, method="bilinear"),
+    "collect, bilinear, atomics": lambda *a: collect_case(*a, method="bilinear", deterministic=False),
+    "bias_gelu_norm": bias_gelu_norm_case,
+    "bias_gelu_norm, LN first": lambda *a: bias_gelu_norm_case(*a, norm_first=True),
+    "masked_mean": masked_mean_case,
+    "adamw": adamw_case,
+}
+
+
+def fitting(name: str, config: EnergyConfig, dtype: mx.Dtype, most: int) -> tuple[int, Case]:
+    """The case at the preset's batch, or at the largest half, quarter, ... of it whose arrays are within `most` bytes."""
+    batch = config.batch_size
+    case = CASES[name](config, batch, dtype)
+    while sum(array.nbytes for array in case.arrays) > most and batch > 1:
+        batch = -(-batch // 2)
+        case = CASES[name](config, batch, dtype)
+    return batch, case
