@@ -171,6 +171,9 @@ class EnergyConfig:
         1, "k: with gradient_checkpointing, keep the flows of every k-th step (kernels; without them, of every step)",
         group=TRAINING, low=1,
     )  # fmt: skip
+    compile_step: str = _field(
+        "auto", "trace the training step once and replay it; auto: on a GPU", group=TRAINING, choices=("auto", "on", "off")
+    )
     validation_interval: int = _field(100, "steps between validations", group=TRAINING, low=1)
     checkpoint_interval: int = _field(100, "steps between checkpoints", group=TRAINING, low=1)
     log_interval: int = _field(10, "steps between lines of metrics.jsonl", group=TRAINING, low=1)

@@ -37,6 +37,11 @@ def cosine(a: mx.array, b: mx.array) -> mx.array:
     return mx.sum(a * b, axis=-1) * mx.rsqrt(mx.maximum(squares, 1e-16))
 
 
+def _array(values: Any) -> mx.array:
+    """NumPy's arrays as MLX's; those of a step that is traced are that already."""
+    return values if isinstance(values, mx.array) else mx.array(values)
+
+
 def energy_flow_loss(
     model: EnergyFlow,
     config: EnergyConfig,
@@ -58,7 +63,7 @@ def energy_flow_loss(
     Returns:
         The loss, a scalar, and its parts.
     """
-    inputs, targets = mx.array(batch.input_embedding), mx.array(batch.target_embedding)
+    inputs, targets = _array(batch.input_embedding), _array(batch.target_embedding)
     out = model(inputs, key=key, training_step=training_step)
 
     # Both are targets. With a gradient the mapper would win by drawing all surfaces together.
@@ -68,7 +73,7 @@ def energy_flow_loss(
     surface = mx.mean(mx.square(out.surface - target_surface))
     embedding = mx.mean(1 - cosine(out.embedding, targets))
     if config.text_loss_weight:
-        text_surface = model.text_to_surface(mx.array(batch.input_ids), mx.array(batch.attention_mask))
+        text_surface = model.text_to_surface(_array(batch.input_ids), _array(batch.attention_mask))
         text = mx.mean(mx.square(text_surface - input_surface))
     else:
         text = mx.array(0.0)

@@ -1,8 +1,8 @@
 """One optimiser step."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,7 +14,7 @@ from ..data.source import EpochOrder, PairBatch, PairDataset
 from ..models.energy_flow import EnergyFlow
 from .loss_scale import LossScale
 from .losses import LossParts, energy_flow_loss, number
-from .optimiser import AdamW, clip_factors, gradient_norms
+from .optimiser import AdamW, clip_factors, gradient_norms, named_arrays
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -88,6 +88,14 @@ class TrainStep:
             return (value if scale is None else value * scale), (value, parts)
 
         self._loss_and_gradients = nn.value_and_grad(model, loss)
+        self._micro_batch: Callable[..., Any] = self._sum_micro_batch
+        self._update: Callable[..., Any] = self._update_weights
+        if compiles(config):
+            # Traced once a shape, then replayed: what Python says in a step takes longer than some GPUs need to do it.
+            weights, drawn = model.state, mx.random.state
+            self._micro_batch = mx.compile(self._sum_micro_batch, inputs=[weights, drawn], outputs=[drawn])
+            state = [weights, optimiser.state]
+            self._update = mx.compile(self._update_weights, inputs=state, outputs=state)
 
     def __call__(self, step: int, batches: Sequence[PairBatch], learning_rate: float) -> StepMetrics:
         """Do step `step`, counted from 0, with the mean gradient of `batches`, which are of one size, and wait for it.
@@ -99,25 +107,40 @@ class TrainStep:
 
     def launch(self, step: int, batches: Sequence[PairBatch], learning_rate: float) -> Launched:
         """Start step `step` on the device and return at once; `settle` what comes back."""
-        metrics, gradients = self.gradients(step, batches)
-        names, norms = gradient_norms(gradients)
-        scale = self.loss_scale.scale
-        norms = norms / scale if self.scaled else norms
-        total = mx.linalg.norm(norms)
-        finite = mx.isfinite(total)
-        go = self._alive & finite & mx.isfinite(metrics.loss)
-        self._alive = (self._alive & mx.isfinite(metrics.loss)) if self.scaled else go
-        factors = clip_factors(norms, self.config.gradient_clip_per_tensor, self.config.gradient_clip)
-        metrics = metrics._replace(gradient_norm=total, skipped=(~finite).astype(mx.int32), loss_scale=scale)
-        self.optimiser.learning_rate = learning_rate
-        trainable = self.model.trainable_parameters()
-        factors = factors / scale if self.scaled else factors
-        self.model.update(self.optimiser.apply_gradients(gradients, trainable, factors, go.reshape(1)))
-        if self.scaled:
-            self.loss_scale = self.loss_scale.after(finite)
+        loss, parts, gradients = self._sums(step, batches)
+        rate = mx.array(learning_rate, dtype=mx.float32)
+        norms, total, skipped, self._alive, scaling = self._update(
+            gradients, loss, rate, self._alive, self.loss_scale, len(batches)
+        )
+        metrics = _means(loss, parts, len(batches))
+        metrics = metrics._replace(gradient_norm=total, skipped=skipped, loss_scale=self.loss_scale.scale)
+        self.loss_scale = LossScale(*scaling)
         self.model.trained_steps = step + 1
         mx.async_eval(metrics, norms, self.model.parameters(), self.optimiser.state, self.loss_scale, self._alive)
-        return Launched(step, metrics, norms, names, batches)
+        return Launched(step, metrics, norms, list(named_arrays(gradients)), batches)
+
+    def _update_weights(
+        self, gradients: Any, loss: mx.array, rate: mx.array, alive: mx.array, scaling: LossScale, count: int
+    ) -> tuple[mx.array, mx.array, mx.array, mx.array, LossScale]:
+        """Clip and update, unless a number is not finite.
+
+        Returns:
+            The norms [P] of the mean gradients and of all together, whether the step was skipped, whether the run goes on, and
+            the loss scaling after the step.
+        """
+        scaling = LossScale(*scaling)
+        shrink = 1.0 / (count * scaling.scale) if self.scaled else mx.array(1.0 / count)
+        norms = gradient_norms(gradients)[1] * shrink
+        total = mx.linalg.norm(norms)
+        finite = mx.isfinite(total)
+        go = alive & finite & mx.isfinite(loss)
+        factors = shrink * clip_factors(norms, self.config.gradient_clip_per_tensor, self.config.gradient_clip)
+        self.optimiser.learning_rate = rate
+        trainable = self.model.trainable_parameters()
+        self.model.update(self.optimiser.apply_gradients(gradients, trainable, factors, go.reshape(1)))
+        if self.scaled:
+            return norms, total, (~finite).astype(mx.int32), alive & mx.isfinite(loss), scaling.after(finite)
+        return norms, total, (~finite).astype(mx.int32), go, scaling
 
     def settle(self, launched: Launched) -> StepMetrics:
         """Wait for a step and look at its numbers.
@@ -135,24 +158,49 @@ class TrainStep:
 
     def gradients(self, step: int, batches: Sequence[PairBatch]) -> tuple[StepMetrics, Any]:
         """The metrics (loss and parts alone) and the mean gradient over the micro-batches, times the loss scale; lazy."""
-        share = 1 / len(batches)
-        loss, parts, gradients = mx.array(0.0), None, None
+        loss, parts, gradients = self._sums(step, batches)
+        return _means(loss, parts, len(batches)), tree_map(lambda g: g / len(batches), gradients)
+
+    def _sums(self, step: int, batches: Sequence[PairBatch]) -> tuple[mx.array, LossParts, Any]:
+        """Loss, parts and gradients (times the loss scale), summed over the micro-batches; lazy."""
+        sums: tuple[mx.array, LossParts, Any] | None = None
+        number_ = mx.array(step, dtype=mx.int32)
         for micro_batch, batch in enumerate(batches):
             dropout_seed, key = step_keys(self.config.seed, step, micro_batch)
             mx.random.seed(dropout_seed)
-            scale = self.loss_scale.scale if self.scaled else None
-            (_, (value, new_parts)), new = self._loss_and_gradients(self.model, batch, key, step, scale)
-            loss = loss + share * value
-            parts = new_parts if parts is None else tree_map(mx.add, parts, new_parts)
-            gradients = new if gradients is None else tree_map(mx.add, gradients, new)
+            arrays = [mx.array(array) for array in batch[:4]]
+            sums = self._micro_batch(arrays, key, number_, self.loss_scale.scale if self.scaled else None, sums)
             # Start now, without waiting: the activations of one micro-batch are freed before the next one's are made.
-            mx.async_eval(loss, parts, gradients)
-        if len(batches) > 1:
-            gradients = tree_map(lambda g: g * share, gradients)
-        assert parts is not None
-        mean = LossParts(*(part * share for part in parts[:4]), *parts[4:])
-        nothing = mx.array(0.0)
-        return StepMetrics(loss, mean, nothing, nothing, nothing), gradients
+            mx.async_eval(sums)
+        assert sums is not None
+        return sums
+
+    def _sum_micro_batch(
+        self, arrays: list[mx.array], key: mx.array, step: mx.array, scale: mx.array | None, sums: Any
+    ) -> tuple[mx.array, LossParts, Any]:
+        """Loss, parts and gradients of one micro-batch, added to those before it."""
+        inputs, targets, ids, mask = cast(Any, arrays)
+        batch = PairBatch(inputs, targets, ids, mask, indices=np.arange(0))
+        own = self.model.parameters()
+        (_, (value, parts)), gradients = self._loss_and_gradients(self.model, batch, key, step, scale)
+        self.model.update(own)  # nn.value_and_grad leaves the arrays it traced in the model
+        new = value, parts, gradients
+        return new if sums is None else tree_map(mx.add, sums, new)
+
+
+def compiles(config: EnergyConfig) -> bool:
+    """Whether the training step is traced and replayed: as `compile_step` says, by itself on a GPU."""
+    if config.compile_step != "auto":
+        return config.compile_step == "on"
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
+def _means(loss: mx.array, parts: LossParts, count: int) -> StepMetrics:
+    """Metrics from sums over `count` micro-batches; counts of flows stay sums."""
+    nothing = mx.array(0.0)
+    surface, text, embedding, variance, *counts = parts
+    mean = LossParts(surface / count, text / count, embedding / count, variance / count, *counts)
+    return StepMetrics(loss / count, mean, nothing, nothing, nothing)
 
 
 def _non_finite(launched: Launched, loss: float) -> NonFiniteLoss:
