@@ -171,6 +171,10 @@ class EnergyConfig:
         1, "k: with gradient_checkpointing, keep the flows of every k-th step (kernels; without them, of every step)",
         group=TRAINING, low=1,
     )  # fmt: skip
+    memory_budget: float = _field(
+        0.0, "GB a step may take: checkpointing is chosen to fit, and MLX held to it; 0: as gradient_checkpointing says",
+        group=TRAINING, low=0,
+    )  # fmt: skip
     compile_step: str = _field(
         "auto", "trace the training step once and replay it; auto: on a GPU", group=TRAINING, choices=("auto", "on", "off")
     )

@@ -19,7 +19,7 @@ from .data.source import EpochOrder, PairData, open_data
 from .data.tokeniser import WordPieceTokeniser
 from .files import INCOMING
 from .models.energy_flow import EnergyFlow
-from .training import checkpoint
+from .training import checkpoint, memory
 from .training.checkpoint import CheckpointError, TrainerState
 from .training.loss_scale import LossScale
 from .training.losses import number
@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = _resumed_config(run, arguments.preset, arguments.config, fields)
         else:
             config = layered_config(arguments.preset, arguments.config, fields)
+            if config.memory_budget:
+                config = memory.within(config, config.memory_budget * memory.GB)
             run = arguments.out or Path("runs") / f"{arguments.preset or 'tiny'}-seed{config.seed}"
             _refuse_used(run)
         return train(config, run, resume=arguments.resume is not None, quiet=arguments.quiet, profile=arguments.profile)
@@ -82,6 +84,8 @@ def train(
         mx.random.seed(config.seed)
         model = EnergyFlow(config)
         model.text_encoder.tokeniser = data.tokeniser
+    if config.memory_budget:
+        memory.limit(config.memory_budget * memory.GB)
     freeze_unreached(model)
     model.train()
     optimiser = make_optimiser(config)
@@ -96,6 +100,9 @@ def train(
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
         products = f", products by {blas.description()}" if on_cpu and blas.description() else ""
         print(f"{run}: {data.name}, {len(data.train)} pairs, {mx.default_device()}{products}")
+        expected = memory.predicted(config).total / memory.GB
+        how = f"checkpoints every {config.checkpoint_steps} steps" if config.gradient_checkpointing else "no checkpointing"
+        print(f"memory of a step: {expected:.2f} GB expected ({how})")
 
     step = TrainStep(model, optimiser, config, _loss_scale(state))
     order = EpochOrder(len(data.train), config.batch_size, config.seed)
@@ -145,6 +152,8 @@ def train(
         print(f"stopped and saved at step {saved}; go on with:\n  python -m energy_flow_mlx.train --resume {run}")
         return 130
 
+    if not quiet:
+        print(f"memory of the run: {mx.get_peak_memory() / memory.GB:.2f} GB at most")
     draw_curves(run / "curves.png", checkpoint.read_metrics(run))
     rows = held_out_rows(model, data, config.batch_size)
     print(table(rows, f"{len(data.test)} held-out test pairs of {data.name}"))

@@ -218,7 +218,7 @@ def flow_life(
             boundary = flows
             flows, trace = run(packed, whole, flows, first)
             kept.append(boundary if keep_every else trace)
-        return [flows.position, flows.energy, *flows[3:]]  # all but the hidden states
+        return flows._replace(hidden=()).flat()
 
     @life.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
@@ -242,5 +242,4 @@ def flow_life(
         return d.energy, *weight_gradients(whole, sums)
 
     function: Any = life
-    position, energy, *rest = function(start.energy, packed, *weights.flat())
-    return FlowState(position, energy, (), *rest)
+    return FlowState.of(function(start.energy, packed, *weights.flat()))

@@ -1,5 +1,6 @@
 """EnergyLattice: the W x H x D space, and the flows in it as a structure of arrays."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -29,6 +30,16 @@ class FlowState(NamedTuple):
     children: mx.array  # [B] int32, child slots in use
     dropped: mx.array  # [] int32, flows given up so far
     overflowed: mx.array  # [] int32, children for which there was no room
+
+    def flat(self) -> list[mx.array]:
+        """All arrays, the hidden states last."""
+        return [self.position, self.energy, *self[3:], *self.hidden]
+
+    @classmethod
+    def of(cls, arrays: Sequence[mx.array]) -> "FlowState":
+        """The inverse of `flat`."""
+        rest = len(cls._fields) - 1
+        return cls(arrays[0], arrays[1], tuple(arrays[rest:]), *arrays[2:rest])
 
 
 class EnergyLattice:

@@ -1,7 +1,7 @@
 """FlowProcessor: a flow's life, from the centre plane to an output plane (pytorch_energy_flow, section 3)."""
 
 import logging
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,6 +9,7 @@ import mlx.nn as nn
 from ..config import EnergyConfig
 from ..nn.precision import DTYPES
 from ..ops.advance import Move, advance
+from ..ops.checkpoint import recomputed
 from ..ops.collect import MAX_STEPS
 from ..ops.kernel import use_kernel
 from ..ops.neuron import NeuronKernel, neuron_reference, pack, run_packed, wanted
@@ -216,12 +217,14 @@ class FlowProcessor(nn.Module):
         """`_step`, keeping only its inputs for the backward pass. The noise comes from outside: drawn inside, it would be
         drawn anew when the step is recomputed."""
 
-        # mx.checkpoint sees positional arguments alone; weights it closed over would get zero gradients.
-        # It hands named tuples on as plain ones.
-        def step(neuron: list[mx.array], carrier: list[mx.array], *state: Any) -> FlowState:
-            return self._step(_Weights(neuron, CarrierWeights.of(carrier)), FlowState(*state), noise, scale)
+        # The backward pass sees positional arguments alone; weights it closed over would get zero gradients.
+        neurons, carriers = len(weights.neuron), len(weights.carrier.flat())
 
-        return FlowState(*mx.checkpoint(step)(weights.neuron, weights.carrier.flat(), *state))
+        def step(*arrays: mx.array) -> list[mx.array]:
+            own = _Weights(list(arrays[:neurons]), CarrierWeights.of(arrays[neurons : neurons + carriers]))
+            return self._step(own, FlowState.of(arrays[neurons + carriers :]), noise, scale).flat()
+
+        return FlowState.of(recomputed(step)(*weights.neuron, *weights.carrier.flat(), *state.flat()))
 
     def _parents(self, births: Births) -> tuple[mx.array, mx.array]:
         """Which child slots [B, K] a child is born into, and the slots [B K] of the parents among all flows."""
