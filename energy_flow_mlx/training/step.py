@@ -82,10 +82,10 @@ class TrainStep:
         self._alive = mx.array(True)
 
         def loss(
-            model: EnergyFlow, batch: PairBatch, key: mx.array, step: int, scale: mx.array | None
+            model: EnergyFlow, batch: PairBatch, key: mx.array, step: int, scale: mx.array | float
         ) -> tuple[mx.array, tuple[mx.array, LossParts]]:
             value, parts = energy_flow_loss(model, config, batch, key=key, training_step=step)
-            return (value if scale is None else value * scale), (value, parts)
+            return value * scale, (value, parts)
 
         self._loss_and_gradients = nn.value_and_grad(model, loss)
 
@@ -100,13 +100,16 @@ class TrainStep:
     def launch(self, step: int, batches: Sequence[PairBatch], learning_rate: float) -> Launched:
         """Start step `step` on the device and return at once; `settle` what comes back."""
         metrics, gradients = self.gradients(step, batches)
+        # Those of a Linear's weights come transposed: copied here, once, and not by every kernel.
+        gradients = tree_map(mx.contiguous, gradients)
         names, norms = gradient_norms(gradients)
         scale = self.loss_scale.scale
         norms = norms / scale if self.scaled else norms
         total = mx.linalg.norm(norms)
-        finite = mx.isfinite(total)
-        go = self._alive & finite & mx.isfinite(metrics.loss)
-        self._alive = (self._alive & mx.isfinite(metrics.loss)) if self.scaled else go
+        finite = total < math.inf  # NaN is not
+        alive = self._alive & (mx.abs(metrics.loss) < math.inf)
+        go = alive & finite
+        self._alive = alive if self.scaled else go
         factors = clip_factors(norms, self.config.gradient_clip_per_tensor, self.config.gradient_clip)
         metrics = metrics._replace(gradient_norm=total, skipped=(~finite).astype(mx.int32), loss_scale=scale)
         self.optimiser.learning_rate = learning_rate
@@ -136,23 +139,22 @@ class TrainStep:
     def gradients(self, step: int, batches: Sequence[PairBatch]) -> tuple[StepMetrics, Any]:
         """The metrics (loss and parts alone) and the mean gradient over the micro-batches, times the loss scale; lazy."""
         share = 1 / len(batches)
-        loss, parts, gradients = mx.array(0.0), None, None
+        scale = self.loss_scale.scale * share if self.scaled else share
+        sums: Any = None  # loss, parts, gradients
         for micro_batch, batch in enumerate(batches):
             dropout_seed, key = step_keys(self.config.seed, step, micro_batch)
             mx.random.seed(dropout_seed)
-            scale = self.loss_scale.scale if self.scaled else None
-            (_, (value, new_parts)), new = self._loss_and_gradients(self.model, batch, key, step, scale)
-            loss = loss + share * value
-            parts = new_parts if parts is None else tree_map(mx.add, parts, new_parts)
-            gradients = new if gradients is None else tree_map(mx.add, gradients, new)
+            (_, (value, parts)), gradients = self._loss_and_gradients(self.model, batch, key, step, scale)
+            new = (value, parts, gradients)
+            sums = new if sums is None else tree_map(mx.add, sums, new)
             # Start now, without waiting: the activations of one micro-batch are freed before the next one's are made.
-            mx.async_eval(loss, parts, gradients)
+            mx.async_eval(sums)
+        loss, parts, gradients = sums
         if len(batches) > 1:
-            gradients = tree_map(lambda g: g * share, gradients)
-        assert parts is not None
-        mean = LossParts(*(part * share for part in parts[:4]), *parts[4:])
+            loss = loss * share
+            parts = LossParts(*(part * share for part in parts[:4]), *parts[4:])
         nothing = mx.array(0.0)
-        return StepMetrics(loss, mean, nothing, nothing, nothing), gradients
+        return StepMetrics(loss, parts, nothing, nothing, nothing), gradients
 
 
 def _non_finite(launched: Launched, loss: float) -> NonFiniteLoss:
