@@ -1,25 +1,38 @@
-// adamw: one step of AdamW on one tensor, bounded by a norm and stopped by a flag, in one pass.
+// adamw: one step of AdamW on three tensors, bounded by a norm and stopped by a flag, in one pass.
 // Specification: adamw_reference in energy_flow_mlx/ops/adamw.py.
 //
-//   parameter, gradient, first, second [n] float   first and second are Adam's moments
+//   parameter0, gradient0, first0, second0 [n] float   first and second are Adam's moments; 1 and 2: those of the other tensors
 //   settings [7] float   0: rate, 1: weight decay, 2: beta1, 3: beta2, 4: eps, 5: 1 - beta1^t, 6: 1 - beta2^t
-//   factors [P] float    what the gradient of each tensor is multiplied by; index [1] int: which of them is this one's
+//   factors [P] float    what the gradient of each tensor is multiplied by
 //   go [1] bool          false leaves everything as it is
-//   size [1] int         n
-//   next_parameter, next_first, next_second [n] float
+//   index [3] int        which of the factors is each tensor's
+//   sizes [3] int        n of each
+//   next_parameter0, next_first0, next_second0 [n] float, and so on
 //
-// A thread has one element. Grid: n threads. No templates.
+// A thread has one element, those of the first tensor first. Grid: the sum of the sizes. No templates.
+
+// One element: p, m and v become what they are after the step; g is the gradient times its factor.
+template <typename S>
+FUNCTION void adam(S settings, float g, thread float& p, thread float& m, thread float& v) {
+    m = settings[2] * m + (1.0f - settings[2]) * g;
+    v = settings[3] * v + (1.0f - settings[3]) * g * g;
+    p = p * (1.0f - settings[0] * settings[1]) - settings[0] / settings[5] * m / (metal::sqrt(v / settings[6]) + settings[4]);
+}
+
+// Whether a pointer is to `device` or `constant` memory differs from tensor to tensor: no array can hold them.
+#define TENSOR(k) \
+    if (i < uint(sizes[k])) { \
+        float p = parameter##k[i], m = first##k[i], v = second##k[i]; \
+        if (go[0]) adam(settings, gradient##k[i] * factors[index[k]], p, m, v); \
+        next_parameter##k[i] = p; \
+        next_first##k[i] = m; \
+        next_second##k[i] = v; \
+        return; \
+    } \
+    i -= uint(sizes[k]);
 
 //// step
     uint i = thread_position_in_grid.x;
-    if (i >= uint(size[0])) return;
-    float p = parameter[i], m = first[i], v = second[i];
-    if (go[0]) {
-        float g = gradient[i] * factors[index[0]];
-        m = settings[2] * m + (1.0f - settings[2]) * g;
-        v = settings[3] * v + (1.0f - settings[3]) * g * g;
-        p = p * (1.0f - settings[0] * settings[1]) - settings[0] / settings[5] * m / (metal::sqrt(v / settings[6]) + settings[4]);
-    }
-    next_parameter[i] = p;
-    next_first[i] = m;
-    next_second[i] = v;
+    TENSOR(0)
+    TENSOR(1)
+    TENSOR(2)

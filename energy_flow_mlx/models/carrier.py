@@ -98,7 +98,7 @@ class EnergyCarrier(nn.Module):
         `displacement_scale_decay` every `displacement_scale_update_interval` steps, never under `displacement_scale_min`.
         None stands for step 0. An array step gives an array, so that a compiled step need not be traced anew."""
         config = self.config
-        if training_step is None:
+        if training_step is None or config.displacement_scale_min == config.displacement_scale:
             return config.displacement_scale
         since = training_step - config.displacement_warmup_steps
         interval = config.displacement_scale_update_interval

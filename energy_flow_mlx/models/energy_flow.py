@@ -1,6 +1,7 @@
 """EnergyFlow: the whole model."""
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -68,9 +69,13 @@ class EnergyFlow(nn.Module):
     def _dtype(self) -> mx.Dtype:
         return DTYPES[self.config.compute_dtype]
 
+    def mapper_cast(self) -> AbstractContextManager[None]:
+        """Inside, the mapper's weights are in `compute_dtype`: cast once for several calls of `map_to_surface`."""
+        return weights_in(self.mapper, self._dtype)
+
     def map_to_surface(self, embeddings: mx.array) -> mx.array:
         """Embeddings [B, E] -> surfaces [B, H, W], computed in `compute_dtype`, float32."""
-        with weights_in(self.mapper, self._dtype):
+        with self.mapper_cast():
             return self.mapper.map_to_surface(embeddings.astype(self._dtype)).astype(mx.float32)
 
     def text_to_surface(self, input_ids: mx.array, attention_mask: mx.array) -> mx.array:

@@ -1,10 +1,30 @@
-"""One step of AdamW on one tensor."""
+"""One step of AdamW on many tensors."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from .kernel import as_type, call, use_kernel, whole
+from .kernel import as_type, call, filler, use_kernel, whole
+
+TENSORS = 3  # in one launch: with what they share 26 buffers, and a Metal kernel has at most 31
+
+
+class AdamTensor(NamedTuple):
+    """A tensor before the step, all of one shape; first and second are Adam's moments m and v."""
+
+    parameter: mx.array
+    gradient: mx.array
+    first: mx.array
+    second: mx.array
+
+
+class Stepped(NamedTuple):
+    """A tensor after the step."""
+
+    parameter: mx.array
+    first: mx.array
+    second: mx.array
 
 
 class AdamStep(NamedTuple):
@@ -19,58 +39,59 @@ class AdamStep(NamedTuple):
     go: mx.array
 
 
-def adamw(
-    parameter: mx.array,
-    gradient: mx.array,
-    first: mx.array,
-    second: mx.array,
-    step: AdamStep,
-    index: int,
-    *,
-    kernels: bool | None = None,
-) -> tuple[mx.array, mx.array, mx.array]:
+def adamw(tensors: Sequence[AdamTensor], step: AdamStep, *, kernels: bool | None = None) -> list[Stepped]:
     """AdamW with bias correction and decoupled weight decay (Loshchilov and Hutter, 2019; torch.optim.AdamW).
 
         g = factor * gradient;  m' = beta1 m + (1 - beta1) g;  v' = beta2 v + (1 - beta2) g^2
         p' = p (1 - rate * decay) - rate / (1 - beta1^t) * m' / (sqrt(v' / (1 - beta2^t)) + eps)
 
     Args:
-        parameter, gradient, first, second: of one shape; first and second are m and v.
-        step: what all tensors share.
-        index: which of `step.factors` is this tensor's.
+        tensors: P of them, in the order of `step.factors`.
+        step: what they share.
         kernels: True or False forces the kernel or the plain graph.
 
-    Returns:
-        Parameter, first and second after the step.
+    Raises:
+        ValueError: there is not one factor for each tensor.
     """
+    if step.factors.shape != (len(tensors),):
+        raise ValueError(
+            f"factors: shape {step.factors.shape} came with {len(tensors)} tensors, accepted is one for each"
+        )
     if not use_kernel("adamw", kernels):
-        return adamw_reference(parameter, gradient, first, second, step, index)
-    inputs = {
-        "parameter": parameter,
-        "gradient": as_type(gradient, mx.float32),
-        "first": first,
-        "second": second,
-        **step._asdict(),
-        "index": whole(index),
-        "size": whole(parameter.size),
-    }
-    outputs = {name: (parameter.shape, mx.float32) for name in ("next_parameter", "next_first", "next_second")}
-    new = call("adamw", "step", inputs, outputs, threads=parameter.size)
-    return new[0], new[1], new[2]
+        return [adamw_reference(tensor, step, index) for index, tensor in enumerate(tensors)]
+    new: list[Stepped] = []
+    for start in range(0, len(tensors), TENSORS):
+        new += _launch(tensors[start : start + TENSORS], step, start)
+    return new
 
 
-def adamw_reference(
-    parameter: mx.array, gradient: mx.array, first: mx.array, second: mx.array, step: AdamStep, index: int
-) -> tuple[mx.array, mx.array, mx.array]:
-    """`adamw` in plain MLX: the specification."""
+def adamw_reference(tensor: AdamTensor, step: AdamStep, index: int) -> Stepped:
+    """`adamw` of one tensor, which has factor `index`, in plain MLX: the specification."""
+    parameter, gradient, first, second = tensor
     rate, decay, beta1, beta2, eps, correction1, correction2 = step.settings
     g = gradient * step.factors[index]
     m = beta1 * first + (1.0 - beta1) * g
     v = beta2 * second + (1.0 - beta2) * g * g
     p = parameter * (1.0 - rate * decay) - rate / correction1 * m / (mx.sqrt(v / correction2) + eps)
-    return (
+    return Stepped(
         mx.where(step.go, p, parameter),
         mx.where(step.go, m, first),
         mx.where(step.go, v, second),
     )
 
+
+def _launch(tensors: Sequence[AdamTensor], step: AdamStep, start: int) -> list[Stepped]:
+    """The step on up to TENSORS tensors, the first of which has factor `start`."""
+    missing = TENSORS - len(tensors)
+    given = [*tensors, *[AdamTensor(*[filler()] * 4)] * missing]
+    inputs, outputs = {}, {}
+    for position, tensor in enumerate(given):
+        own = tensor._replace(gradient=as_type(tensor.gradient, mx.float32))
+        inputs.update({f"{name}{position}": array for name, array in own._asdict().items()})
+        outputs.update({f"next_{name}{position}": (tensor.parameter.shape, mx.float32) for name in Stepped._fields})
+    sizes = [tensor.parameter.size for tensor in given]
+    inputs.update(step._asdict())
+    inputs["index"] = whole(*range(start, start + len(tensors)), *[start] * missing)
+    inputs["sizes"] = whole(*sizes)
+    new = call("adamw", "step", inputs, outputs, threads=sum(sizes))
+    return [Stepped(*new[3 * position : 3 * position + 3]) for position in range(len(tensors))]

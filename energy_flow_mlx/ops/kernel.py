@@ -83,9 +83,9 @@ def call(
         KernelError: there is no GPU backend, or an array is too large. A source that does not compile raises MLX's own
             error, which shows the line.
     """
-    for name, array in inputs.items():
-        if array.size >= LARGEST:
-            raise KernelError(f"{op}: {name} has {array.size} elements; kernels count up to {LARGEST - 1}")
+    for name, size in [*((name, array.size) for name, array in inputs.items()), ("the grid", threads)]:
+        if size >= LARGEST:
+            raise KernelError(f"{op}: {name} has {size} elements; kernels count up to {LARGEST - 1}")
     template = template or {}
     threads = -(-threads // group) * group
     if backend() == "cuda":
@@ -169,9 +169,18 @@ def setting(*values: float) -> mx.array:
 
 
 @functools.cache
-def whole(number: int) -> mx.array:
-    """A whole number for a kernel, as int32 [1]. Kept."""
-    return mx.array([number], dtype=mx.int32)
+def whole(*numbers: int) -> mx.array:
+    """Whole numbers for a kernel, as int32 [n]. Kept."""
+    return mx.array(numbers, dtype=mx.int32)
+
+
+@functools.cache
+def filler() -> mx.array:
+    """Zeros in the place of a tensor that a kernel could take and is not given. Kept.
+
+    Metal puts inputs of fewer than 8 elements into another address space, which takes a kernel of its own.
+    """
+    return mx.zeros((8,))
 
 
 def as_type(array: mx.array, dtype: mx.Dtype) -> mx.array:

@@ -64,10 +64,10 @@ def energy_flow_loss(
         The loss, a scalar, and its parts.
     """
     inputs, targets = _array(batch.input_embedding), _array(batch.target_embedding)
-    out = model(inputs, key=key, training_step=training_step)
-
-    # Both are targets. With a gradient the mapper would win by drawing all surfaces together.
-    wanted = mx.stop_gradient(model.map_to_surface(mx.concatenate([targets, inputs])))
+    with model.mapper_cast():
+        out = model(inputs, key=key, training_step=training_step)
+        # Both are targets. With a gradient the mapper would win by drawing all surfaces together.
+        wanted = mx.stop_gradient(model.map_to_surface(mx.concatenate([targets, inputs])))
     target_surface, input_surface = mx.split(wanted.reshape(wanted.shape[0], -1), 2)  # [B, S] each
 
     surface = mx.mean(mx.square(out.surface - target_surface))

@@ -10,7 +10,9 @@ from mlx.utils import tree_flatten, tree_map
 
 from ..config import EnergyConfig
 from ..models.energy_flow import EnergyFlow
-from ..ops.adamw import AdamStep, adamw
+from ..ops.adamw import AdamStep, AdamTensor, adamw
+from ..ops.kernel import setting
+from ..ops.norms import l2_norms
 
 COSINE_FLOOR = 0.1  # share of the peak rate that the cosine ends on
 
@@ -34,20 +36,23 @@ class AdamW(optim.AdamW):
         go = mx.array([True]) if go is None else go
         factors = mx.ones((len(named_arrays(gradients)),)) if factors is None else factors
         following = self.step + 1
-        count = following.astype(mx.float32)
-        beta1, beta2 = self.betas
-        rest = [mx.array(value) for value in (self.weight_decay, beta1, beta2, self.eps)]
-        shared = AdamStep(
-            mx.stack([self.learning_rate, *rest, 1.0 - mx.power(beta1, count), 1.0 - mx.power(beta2, count)]), factors, go
-        )
+        rest = setting(self.weight_decay, *self.betas, self.eps)
+        corrections = 1.0 - mx.power(setting(*self.betas), following.astype(mx.float32))
+        shared = AdamStep(mx.concatenate([self.learning_rate.reshape(1), rest, corrections]), factors, go)
         self.state["step"] = mx.where(go[0], following, self.step)
-        index = iter(range(len(factors)))
+        tensors: list[AdamTensor] = []
 
-        def single(gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
-            new, state["m"], state["v"] = adamw(parameter, gradient, state["m"], state["v"], shared, next(index))
+        def collect(gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> None:
+            tensors.append(AdamTensor(parameter, gradient, state["m"], state["v"]))
+
+        tree_map(collect, gradients, parameters, self.state)
+        stepped = iter(adamw(tensors, shared))
+
+        def put_back(_: mx.array, state: dict[str, mx.array]) -> mx.array:
+            new, state["m"], state["v"] = next(stepped)
             return new
 
-        return tree_map(single, gradients, parameters, self.state)
+        return tree_map(put_back, gradients, self.state)
 
 
 def make_optimiser(config: EnergyConfig) -> AdamW:
@@ -107,8 +112,7 @@ def named_arrays(tree: Any) -> dict[str, mx.array]:
 def gradient_norms(gradients: Any) -> tuple[list[str], mx.array]:
     """The parameters' names, and the L2 norm of the gradient of each [P], in float32."""
     named = named_arrays(gradients)
-    norms = [mx.sqrt(mx.sum(mx.square(gradient.astype(mx.float32)))) for gradient in named.values()]
-    return list(named), mx.stack(norms)
+    return list(named), l2_norms(list(named.values()))
 
 
 def clip_factors(norms: mx.array, per_tensor: float, global_norm: float) -> mx.array:

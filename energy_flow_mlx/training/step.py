@@ -82,10 +82,10 @@ class TrainStep:
         self._alive = mx.array(True)
 
         def loss(
-            model: EnergyFlow, batch: PairBatch, key: mx.array, step: int, scale: mx.array | None
+            model: EnergyFlow, batch: PairBatch, key: mx.array, step: int, scale: mx.array | float
         ) -> tuple[mx.array, tuple[mx.array, LossParts]]:
             value, parts = energy_flow_loss(model, config, batch, key=key, training_step=step)
-            return (value if scale is None else value * scale), (value, parts)
+            return value * scale, (value, parts)
 
         self._loss_and_gradients = nn.value_and_grad(model, loss)
         self._micro_batch: Callable[..., Any] = self._sum_micro_batch
@@ -129,17 +129,20 @@ class TrainStep:
             the loss scaling after the step.
         """
         scaling = LossScale(*scaling)
+        # Those of a Linear's weights come transposed: copied here, once, and not by every kernel.
+        gradients = tree_map(mx.contiguous, gradients)
         shrink = 1.0 / (count * scaling.scale) if self.scaled else mx.array(1.0 / count)
         norms = gradient_norms(gradients)[1] * shrink
         total = mx.linalg.norm(norms)
-        finite = mx.isfinite(total)
-        go = alive & finite & mx.isfinite(loss)
+        finite = total < math.inf  # NaN is not
+        alive = alive & (mx.abs(loss) < math.inf)
+        go = alive & finite
         factors = shrink * clip_factors(norms, self.config.gradient_clip_per_tensor, self.config.gradient_clip)
         self.optimiser.learning_rate = rate
         trainable = self.model.trainable_parameters()
         self.model.update(self.optimiser.apply_gradients(gradients, trainable, factors, go.reshape(1)))
         if self.scaled:
-            return norms, total, (~finite).astype(mx.int32), alive & mx.isfinite(loss), scaling.after(finite)
+            return norms, total, (~finite).astype(mx.int32), alive, scaling.after(finite)
         return norms, total, (~finite).astype(mx.int32), go, scaling
 
     def settle(self, launched: Launched) -> StepMetrics:
@@ -169,14 +172,14 @@ class TrainStep:
             dropout_seed, key = step_keys(self.config.seed, step, micro_batch)
             mx.random.seed(dropout_seed)
             arrays = [mx.array(array) for array in batch[:4]]
-            sums = self._micro_batch(arrays, key, number_, self.loss_scale.scale if self.scaled else None, sums)
+            sums = self._micro_batch(arrays, key, number_, self.loss_scale.scale if self.scaled else 1.0, sums)
             # Start now, without waiting: the activations of one micro-batch are freed before the next one's are made.
             mx.async_eval(sums)
         assert sums is not None
         return sums
 
     def _sum_micro_batch(
-        self, arrays: list[mx.array], key: mx.array, step: mx.array, scale: mx.array | None, sums: Any
+        self, arrays: list[mx.array], key: mx.array, step: mx.array, scale: mx.array | float, sums: Any
     ) -> tuple[mx.array, LossParts, Any]:
         """Loss, parts and gradients of one micro-batch, added to those before it."""
         inputs, targets, ids, mask = cast(Any, arrays)

@@ -21,6 +21,7 @@ from . import (
     test_heads,
     test_masked_mean,
     test_neuron,
+    test_norms,
     test_spawn_kernel,
 )
 
@@ -50,7 +51,7 @@ def neurons() -> list[tuple[Callable[..., Any], list[mx.array]]]:
 
 # op -> functions with their arguments, and the dtypes to give those that are floats.
 CALLS: dict[str, tuple[list[tuple[Callable[..., Any], list[mx.array]]], tuple[mx.Dtype, ...]]] = {
-    "adamw": ([(test_adamw.kernel, test_adamw.arguments((3, 5)))], (mx.float32,)),
+    "adamw": ([(test_adamw.kernel, test_adamw.arguments([(3, 5), (2,), (9,), (4,)]))], (mx.float32,)),
     "advance": (moves(), ALL),
     "bias_gelu_norm": (test_bias_gelu_norm.calls(), ALL),
     "collect": (test_collect_kernel.calls(), ALL),
@@ -58,6 +59,7 @@ CALLS: dict[str, tuple[list[tuple[Callable[..., Any], list[mx.array]]], tuple[mx
     "heads": ([(test_heads.scaled(test_heads.kernel), test_heads.arguments(9, 16, 8))], ALL),
     "masked_mean": ([(test_masked_mean.kernel, test_masked_mean.arguments(3, 9, 33))], ALL),
     "neuron": (neurons(), (mx.float32,)),
+    "norms": ([(test_norms.kernel, test_norms.arguments([(3, 5), (2,)]))], (mx.float32,)),
     "spawn": (test_spawn_kernel.calls(), (mx.float32,)),
 }
 

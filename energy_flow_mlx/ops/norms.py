@@ -1,0 +1,45 @@
+"""The L2 norms of many tensors."""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from .kernel import as_type, call, filler, use_kernel, whole
+
+TENSORS = 28  # in one launch: with sizes and sums 30 buffers, and a Metal kernel has at most 31
+GROUPS = 128  # threadgroups for each tensor: enough to keep a GPU's memory busy with a large one
+
+
+def l2_norms(tensors: Sequence[mx.array], *, kernels: bool | None = None) -> mx.array:
+    """The L2 norm of each of P tensors, in float32 [P].
+
+    Args:
+        tensors: of any shapes and floating-point dtypes; at least one.
+        kernels: True or False forces the kernel or the plain graph.
+    """
+    if not use_kernel("norms", kernels):
+        return l2_norms_reference(tensors)
+    sums = [_sums(tensors[start : start + TENSORS]) for start in range(0, len(tensors), TENSORS)]
+    return mx.sqrt(mx.sum(mx.concatenate(sums)[: len(tensors)], axis=1))
+
+
+def l2_norms_reference(tensors: Sequence[mx.array]) -> mx.array:
+    """`l2_norms` in plain MLX: the specification."""
+    return mx.stack([mx.sqrt(mx.sum(mx.square(tensor.astype(mx.float32)))) for tensor in tensors])
+
+
+def _sums(tensors: Sequence[mx.array]) -> mx.array:
+    """Partial sums of squares [TENSORS, GROUPS] of up to TENSORS tensors."""
+    missing = TENSORS - len(tensors)
+    given = [*(as_type(tensor, mx.float32) for tensor in tensors), *[filler()] * missing]
+    inputs = {f"x{position}": tensor for position, tensor in enumerate(given)}
+    inputs["sizes"] = whole(*(tensor.size for tensor in tensors), *[0] * missing)
+    (sums,) = call(
+        "norms",
+        "squares",
+        inputs,
+        {"sums": ((TENSORS, GROUPS), mx.float32)},
+        threads=TENSORS * GROUPS * 256,
+        template={"GROUPS": GROUPS},
+    )
+    return sums
