@@ -10,9 +10,10 @@ FUNCTION float sanitise(float x, float bound) {
 // Whether sanitise put another value in the place of x: no gradient passes there.
 FUNCTION bool replaced(float x, float bound) { return !(x >= -bound && x <= bound); }
 
-// The exact GELU, x Phi(x), and its derivative.
-FUNCTION float gelu(float x) { return 0.5f * x * (1.0f + error_function(x * 0.70710678f)); }
+// The normal distribution: its integral up to x, and its density.
+FUNCTION float normal_integral(float x) { return 0.5f * (1.0f + error_function(x * 0.70710678f)); }
+FUNCTION float normal_density(float x) { return 0.39894228f * metal::exp(-0.5f * x * x); }
 
-FUNCTION float gelu_derivative(float x) {
-    return 0.5f * (1.0f + error_function(x * 0.70710678f)) + x * 0.39894228f * metal::exp(-0.5f * x * x);
-}
+// The exact GELU and its derivative.
+FUNCTION float gelu(float x) { return x * normal_integral(x); }
+FUNCTION float gelu_derivative(float x) { return normal_integral(x) + x * normal_density(x); }

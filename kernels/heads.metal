@@ -64,8 +64,9 @@
         float of_y = d_displacement[3 * row + 1] * scale[0];
         float of_z = d_displacement[3 * row + 2] * scale[0];
         float x = float(inner[row * (A + M) + j]) + bias[j];
-        float a = gelu(x);
-        float d = (of_energy ? of_e * first : of_x * first + of_y * second + of_z * third) * gelu_derivative(x);
+        float integral = normal_integral(x);  // of which GELU and its derivative are made
+        float a = x * integral;
+        float d = (of_energy ? of_e * first : of_x * first + of_y * second + of_z * third) * (integral + x * normal_density(x));
         d_inner[row * (A + M) + j] = T(d);
         sum_bias += d;
         sum_first += a * (of_energy ? of_e : of_x);

@@ -7,8 +7,10 @@
 #define DEVICE device
 #define CONSTANT constant
 
-// Before a loop whose length is a constant: unrolled whole, such loops take the compiler seconds.
+// Before loops whose length is a constant, which compilers would unroll whole and take seconds for: those that hold others,
+// and those inside, where loads in flight together are worth the code.
 #define SHORT _Pragma("clang loop unroll(disable)")
+#define UNROLLED _Pragma("clang loop unroll_count(8)")
 
 // Elements 4 i .. 4 i + 3 of an array of float, half or bfloat, as float. The array's rows must hold a multiple of 4.
 template <typename P>

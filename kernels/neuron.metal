@@ -5,8 +5,8 @@
 //   weights [COUNT] float   all parameters in the order of neuron_reference, each flattened
 //   settings [1] float      bound of the output, read if BOUNDED
 //   forward:  features [N, PADDED] T: F features, then, if PADDED > F, the energy, then zeros; sanitised if BOUNDED
-//   backward: cotangent [N, PADDED] T; running: sums of another step to add to, read if RUNNING -> d_position [N, 3] float, d_energy [N] float,
-//             d_weights [groups, COUNT] float: one row of sums a threadgroup
+//   backward: cotangent [N, PADDED] T; running: sums of another step to add to, read if RUNNING -> d_position [N, 3] float,
+//             d_energy [N] float, d_weights [groups, COUNT] float: one row of sums a threadgroup
 //
 // A thread has one flow at a time. Its activations lie in a column of threadgroup memory, so that no array of registers needs an index.
 // Forward: GROUP threads a group, grid N. Backward: 32 threads a group; a group takes `tiles` [1] int tiles of 32 flows, one after the other.
@@ -21,6 +21,56 @@ struct Layout {
     static constexpr int last = second_beta + HIDDEN, last_bias = last + F * HIDDEN, count = last_bias + F;
 };
 
+// P is a pointer to threadgroup memory: w to all weights, the others to a thread's column, whose elements lie STRIDE apart.
+
+// Column -> (column - mean) / deviation; returns 1 / deviation.
+template <int HIDDEN, int STRIDE, typename P>
+FUNCTION float normalise(P x) {
+    float mean = 0.0f, square = 0.0f;
+    UNROLLED for (uint i = 0; i < HIDDEN; ++i) mean += x[i * STRIDE] / HIDDEN;
+    UNROLLED for (uint i = 0; i < HIDDEN; ++i) square += (x[i * STRIDE] - mean) * (x[i * STRIDE] - mean);
+    float scale = metal::rsqrt(square / HIDDEN + 1e-5f);
+    UNROLLED for (uint i = 0; i < HIDDEN; ++i) x[i * STRIDE] = (x[i * STRIDE] - mean) * scale;
+    return scale;
+}
+
+// The first Linear and its LayerNorm before gamma and beta.
+template <int HIDDEN, int F, int STRIDE, typename P>
+FUNCTION float first_normal(P w, thread const float (&input)[4], P out) {
+    typedef Layout<HIDDEN, F> at;
+    SHORT for (uint i = 0; i < HIDDEN; ++i) {
+        float u = w[at::first_bias + i];
+        for (uint k = 0; k < 4; ++k) u += w[at::first + 4 * i + k] * input[k];
+        out[i * STRIDE] = u;
+    }
+    return normalise<HIDDEN, STRIDE>(out);
+}
+
+// The same of the second.
+template <int HIDDEN, int F, int STRIDE, typename P>
+FUNCTION float second_normal(P w, P value, P out) {
+    typedef Layout<HIDDEN, F> at;
+    SHORT for (uint i = 0; i < HIDDEN; ++i) {
+        float u = w[at::second_bias + i];
+        UNROLLED for (uint j = 0; j < HIDDEN; ++j) u += w[at::second + i * HIDDEN + j] * value[j * STRIDE];
+        out[i * STRIDE] = u;
+    }
+    return normalise<HIDDEN, STRIDE>(out);
+}
+
+// GELU of a normalised column times gamma plus beta.
+template <int HIDDEN, int STRIDE, typename P>
+FUNCTION void activate(P normal, P gamma, P beta, P value) {
+    SHORT for (uint i = 0; i < HIDDEN; ++i) value[i * STRIDE] = gelu(normal[i * STRIDE] * gamma[i] + beta[i]);
+}
+
+// What the first Linear is given.
+template <typename P>
+FUNCTION void coordinates(P w, thread const float (&p)[3], float energy, thread float (&input)[4]) {
+    for (int k = 0; k < 3; ++k) input[k] = w[9 + k] + w[3 * k] * p[0] + w[3 * k + 1] * p[1] + w[3 * k + 2] * p[2];
+    input[3] = energy;
+}
+
 //// forward
     typedef Layout<HIDDEN, F> at;
     threadgroup float w[at::count];
@@ -34,37 +84,14 @@ struct Layout {
 
     float input[4], p[3];
     for (int m = 0; m < 3; ++m) p[m] = position[3 * flow + m];
-    for (int k = 0; k < 3; ++k) {
-        input[k] = w[at::coord_bias + k] + w[at::coord + 3 * k] * p[0] + w[at::coord + 3 * k + 1] * p[1] + w[at::coord + 3 * k + 2] * p[2];
-    }
-    input[3] = energy[flow];
-    float mean = 0.0f, square = 0.0f;
-    SHORT for (uint i = 0; i < HIDDEN; ++i) {
-        float u = w[at::first_bias + i];
-        SHORT for (uint k = 0; k < 4; ++k) u += w[at::first + 4 * i + k] * input[k];
-        one[i * GROUP + t] = u;
-        mean += u / HIDDEN;
-    }
-    SHORT for (uint i = 0; i < HIDDEN; ++i) square += (one[i * GROUP + t] - mean) * (one[i * GROUP + t] - mean);
-    float scale = metal::rsqrt(square / HIDDEN + 1e-5f);
-    SHORT for (uint i = 0; i < HIDDEN; ++i) {
-        one[i * GROUP + t] = gelu((one[i * GROUP + t] - mean) * scale * w[at::first_gamma + i] + w[at::first_beta + i]);
-    }
-    mean = square = 0.0f;
-    SHORT for (uint i = 0; i < HIDDEN; ++i) {
-        float u = w[at::second_bias + i];
-        SHORT for (uint j = 0; j < HIDDEN; ++j) u += w[at::second + i * HIDDEN + j] * one[j * GROUP + t];
-        two[i * GROUP + t] = u;
-        mean += u / HIDDEN;
-    }
-    SHORT for (uint i = 0; i < HIDDEN; ++i) square += (two[i * GROUP + t] - mean) * (two[i * GROUP + t] - mean);
-    scale = metal::rsqrt(square / HIDDEN + 1e-5f);
-    SHORT for (uint i = 0; i < HIDDEN; ++i) {
-        two[i * GROUP + t] = gelu((two[i * GROUP + t] - mean) * scale * w[at::second_gamma + i] + w[at::second_beta + i]);
-    }
+    coordinates(&w[0], p, energy[flow], input);
+    first_normal<HIDDEN, F, GROUP>(&w[0], input, &one[t]);
+    activate<HIDDEN, GROUP>(&one[t], &w[at::first_gamma], &w[at::first_beta], &one[t]);
+    second_normal<HIDDEN, F, GROUP>(&w[0], &one[t], &two[t]);
+    activate<HIDDEN, GROUP>(&two[t], &w[at::second_gamma], &w[at::second_beta], &two[t]);
     SHORT for (uint i = 0; i < F; ++i) {
         float y = w[at::last_bias + i];
-        SHORT for (uint j = 0; j < HIDDEN; ++j) y += w[at::last + i * HIDDEN + j] * two[j * GROUP + t];
+        UNROLLED for (uint j = 0; j < HIDDEN; ++j) y += w[at::last + i * HIDDEN + j] * two[j * GROUP + t];
         features[flow * PADDED + i] = T(BOUNDED ? sanitise(y, settings[0]) : y);
     }
     SHORT for (uint i = F; i < PADDED; ++i) {
@@ -75,12 +102,12 @@ struct Layout {
 //// backward
     typedef Layout<HIDDEN, F> at;
     constexpr uint ROW = 33;  // 32 flows and a gap: threads that read down a column then meet different banks
+    constexpr uint CHUNK = HIDDEN < 32 ? HIDDEN : 32;
     threadgroup float w[at::count];
-    threadgroup float normal_one[HIDDEN * ROW];  // normalised, before gamma and beta
+    threadgroup float normal_one[HIDDEN * ROW];  // normalised, before gamma and beta; at first gradients of CHUNK features
     threadgroup float normal_two[(HIDDEN < 4 ? 4 : HIDDEN) * ROW];  // later gradients, and at the end the four inputs
     threadgroup float delta[HIDDEN * ROW];
-    threadgroup float value[HIDDEN * ROW];       // activations
-    threadgroup uint passes[((F + 31) / 32) * 32];
+    threadgroup float value[HIDDEN * ROW];  // activations
     uint t = thread_position_in_threadgroup.x;
     uint sums = threadgroup_position_in_grid.x * at::count;
     uint flows = uint(position_shape[0]);
@@ -94,80 +121,46 @@ struct Layout {
         uint start = (threadgroup_position_in_grid.x * uint(tiles[0]) + tile) * 32;
         if (start >= flows) break;  // the same for the whole group
         uint flow = start + t;
-        uint end = metal::min(32u, flows - start);
-        bool there = flow < flows;
+        bool there = flow < flows;  // where not, gradients are 0 and add nothing
 
-        // The forward pass, up to what the backward pass needs.
         float input[4], p[3];
         for (int m = 0; m < 3; ++m) p[m] = there ? position[3 * flow + m] : 0.0f;
-        for (int k = 0; k < 3; ++k) {
-            input[k] = w[at::coord_bias + k] + w[at::coord + 3 * k] * p[0] + w[at::coord + 3 * k + 1] * p[1] + w[at::coord + 3 * k + 2] * p[2];
-        }
-        input[3] = there ? energy[flow] : 0.0f;
-        float mean = 0.0f, square = 0.0f;
-        SHORT for (uint i = 0; i < HIDDEN; ++i) {
-            float u = w[at::first_bias + i];
-            SHORT for (uint k = 0; k < 4; ++k) u += w[at::first + 4 * i + k] * input[k];
-            normal_one[i * ROW + t] = u;
-            mean += u / HIDDEN;
-        }
-        SHORT for (uint i = 0; i < HIDDEN; ++i) square += (normal_one[i * ROW + t] - mean) * (normal_one[i * ROW + t] - mean);
-        float scale_one = metal::rsqrt(square / HIDDEN + 1e-5f);
-        SHORT for (uint i = 0; i < HIDDEN; ++i) {
-            float n = (normal_one[i * ROW + t] - mean) * scale_one;
-            normal_one[i * ROW + t] = n;
-            value[i * ROW + t] = gelu(n * w[at::first_gamma + i] + w[at::first_beta + i]);
-        }
-        mean = square = 0.0f;
-        SHORT for (uint i = 0; i < HIDDEN; ++i) {
-            float u = w[at::second_bias + i];
-            SHORT for (uint j = 0; j < HIDDEN; ++j) u += w[at::second + i * HIDDEN + j] * value[j * ROW + t];
-            normal_two[i * ROW + t] = u;
-            mean += u / HIDDEN;
-        }
-        SHORT for (uint i = 0; i < HIDDEN; ++i) square += (normal_two[i * ROW + t] - mean) * (normal_two[i * ROW + t] - mean);
-        float scale_two = metal::rsqrt(square / HIDDEN + 1e-5f);
-        SHORT for (uint i = 0; i < HIDDEN; ++i) {
-            float n = (normal_two[i * ROW + t] - mean) * scale_two;
-            normal_two[i * ROW + t] = n;
-            value[i * ROW + t] = gelu(n * w[at::second_gamma + i] + w[at::second_beta + i]);
-            delta[i * ROW + t] = 0.0f;
-        }
+        coordinates(&w[0], p, there ? energy[flow] : 0.0f, input);
+        first_normal<HIDDEN, F, ROW>(&w[0], input, &normal_one[t]);
+        activate<HIDDEN, ROW>(&normal_one[t], &w[at::first_gamma], &w[at::first_beta], &value[t]);
+        float scale_two = second_normal<HIDDEN, F, ROW>(&w[0], &value[t], &normal_two[t]);
+        activate<HIDDEN, ROW>(&normal_two[t], &w[at::second_gamma], &w[at::second_beta], &value[t]);
+        UNROLLED for (uint j = 0; j < HIDDEN; ++j) delta[j * ROW + t] = 0.0f;
 
-        // The last layer: which features pass a gradient, and what reaches the second activation.
-        SHORT for (uint i = 0; i < F; i += 32) {
-            uint bits = 0;
-            SHORT for (uint k = i; k < metal::min(i + 32u, uint(F)); ++k) {
+        // The last layer, CHUNK features at a time: their gradients take the place of normal_one, which is computed again below.
+        SHORT for (uint from = 0; from < F; from += CHUNK) {
+            uint chunk = metal::min(CHUNK, F - from);
+            SHORT for (uint k = 0; k < chunk; ++k) {
+                float d = there ? float(cotangent[flow * PADDED + from + k]) : 0.0f;
                 if (BOUNDED) {
-                    float y = w[at::last_bias + k];
-                    SHORT for (uint j = 0; j < HIDDEN; ++j) y += w[at::last + k * HIDDEN + j] * value[j * ROW + t];
-                    if (replaced(y, settings[0])) continue;
+                    float y = w[at::last_bias + from + k];
+                    UNROLLED for (uint j = 0; j < HIDDEN; ++j) y += w[at::last + (from + k) * HIDDEN + j] * value[j * ROW + t];
+                    if (replaced(y, settings[0])) d = 0.0f;
                 }
-                bits |= 1u << (k - i);
-                float d = there ? float(cotangent[flow * PADDED + k]) : 0.0f;
-                SHORT for (uint j = 0; j < HIDDEN; ++j) delta[j * ROW + t] += d * w[at::last + k * HIDDEN + j];
+                normal_one[k * ROW + t] = d;
+                UNROLLED for (uint j = 0; j < HIDDEN; ++j) delta[j * ROW + t] += d * w[at::last + (from + k) * HIDDEN + j];
             }
-            passes[i + t] = bits;
-        }
-        threadgroup_barrier(mem_flags::mem_threadgroup);  // activations of all flows, before their sums
-        SHORT for (uint i = 0; i < F; ++i) {
-            SHORT for (uint j = t; j < HIDDEN; j += 32) {
+            threadgroup_barrier(mem_flags::mem_threadgroup);  // gradients of the chunk and activations of all flows
+            SHORT for (uint k = 0; k < chunk; ++k) {
+                SHORT for (uint j = t; j < HIDDEN; j += 32) {
+                    float sum = 0.0f;
+                    UNROLLED for (uint f = 0; f < 32; ++f) sum += normal_one[k * ROW + f] * value[j * ROW + f];
+                    d_weights[sums + at::last + (from + k) * HIDDEN + j] += sum;
+                }
+            }
+            if (t < chunk) {
                 float sum = 0.0f;
-                SHORT for (uint f = 0; f < end; ++f) {
-                    bool pass = passes[i / 32 * 32 + f] >> (i % 32) & 1u;
-                    sum += pass ? float(cotangent[(start + f) * PADDED + i]) * value[j * ROW + f] : 0.0f;
-                }
-                d_weights[sums + at::last + i * HIDDEN + j] += sum;
+                UNROLLED for (uint f = 0; f < 32; ++f) sum += normal_one[t * ROW + f];
+                d_weights[sums + at::last_bias + from + t] += sum;
             }
+            threadgroup_barrier(mem_flags::mem_threadgroup);  // before the next chunk takes their place
         }
-        SHORT for (uint i = t; i < F; i += 32) {
-            float sum = 0.0f;
-            SHORT for (uint f = 0; f < end; ++f) {
-                bool pass = passes[i / 32 * 32 + f] >> (i % 32) & 1u;
-                sum += pass ? float(cotangent[(start + f) * PADDED + i]) : 0.0f;
-            }
-            d_weights[sums + at::last_bias + i] += sum;
-        }
+        float scale_one = first_normal<HIDDEN, F, ROW>(&w[0], input, &normal_one[t]);
 
         // The second GELU and LayerNorm.
         float of_delta = 0.0f, of_product = 0.0f;
@@ -181,7 +174,7 @@ struct Layout {
         threadgroup_barrier(mem_flags::mem_threadgroup);  // gradients behind the second LayerNorm
         SHORT for (uint i = t; i < HIDDEN; i += 32) {
             float gamma = 0.0f, beta = 0.0f;
-            SHORT for (uint f = 0; f < end; ++f) {
+            UNROLLED for (uint f = 0; f < 32; ++f) {
                 gamma += delta[i * ROW + f] * normal_two[i * ROW + f];
                 beta += delta[i * ROW + f];
             }
@@ -189,25 +182,25 @@ struct Layout {
             d_weights[sums + at::second_beta + i] += beta;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);  // before delta changes its meaning
-        SHORT for (uint i = 0; i < HIDDEN; ++i) {
+        UNROLLED for (uint i = 0; i < HIDDEN; ++i) {
             delta[i * ROW + t] = scale_two * (delta[i * ROW + t] * w[at::second_gamma + i] - of_delta - normal_two[i * ROW + t] * of_product);
-            value[i * ROW + t] = gelu(normal_one[i * ROW + t] * w[at::first_gamma + i] + w[at::first_beta + i]);
         }
+        activate<HIDDEN, ROW>(&normal_one[t], &w[at::first_gamma], &w[at::first_beta], &value[t]);
 
         // The second layer; from here on normal_two holds gradients of the first activation.
-        SHORT for (uint j = 0; j < HIDDEN; ++j) normal_two[j * ROW + t] = 0.0f;
+        UNROLLED for (uint j = 0; j < HIDDEN; ++j) normal_two[j * ROW + t] = 0.0f;
         SHORT for (uint i = 0; i < HIDDEN; ++i) {
             float d = delta[i * ROW + t];
-            SHORT for (uint j = 0; j < HIDDEN; ++j) normal_two[j * ROW + t] += d * w[at::second + i * HIDDEN + j];
+            UNROLLED for (uint j = 0; j < HIDDEN; ++j) normal_two[j * ROW + t] += d * w[at::second + i * HIDDEN + j];
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);  // gradients before the second LayerNorm, first activations
         SHORT for (uint j = t; j < HIDDEN; j += 32) {
             float bias = 0.0f;
-            SHORT for (uint f = 0; f < end; ++f) bias += delta[j * ROW + f];
+            UNROLLED for (uint f = 0; f < 32; ++f) bias += delta[j * ROW + f];
             d_weights[sums + at::second_bias + j] += bias;
             SHORT for (uint i = 0; i < HIDDEN; ++i) {
                 float sum = 0.0f;
-                SHORT for (uint f = 0; f < end; ++f) sum += delta[i * ROW + f] * value[j * ROW + f];
+                UNROLLED for (uint f = 0; f < 32; ++f) sum += delta[i * ROW + f] * value[j * ROW + f];
                 d_weights[sums + at::second + i * HIDDEN + j] += sum;
             }
         }
@@ -224,7 +217,7 @@ struct Layout {
         threadgroup_barrier(mem_flags::mem_threadgroup);  // gradients behind the first LayerNorm
         SHORT for (uint i = t; i < HIDDEN; i += 32) {
             float gamma = 0.0f, beta = 0.0f;
-            SHORT for (uint f = 0; f < end; ++f) {
+            UNROLLED for (uint f = 0; f < 32; ++f) {
                 gamma += normal_two[i * ROW + f] * normal_one[i * ROW + f];
                 beta += normal_two[i * ROW + f];
             }
@@ -233,7 +226,7 @@ struct Layout {
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);  // before normal_two changes its meaning
         float d_input[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        SHORT for (uint i = 0; i < HIDDEN; ++i) {
+        UNROLLED for (uint i = 0; i < HIDDEN; ++i) {
             float d = scale_one * (normal_two[i * ROW + t] * w[at::first_gamma + i] - of_delta - normal_one[i * ROW + t] * of_product);
             delta[i * ROW + t] = d;
             for (int k = 0; k < 4; ++k) d_input[k] += d * w[at::first + 4 * i + k];
@@ -244,16 +237,16 @@ struct Layout {
         threadgroup_barrier(mem_flags::mem_threadgroup);  // gradients before the first LayerNorm, inputs
         SHORT for (uint i = t; i < HIDDEN; i += 32) {
             float bias = 0.0f;
-            SHORT for (uint f = 0; f < end; ++f) bias += delta[i * ROW + f];
+            UNROLLED for (uint f = 0; f < 32; ++f) bias += delta[i * ROW + f];
             d_weights[sums + at::first_bias + i] += bias;
             SHORT for (uint k = 0; k < 4; ++k) {
                 float sum = 0.0f;
-                SHORT for (uint f = 0; f < end; ++f) sum += delta[i * ROW + f] * normal_two[k * ROW + f];
+                UNROLLED for (uint f = 0; f < 32; ++f) sum += delta[i * ROW + f] * normal_two[k * ROW + f];
                 d_weights[sums + at::first + 4 * i + k] += sum;
             }
         }
         for (int k = 0; k < 3; ++k) {
-            float d = there ? d_input[k] : 0.0f;
+            float d = d_input[k];
             float bias = simd_sum(d), x = simd_sum(d * p[0]), y = simd_sum(d * p[1]), z = simd_sum(d * p[2]);
             if (t == 0) {
                 d_weights[sums + at::coord_bias + k] += bias;

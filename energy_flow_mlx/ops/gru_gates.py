@@ -8,7 +8,7 @@ import mlx.core as mx
 from .kernel import as_type, call, setting, use_kernel
 from .numerics import sanitise
 
-ROWS = 32  # rows a thread of the backward kernel walks, and sums the biases' gradients over
+ROWS = 16  # rows a thread of the backward kernel walks, and sums the biases' gradients over
 
 
 def gru_gates(

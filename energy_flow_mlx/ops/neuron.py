@@ -84,8 +84,7 @@ def neuron_reference(
 
 def fits(hidden: int, features: int) -> bool:
     """Whether the kernels' arrays fit into threadgroup memory; wider neurons run as a plain graph."""
-    words = -(-features // 32) * 32
-    backward = 4 * (_count(hidden, features) + 4 * max(hidden, 4) * 33 + words)
+    backward = 4 * (_count(hidden, features) + 4 * max(hidden, 4) * 33)
     return backward <= THREADGROUP_BYTES and _group(hidden, features) > 0
 
 

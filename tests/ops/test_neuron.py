@@ -88,7 +88,8 @@ def test_broken_kernels_are_noticed() -> None:
 
     edits = [
         ("threadgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device);", ""),
-        ("uint end = metal::min(32u, flows - start);", "uint end = 32u;"),
+        ("threadgroup_barrier(mem_flags::mem_threadgroup);  // gradients of the chunk and activations of all flows", ""),
+        ("threadgroup_barrier(mem_flags::mem_threadgroup);  // before the next chunk takes their place", ""),
         ("d_weights[sums + at::second_gamma + i] += gamma;", "d_weights[sums + at::second_gamma + i] += beta;"),
         ("delta[i * ROW + f] * normal_two[k * ROW + f]", "delta[k * ROW + f] * normal_two[k * ROW + f]"),
         ("bool there = flow < flows;", "bool there = true;"),
