@@ -127,7 +127,7 @@ class EnergyCarrier(nn.Module):
             layers=layers,
             inner=mx.concatenate([energy_in.weight, move_in.weight]).astype(dtype),
             inner_bias=mx.concatenate([energy_in.bias, move_in.bias]),
-            energy_weight=energy_out.weight[0],
+            energy_weight=energy_out.weight.reshape(-1),
             displacement_weight=move_out.weight,
             out_bias=mx.concatenate([energy_out.bias, move_out.bias]),
         )

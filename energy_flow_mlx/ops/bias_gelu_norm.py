@@ -117,8 +117,8 @@ def backward(
     d_x, sums = call(
         "bias_gelu_norm", "backward", inputs, outputs, threads=blocks * group, group=group, template=template
     )
-    total = mx.sum(sums, axis=0)
-    return d_x, total[0], total[1], total[2]
+    d_bias, d_gamma, d_beta = (row.reshape(-1) for row in mx.split(mx.sum(sums, axis=0), 3))  # indexing would gather
+    return d_x, d_bias, d_gamma, d_beta
 
 
 def _group(size: int) -> int:

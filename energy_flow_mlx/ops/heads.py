@@ -117,7 +117,8 @@ def backward(
 def gradients_of_weights(sums: tuple[mx.array, mx.array], own: int) -> tuple[mx.array, mx.array, mx.array, mx.array]:
     """Gradients of bias, energy_weight [own], displacement_weight and out_bias from the sums of `backward`."""
     total = mx.sum(sums[0], axis=0)  # [4, A + M]
-    return total[0], total[1, :own], total[1:, own:], mx.sum(sums[1], axis=0)
+    # Slices, where an index would gather.
+    return total[:1].reshape(-1), total[1:2, :own].reshape(-1), total[1:, own:], mx.sum(sums[1], axis=0)
 
 
 @mx.custom_function

@@ -39,7 +39,7 @@ class AdamW(optim.AdamW):
         rest = setting(self.weight_decay, *self.betas, self.eps)
         corrections = 1.0 - mx.power(setting(*self.betas), following.astype(mx.float32))
         shared = AdamStep(mx.concatenate([self.learning_rate.reshape(1), rest, corrections]), factors, go)
-        self.state["step"] = mx.where(go[0], following, self.step)
+        self.state["step"] = mx.where(go.reshape(()), following, self.step)
         tensors: list[AdamTensor] = []
 
         def collect(gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> None:
