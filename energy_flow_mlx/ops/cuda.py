@@ -28,6 +28,7 @@ def cuda_source(
     inputs: Mapping[str, tuple[mx.Dtype, int]],
     outputs: Mapping[str, mx.Dtype],
     template: Mapping[str, Any],
+    group: int,
 ) -> str:
     """A whole CUDA source around a body.
 
@@ -37,6 +38,7 @@ def cuda_source(
         inputs: dtype and number of dimensions of each input; the body may use its `<input>_shape`.
         outputs: dtype of each output.
         template: constants of the body.
+        group: threads of a group; the compiler then takes no more registers than so many threads can have.
     """
     parameters = [f"const {TYPES[dtype]}* {parameter}" for parameter, (dtype, _) in inputs.items()]
     parameters += [f"{TYPES[dtype]}* {parameter}" for parameter, dtype in outputs.items()]
@@ -50,7 +52,7 @@ def cuda_source(
             lines.append(f"using {key} = {TYPES[value]};")
         else:
             lines.append(f"constexpr {type(value).__name__} {key} = {str(value).lower()};")
-    head = f'extern "C" __global__ void {name}({", ".join(parameters)}) {{'
+    head = f'extern "C" __global__ void __launch_bounds__({group}) {name}({", ".join(parameters)}) {{'
     return "\n".join([header, head, *lines, f'#line 1 "{name}"', body, "}", ""])
 
 
@@ -73,7 +75,7 @@ def call_cuda(
     """Run a body on the GPU; compiled at the first call with these dtypes and constants."""
     types = tuple((parameter, array.dtype, array.ndim) for parameter, array in inputs.items())
     results = tuple((parameter, dtype) for parameter, (_, dtype) in outputs.items())
-    label, image = _compiled(name, header, body, types, results, tuple(template.items()))
+    label, image = _compiled(name, header, body, types, results, tuple(template.items()), group)
     sizes = [size for parameter in shapes_used(body, inputs) for size in inputs[parameter].shape]
     return mx.fast.precompiled_cuda_kernel(
         name=label,
@@ -97,12 +99,13 @@ def _compiled(
     inputs: tuple[tuple[str, mx.Dtype, int], ...],
     outputs: tuple[tuple[str, mx.Dtype], ...],
     template: tuple[tuple[str, Any], ...],
+    group: int,
 ) -> tuple[str, bytes]:
     """A name of its own for the kernel with these types and constants (MLX keeps modules by name), and its machine code."""
     label = f"{name}_{len(_labels)}"
     _labels.append(label)
     given = {parameter: (dtype, ndim) for parameter, dtype, ndim in inputs}
-    source = cuda_source(label, header, body, given, dict(outputs), dict(template))
+    source = cuda_source(label, header, body, given, dict(outputs), dict(template), group)
     info = mx.device_info()
     architecture = f"sm_{info['compute_capability_major']}{info['compute_capability_minor']}"
     return label, compile_cuda(label, source, architecture)

@@ -16,6 +16,10 @@ from .loss_scale import LossScale
 from .losses import LossParts, energy_flow_loss, number
 from .optimiser import AdamW, clip_factors, gradient_norms, named_arrays
 
+# The first call of a compiled step took 90 s and more on a CUDA GPU with a cold kernel cache (each fused kernel goes through NVRTC), and
+# saved some 20 ms a micro-batch after that: so many micro-batches make up for it.
+EARNED = 4000
+
 
 class NonFiniteLoss(ArithmeticError):
     """A loss or gradient became NaN or infinite. The model and the optimiser are as they were before the step."""
@@ -192,10 +196,12 @@ class TrainStep:
 
 
 def compiles(config: EnergyConfig) -> bool:
-    """Whether the training step is traced and replayed: as `compile_step` says, by itself on a GPU."""
+    """Whether the training step is traced and replayed: as `compile_step` says; by itself on a GPU, in a run of EARNED micro-batches
+    or more."""
     if config.compile_step != "auto":
         return config.compile_step == "on"
-    return bool(mx.default_device().type == mx.DeviceType.gpu)
+    on_gpu = bool(mx.default_device().type == mx.DeviceType.gpu)
+    return on_gpu and config.training_steps * config.gradient_accumulation_steps >= EARNED
 
 
 def _means(loss: mx.array, parts: LossParts, count: int) -> StepMetrics:

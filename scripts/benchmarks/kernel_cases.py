@@ -8,7 +8,18 @@ from counted_graph import Case
 
 from energy_flow_mlx import EnergyConfig
 from energy_flow_mlx.models.mapper import intermediate_size
-from energy_flow_mlx.ops import adamw, advance, bias_gelu_norm, collect, gru_gates, heads, masked_mean, neuron, spawn
+from energy_flow_mlx.ops import (
+    adamw,
+    advance,
+    bias_gelu_norm,
+    collect,
+    gru_gates,
+    heads,
+    masked_mean,
+    neuron,
+    norms,
+    spawn,
+)
 
 INNER = 64  # width of the displacement head
 
@@ -117,15 +128,28 @@ def masked_mean_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
 
 
 def adamw_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
-    """On the largest weight of a GRU layer."""
+    """On as many tensors as one launch takes, each as large as the largest weight of a GRU layer."""
     h = config.carrier_hidden_size
     numbers = mx.array([1e-3, 1e-5, 0.9, 0.999, 1e-8, 0.1, 0.01])
 
     def function(kernels: bool, *a: mx.array) -> Any:
-        return adamw.adamw(*a[:4], adamw.AdamStep(*a[4:]), 0, kernels=kernels)
+        tensors = [adamw.AdamTensor(*a[4 * n : 4 * n + 4]) for n in range(adamw.TENSORS)]
+        new = adamw.adamw(tensors, adamw.AdamStep(*a[4 * adamw.TENSORS :]), kernels=kernels)
+        return [array for stepped in new for array in stepped]
 
-    tensors = [normal(3 * h, h), normal(3 * h, h), normal(3 * h, h), mx.abs(normal(3 * h, h))]
-    return Case(function, [*tensors, numbers, mx.ones((1,)), mx.array([True])], 0)
+    arrays = [normal(3 * h, h) for _ in range(4 * adamw.TENSORS)]
+    arrays[3::4] = [mx.abs(second) for second in arrays[3::4]]
+    return Case(function, [*arrays, numbers, mx.ones((adamw.TENSORS,)), mx.array([True])], 0)
+
+
+def norms_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
+    """Of the weights of a GRU layer, twice."""
+    h = config.carrier_hidden_size
+
+    def function(kernels: bool, *a: mx.array) -> Any:
+        return norms.l2_norms(list(a), kernels=kernels)
+
+    return Case(function, [normal(*shape) for shape in ((3 * h, h), (3 * h, h), (3 * h,), (h,)) for _ in range(2)], 0)
 
 
 # The names before a comma are those in kernels/.
@@ -143,6 +167,7 @@ CASES: dict[str, Callable[[EnergyConfig, int, mx.Dtype], Case]] = {
     "bias_gelu_norm, LN first": lambda *a: bias_gelu_norm_case(*a, norm_first=True),
     "masked_mean": masked_mean_case,
     "adamw": adamw_case,
+    "norms": norms_case,
 }
 
 

@@ -78,13 +78,15 @@ class Recorder:
         inputs: Mapping[str, mx.array],
         outputs: Mapping[str, tuple[Sequence[int], mx.Dtype]],
         template: Mapping[str, Any],
+        threads: int,
+        group: int,
         *_: Any,
     ) -> list[mx.array]:
         given = {parameter: (array.dtype, array.ndim) for parameter, array in inputs.items()}
         results = {parameter: dtype for parameter, (_, dtype) in outputs.items()}
-        body_alone = cuda_source("NAME", "", body, given, results, template)
+        body_alone = cuda_source("NAME", "", body, given, results, template, group)
         label = f"{name}_{len(self.sources)}"
-        self.sources.setdefault(body_alone, cuda_source(label, "", body, given, results, template))
+        self.sources.setdefault(body_alone, cuda_source(label, "", body, given, results, template, group))
         self.header = header
         return [mx.zeros(shape, dtype) for shape, dtype in outputs.values()]
 

@@ -9,7 +9,7 @@ from energy_flow_mlx.data.source import EpochOrder
 from energy_flow_mlx.training import step as training_step
 from energy_flow_mlx.training.losses import number
 from energy_flow_mlx.training.optimiser import make_optimiser, named_arrays
-from energy_flow_mlx.training.step import TrainStep, compiles, micro_batches
+from energy_flow_mlx.training.step import EARNED, TrainStep, compiles, micro_batches
 
 
 def run(monkeypatch: pytest.MonkeyPatch, steps: int, **changes: object) -> tuple[list[float], dict[str, np.ndarray], int]:
@@ -61,7 +61,9 @@ def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch, changes: dict) -
             np.testing.assert_allclose(other[name], value, atol=5e-4 if half else 1e-5, err_msg=name)  # of moves of 5e-3
 
 
-def test_compiled_on_a_gpu_alone() -> None:
-    assert compiles(small_config()) == (mx.default_device().type == mx.gpu)
+def test_compiled_by_itself_in_long_runs_on_a_gpu() -> None:
+    on_gpu = mx.default_device().type == mx.gpu
+    assert not compiles(small_config(training_steps=EARNED // 4))
+    assert compiles(small_config(training_steps=EARNED // 4, gradient_accumulation_steps=4)) == on_gpu
     assert compiles(small_config(compile_step="on"))
-    assert not compiles(small_config(compile_step="off"))
+    assert not compiles(small_config(compile_step="off", training_steps=EARNED))
