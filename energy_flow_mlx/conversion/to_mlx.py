@@ -19,7 +19,7 @@ from .moments import BETAS, EPS, Moments, moments_from_torch, read_moments, to_o
 from .settings import Shapes, config_from_torch
 from .source import Source
 from .summary import Row, by_module, rows_of
-from .tensors import as_dtype, listing
+from ..tensors import as_dtype, listing
 
 PARTS = {"mapper": "input_mapper.", "collector": "output_collector.", "text_encoder": "text_encoder."}
 

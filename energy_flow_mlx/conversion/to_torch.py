@@ -17,7 +17,7 @@ from .decoder import PREFIX
 from .settings import config_to_torch
 from .source import read_json, require_torch
 from .summary import Row, rows_of
-from .tensors import check_finite, read_header, read_tensors
+from ..tensors import check_finite, read_header, read_tensors
 from .to_mlx import check_empty
 from .torch_optimiser import in_torch_order, torch_optimiser
 

@@ -7,14 +7,8 @@ import mlx.nn as nn
 
 from ..config import EnergyConfig
 from ..data.tokeniser import WordPieceTokeniser
-from ..nn import PositionalEncoding, TransformerEncoder, run
+from ..nn import PositionalEncoding, TransformerEncoder, masked_mean, run
 from .shapes import expect_shape
-
-
-def masked_mean(x: mx.array, mask: mx.array) -> mx.array:
-    """The mean of x [B, T, d] over the tokens whose mask [B, T] is non-zero: [B, d]. A row without tokens gives 0."""
-    weight = mask.astype(x.dtype)[..., None]
-    return mx.sum(x * weight, axis=1) / mx.maximum(mx.sum(weight, axis=1), 1.0)
 
 
 class TextToCubeEncoder(nn.Module):

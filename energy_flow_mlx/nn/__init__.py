@@ -1,16 +1,21 @@
 """Layers that the models share and that `mlx.nn` lacks or shapes otherwise."""
 
 from .attention import MultiHeadAttention
+from .bert import BertEncoder, BertSettings
 from .gru import GRUCell
+from .pooling import masked_mean
 from .positional import PositionalEncoding
 from .sequence import run
 from .transformer import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
+    "BertEncoder",
+    "BertSettings",
     "GRUCell",
     "MultiHeadAttention",
     "PositionalEncoding",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "masked_mean",
     "run",
 ]

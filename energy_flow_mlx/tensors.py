@@ -1,0 +1,166 @@
+"""Safetensors files, checked before anything is allocated."""
+
+import json
+import math
+import os
+import struct
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+WARN_BYTES = 2 * 2**30
+# NumPy's types; bfloat16, which it lacks, is read as the upper half of a float32. MLX's reader has no float64.
+_DTYPES = {
+    name: np.dtype(code)
+    for name, code in {
+        "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U64": "<u8", "U32": "<u4",
+        "U8": "<u1",
+    }.items()
+}  # fmt: skip
+# A number that the file itself gives: a damaged file must not make us read more than a real header could hold.
+_HEADER_LIMIT = 100 * 2**20
+_MOST_DIMENSIONS = 64  # NumPy's limit
+
+
+class Header(NamedTuple):
+    """What a safetensors file says of itself: by key the shape, dtype and first byte; its metadata, its size as float32."""
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    offsets: dict[str, int]
+    metadata: dict[str, str]
+    float32_bytes: int
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a safetensors file; no tensor is read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no safetensors file, is cut off, or contradicts itself; names the fault.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        text = file.read(length) if 2 <= length <= _HEADER_LIMIT else b""
+    if len(start) < 8 or not text or not text.startswith(b"{"):
+        raise ValueError(f"{path}: is no safetensors file (it starts with {start!r})")
+    if len(text) < length:
+        raise ValueError(f"{path}: is cut off inside its header ({size} bytes)")
+    try:
+        entries: dict[str, Any] = json.loads(text)
+        metadata = entries.pop("__metadata__", {})
+        shapes = {key: _whole_numbers(entry["shape"]) for key, entry in entries.items()}
+        dtypes = {key: str(entry["dtype"]) for key, entry in entries.items()}
+        ranges = {key: _whole_numbers(entry["data_offsets"]) for key, entry in entries.items()}
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise TypeError("its __metadata__ is no object of strings")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: its header does not parse: {error!r}") from error
+    strange = [f"{key} ({dtype})" for key, dtype in dtypes.items() if dtype not in _DTYPES]
+    if strange:
+        raise ValueError(
+            f"{path}: {', '.join(strange)} have a dtype that is not accepted; accepted are {', '.join(_DTYPES)}"
+        )
+    for key, limits in ranges.items():
+        if len(limits) != 2 or len(shapes[key]) > _MOST_DIMENSIONS or max(shapes[key], default=0) > sys.maxsize:
+            raise ValueError(f"{path}: {key} has an impossible shape or place: {shapes[key]}, {limits}")
+        begin, end = limits
+        if (
+            min(shapes[key], default=0) < 0
+            or begin < 0
+            or end - begin != math.prod(shapes[key]) * _DTYPES[dtypes[key]].itemsize
+        ):
+            raise ValueError(
+                f"{path}: {key} of shape {shapes[key]} ({dtypes[key]}) does not fit its {end - begin} bytes"
+            )
+        if 8 + length + end > size:
+            raise ValueError(f"{path}: is cut off: {key} ends at byte {8 + length + end}, the file has {size}")
+    offsets = {key: 8 + length + limits[0] for key, limits in ranges.items()}
+    return Header(shapes, dtypes, offsets, metadata, 4 * sum(math.prod(shape) for shape in shapes.values()))
+
+
+def _whole_numbers(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise TypeError(f"{values!r} is no list of whole numbers")
+    return tuple(values)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata in a safetensors file. Raises as read_header."""
+    return read_header(path).metadata
+
+
+def check_memory(path: Path, needed: int, available: int | None = None) -> None:
+    """Warn before more than 2 GiB are taken, and refuse more than the machine has (`available` bytes; None: asks it)."""
+    if available is None:
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > available:
+        raise ValueError(
+            f"{path}: reading it needs about {needed / 2**30:.1f} GiB of memory, this machine has {available / 2**30:.1f}"
+        )
+    if needed > WARN_BYTES:
+        print(f"warning: {path}: reading it needs about {needed / 2**30:.1f} GiB of memory", file=sys.stderr)
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file; floating ones as float32, because NumPy has no bfloat16. Raises as read_header."""
+    header = read_header(path)
+    # Beside the tensors read, their converted copies.
+    check_memory(path, 2 * header.float32_bytes)
+    tensors = {}
+    for key, shape in header.shapes.items():
+        kind = header.dtypes[key]
+        stored = np.fromfile(path, _DTYPES[kind], math.prod(shape), offset=header.offsets[key]).reshape(shape)
+        if kind == "BF16":
+            stored = (stored.astype(np.uint32) << 16).view(np.float32)
+        tensors[key] = stored.astype(np.float32, copy=False) if stored.dtype.kind == "f" else stored
+    return tensors
+
+
+def check_finite(what: str, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError that names the tensors with NaN or infinity."""
+    bad = [key for key, value in tensors.items() if not np.isfinite(value).all()]
+    if bad:
+        raise ValueError(f"{what}: NaN or infinity in {listing(bad)}")
+
+
+def check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError that names the parameters that are missing in a weights file, unknown, or of another shape."""
+    faults = [f"{name} is missing" for name in wanted if name not in found]
+    faults += [f"{name} is unknown" for name in found if name not in wanted]
+    faults += [
+        f"{name} has shape {tuple(found[name])}, config.json asks for {tuple(shape)}"
+        for name, shape in wanted.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    if faults:
+        raise ValueError(f"{path} does not fit its config.json: {'; '.join(faults)}")
+
+
+def as_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, mx.array]:
+    """MLX arrays in float32, float16 or bfloat16.
+
+    Raises:
+        ValueError: a value is too large for float16; names the tensors.
+    """
+    if dtype == "float16":
+        limit = float(np.finfo(np.float16).max)
+        large = [key for key, value in tensors.items() if value.size and np.abs(value).max() > limit]
+        if large:
+            raise ValueError(f"dtype=float16 holds values up to {limit:.0f}, larger ones are in {listing(large)}")
+    return {key: mx.array(value).astype(getattr(mx, dtype)) for key, value in tensors.items()}
+
+
+def listing(names: Iterable[str], most: int = 20) -> str:
+    """Names joined by commas; how many more there are, past `most`."""
+    names = list(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
