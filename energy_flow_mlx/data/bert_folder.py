@@ -134,7 +134,7 @@ def load_encoder(folder: Path, dtype: str) -> LoadedEncoder:
     names = rename(weights, shapes, kind)
     _check_sizes(weights, {ours: shapes[theirs] for theirs, ours in names.items()}, settings)
     encoder = BertEncoder(settings)  # MLX makes an array when it is asked for, so these take no memory
-    wanted = {name: array.shape for name, array in tree_flatten(encoder.parameters())}
+    wanted = {name: array.shape for name, array in dict(tree_flatten(encoder.parameters())).items()}
     check_shapes(weights, {ours: shapes[theirs] for theirs, ours in names.items()}, wanted)
     stored = read_tensors(weights)
     tensors = {ours: stored[theirs] for theirs, ours in names.items()}
@@ -163,9 +163,11 @@ def read_settings(path: Path, values: Mapping[str, Any], family: Family) -> Bert
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}: {error}") from None
     settings = BertSettings(**found)
-    if not isinstance(settings.eps, float) or not 0 < settings.eps < math.inf:
-        raise ValueError(f"{path}: {family.settings['eps']}={settings.eps!r} is not accepted: it takes a number above 0")
-    if settings.activation not in ACTIVATIONS:
+    if isinstance(settings.eps, bool) or not isinstance(settings.eps, int | float) or not 0 < settings.eps < math.inf:
+        raise ValueError(
+            f"{path}: {family.settings['eps']}={settings.eps!r} is not accepted: it takes a number above 0"
+        )
+    if not isinstance(settings.activation, str) or settings.activation not in ACTIVATIONS:
         raise ValueError(
             f"{path}: {family.settings['activation']}={settings.activation!r} is not supported: it takes {', '.join(ACTIVATIONS)}"
         )
@@ -245,5 +247,5 @@ def _digest(settings: BertSettings, tensors: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].shape}".encode())
-        digest.update(np.ascontiguousarray(tensors[name]))
+        digest.update(np.ascontiguousarray(tensors[name]).data)
     return digest.hexdigest()

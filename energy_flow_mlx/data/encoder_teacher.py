@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..nn import masked_mean
 from .bert_folder import FILES, LoadedEncoder, load_encoder
 from .checks import check_int, check_texts
-from .hub import locate
+from .model_files import locate
 from .tokeniser import TokenBatch, Tokeniser
 
 POOLINGS = ("mean", "cls")

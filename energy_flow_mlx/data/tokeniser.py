@@ -3,7 +3,8 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from ..files import write_aside
 from .checks import EMPTY_TEXT, check_int, check_texts
 from .corpus import generate_pairs
-from .hub import locate
+from .model_files import locate
 
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = [PAD, UNKNOWN, START, END, MASK]  # ids 0 to 4 of a trained tokeniser
@@ -24,6 +25,7 @@ SPECIAL_TOKENS = [PAD, UNKNOWN, START, END, MASK]  # ids 0 to 4 of a trained tok
 _PADDINGS = (PAD, "<pad>", "<|pad|>", "<|padding|>", "<PAD>", "</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 _CONTINUES = "##"
 WHITESPACE = "whitespace"
+_MOST_ENTRIES = 2**31 - 1  # ids are int32
 _FILE = "tokenizer.json"
 # [CLS], one token, [SEP]
 _SHORTEST = 3
@@ -50,11 +52,15 @@ class Tokeniser:
                 f"tokenizer: its vocabulary of {tokenizer.get_vocab_size()} tokens has no {PAD}, nor another padding: "
                 f"{', '.join(_PADDINGS[1:])}"
             )
+        largest = max(tokenizer.get_vocab().values())
+        if largest >= _MOST_ENTRIES:
+            raise ValueError(f"tokenizer: its largest id is {largest}; accepted are ids under {_MOST_ENTRIES}")
         tokenizer.no_truncation()  # lengths belong to a call, not to the file
         tokenizer.no_padding()
         self._json: str = tokenizer.to_str(pretty=True)
         self._tokenizer = tokenizer
         self._pad = pads[0]
+        self.encode([EMPTY_TEXT], 128)  # a file can load and yet frame every text with tokens that it does not have
 
     @classmethod
     def train(cls, texts: Sequence[str], vocab_size: int) -> "Tokeniser":
@@ -122,10 +128,8 @@ class Tokeniser:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no tokeniser at {path}: expected a tokenizer.json")
-        try:
+        with _library_errors(f"{path} is not a tokenizer.json"):
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for text that it cannot parse
-            raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
         try:
             return cls(tokenizer)
         except ValueError as error:
@@ -168,17 +172,16 @@ class Tokeniser:
 
     def _encode(self, texts: list[str], max_length: int) -> TokenBatch:
         pad_id = self._tokenizer.token_to_id(self._pad)
-        try:
+        with _library_errors("texts: this tokeniser cannot encode them"):
             self._tokenizer.enable_truncation(max_length)
             self._tokenizer.enable_padding(length=max_length, pad_id=pad_id, pad_token=self._pad)
             encodings = self._tokenizer.encode_batch_fast(texts)
-        except Exception as error:  # the library raises bare Exception, for a word that no entry stands for
-            raise ValueError(f"texts: this tokeniser cannot encode them: {error}") from error
         shape = (len(texts), max_length)
-        return TokenBatch(
-            np.array([encoding.ids for encoding in encodings], dtype=np.int32).reshape(shape),
-            np.array([encoding.attention_mask for encoding in encodings], dtype=np.int32).reshape(shape),
-        )
+        ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64).reshape(shape)
+        if ids.size and ids.max() >= self.vocab_size:
+            raise ValueError(f"tokenizer: it gives the id {ids.max()}, its vocabulary has {self.vocab_size} entries")
+        mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int32).reshape(shape)
+        return TokenBatch(ids.astype(np.int32), mask)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """The text of one row of ids, without special tokens.
@@ -193,6 +196,18 @@ class Tokeniser:
 
 
 WordPieceTokeniser = Tokeniser
+
+
+@contextmanager
+def _library_errors(words: str) -> Iterator[None]:
+    """Turn what the library raises into ValueError: bare Exception, and for files at odds with themselves a panic of its
+    Rust code, which is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ValueError(f"{words}: {error}") from error
+        raise
 
 
 def open_tokeniser(spec: str, *, texts: Sequence[str] | None = None, vocab_size: int | None = None) -> Tokeniser:
@@ -210,7 +225,7 @@ def open_tokeniser(spec: str, *, texts: Sequence[str] | None = None, vocab_size:
     """
     if spec == WHITESPACE:
         words = [text for pair in generate_pairs(20_000, 0) for text in pair] if texts is None else texts
-        return Tokeniser.whitespace(words, 2**31 if vocab_size is None else vocab_size)
+        return Tokeniser.whitespace(words, _MOST_ENTRIES if vocab_size is None else vocab_size)
     if texts is not None or vocab_size is not None:
         raise ValueError(f"texts and vocab_size are for the tokeniser {WHITESPACE} alone, got {spec!r}")
     if spec.endswith(".json") or Path(spec).is_file():

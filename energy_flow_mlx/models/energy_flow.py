@@ -9,7 +9,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..config import EnergyConfig
-from ..data.tokeniser import WordPieceTokeniser
+from ..data.fit import check_fit
+from ..data.tokeniser import Tokeniser
 from ..files import resolve, write_folder
 from ..tensors import check_shapes
 from .carrier import EnergyCarrier
@@ -92,15 +93,15 @@ class EnergyFlow(nn.Module):
         path = resolve(folder, "model.safetensors")
         loaded = mx.load(str(path), return_metadata=True)
         weights, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
-        parameters = tree_flatten(model.parameters())
-        check_shapes(
-            path, {name: array.shape for name, array in weights.items()}, {name: array.shape for name, array in parameters}
-        )
+        parameters = dict(tree_flatten(model.parameters()))
+        found, wanted = ({name: array.shape for name, array in tree.items()} for tree in (weights, parameters))
+        check_shapes(path, found, wanted)
         model.load_weights(list(weights.items()))
         model.trained_steps = int(metadata.get("trained_steps", 0))
         tokeniser = resolve(folder, "tokenizer.json")
         if tokeniser.is_file():
-            model.text_encoder.tokeniser = WordPieceTokeniser.from_file(tokeniser)
+            model.text_encoder.tokeniser = Tokeniser.from_file(tokeniser)
+            check_fit(model.config, str(tokeniser), vocab_size=model.text_encoder.tokeniser.vocab_size)
         model.eval()
         mx.eval(model.parameters())
         return model

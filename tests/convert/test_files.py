@@ -15,8 +15,7 @@ import pytest
 import torch
 from convert.checkpoints import ODD, Modules, checkpoint
 
-from energy_flow_mlx import EnergyFlow
-from energy_flow_mlx import tensors
+from energy_flow_mlx import EnergyFlow, tensors
 from energy_flow_mlx.conversion import export_torch_checkpoint
 from energy_flow_mlx.conversion.source import read_source
 from energy_flow_mlx.convert import main

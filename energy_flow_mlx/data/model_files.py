@@ -49,7 +49,9 @@ def _from_hub(argument: str, spec: str, files: Sequence[str]) -> Path:
         raise FileNotFoundError(_how_to_get(argument, spec, files, error)) from error
     except EntryNotFoundError as error:
         raise ValueError(f"{argument}={spec!r}: the repository lacks one of {', '.join(files)}: {error}") from error
-    except Exception as error:  # a refused connection, an unknown repository, a full disk: each client has its own classes
+    except (
+        Exception
+    ) as error:  # a refused connection, an unknown repository, a full disk: each client has its own classes
         raise FileNotFoundError(_how_to_get(argument, spec, files, error)) from error
 
 
@@ -81,7 +83,5 @@ def _missing(what: str, name: str, present: set[str]) -> str:
             "AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER, safe_serialization=True)"
         )
     if name == "tokenizer.json" and "vocab.txt" in present:
-        return (
-            f"{words}, only vocab.txt. Where transformers is: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        )
+        return f"{words}, only vocab.txt. Where transformers is: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
     return f"{words} (it holds {', '.join(sorted(present)) or 'nothing'})"
