@@ -1,6 +1,7 @@
 """The teacher made of a BERT or DistilBERT encoder."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class EncoderTeacher:
     def open(cls, spec: str, *, pooling: str, normalise: bool, dtype: str, max_length: int) -> "EncoderTeacher":
         """The teacher in a folder or of a hub id; see `open_teacher`."""
         folder = locate("teacher", spec, [*FILES, "tokenizer.json"])
-        name = folder.resolve().name if Path(spec).expanduser().is_dir() else spec
+        name = folder.resolve().name if Path(os.path.expanduser(spec)).is_dir() else spec
         tokeniser = Tokeniser.from_file(folder / "tokenizer.json")
         loaded = load_encoder(folder, dtype)
         return cls(loaded, tokeniser, name, pooling=pooling, normalise=normalise, max_length=max_length)

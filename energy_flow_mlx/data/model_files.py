@@ -1,5 +1,6 @@
 """Model files by folder or Hugging Face hub id."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,13 +26,13 @@ def locate(argument: str, spec: str, files: Sequence[str]) -> Path:
         FileNotFoundError: neither a folder nor to be had from the hub; says what to download and where to put it.
         ValueError: the folder or repository lacks a file, or `spec` cannot be either of the two.
     """
-    folder = Path(spec).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(spec))
+    if spec and folder.is_dir():
         for name in files:
             if not (folder / name).is_file():
                 raise ValueError(_missing(f"{argument}={spec!r}", name, {path.name for path in folder.iterdir()}))
         return folder
-    if folder.exists():
+    if spec and folder.exists():
         raise ValueError(f"{argument}={spec!r} is a file; accepted are its folder or a hub id")
     if not _HUB_ID.fullmatch(spec):
         raise FileNotFoundError(f"{argument}={spec!r}: no such folder, and no hub id (NAME or OWNER/NAME)")

@@ -37,7 +37,7 @@ class TextToCubeEncoder(nn.Module):
             nn.Linear(dim, config.surface_dim), nn.Tanh(),
         ]  # fmt: skip
         self.tokeniser: Tokeniser | None = None
-        self._heads = config.text_num_heads
+        self._heads, self._surface_dim = config.text_num_heads, config.surface_dim
         self._weights = ModelFingerprint()
 
     def __call__(self, input_ids: mx.array, attention_mask: mx.array) -> mx.array:
@@ -60,7 +60,9 @@ class TextToCubeEncoder(nn.Module):
         """
         tokeniser = self._fitting_tokeniser()
         checked = check_texts("texts", texts)
-        if cache is None or not checked:
+        if not checked:
+            return mx.zeros((0, self._surface_dim), self.token_embedding.weight.dtype)
+        if cache is None:
             return self._encode(tokeniser, checked, max_length)
         if self.training:
             raise ValueError("cache: surfaces vary in training mode, with dropout; call eval() first")
