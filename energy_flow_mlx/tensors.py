@@ -6,6 +6,7 @@ import os
 import struct
 import sys
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ _DTYPES = {
         "U8": "<u1",
     }.items()
 }  # fmt: skip
+FLOATS = ("F64", "F32", "F16", "BF16")
 # A number that the file itself gives: a damaged file must not make us read more than a real header could hold.
 _HEADER_LIMIT = 100 * 2**20
 _MOST_DIMENSIONS = 64  # NumPy's limit
@@ -83,6 +85,9 @@ def read_header(path: Path) -> Header:
             )
         if 8 + length + end > size:
             raise ValueError(f"{path}: is cut off: {key} ends at byte {8 + length + end}, the file has {size}")
+    edges = sorted((limits[0], limits[1]) for limits in ranges.values())
+    if any(end != begin for (_, end), (begin, _) in pairwise([(0, 0), *edges, (size - 8 - length, size)])):
+        raise ValueError(f"{path}: its tensors overlap, or leave bytes that belong to none")
     offsets = {key: 8 + length + limits[0] for key, limits in ranges.items()}
     return Header(shapes, dtypes, offsets, metadata, 4 * sum(math.prod(shape) for shape in shapes.values()))
 

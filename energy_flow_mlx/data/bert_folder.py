@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 
 from ..config import read_mapping
 from ..nn.bert import ACTIVATIONS, BertEncoder, BertSettings
-from ..tensors import as_dtype, check_finite, check_shapes, listing, read_header, read_tensors
+from ..tensors import FLOATS, as_dtype, check_finite, check_shapes, listing, read_header, read_tensors
 from .checks import check_int
 
 FILES = ("config.json", "model.safetensors")
@@ -130,8 +130,12 @@ def load_encoder(folder: Path, dtype: str) -> LoadedEncoder:
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(f"{config}: model_type={kind!r} is no accepted teacher: it takes {', '.join(FAMILIES)}")
     settings = read_settings(config, values, FAMILIES[kind])
-    shapes = read_header(weights).shapes
+    header = read_header(weights)
+    shapes = header.shapes
     names = rename(weights, shapes, kind)
+    integers = [key for key in names if header.dtypes[key] not in FLOATS]
+    if integers:
+        raise ValueError(f"{weights}: weights must be of {', '.join(FLOATS)}, others are {listing(integers)}")
     _check_sizes(weights, {ours: shapes[theirs] for theirs, ours in names.items()}, settings)
     encoder = BertEncoder(settings)  # MLX makes an array when it is asked for, so these take no memory
     wanted = {name: array.shape for name, array in dict(tree_flatten(encoder.parameters())).items()}

@@ -1,5 +1,6 @@
 """Teachers: what turns a text into the embedding that the model learns from."""
 
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -39,7 +40,7 @@ class Teacher(Protocol):
 
 
 def open_teacher(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
     dim: int | None = None,
     pooling: str = "mean",
@@ -64,6 +65,7 @@ def open_teacher(
         TypeError, ValueError: an argument is not accepted, files are damaged or of another kind of model, or `dim` is not
             the encoder's. Names the argument or file, what came and what is accepted.
     """
+    spec = os.fspath(spec)
     if spec != BUILT_IN:
         teacher = EncoderTeacher.open(spec, pooling=pooling, normalise=normalise, dtype=dtype, max_length=max_length)
         if dim is not None and dim != teacher.dim:

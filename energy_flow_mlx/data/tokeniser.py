@@ -55,11 +55,14 @@ class Tokeniser:
         largest = max(tokenizer.get_vocab().values())
         if largest >= _MOST_ENTRIES:
             raise ValueError(f"tokenizer: its largest id is {largest}; accepted are ids under {_MOST_ENTRIES}")
-        tokenizer.no_truncation()  # lengths belong to a call, not to the file
+        self._pad = pads[0]
+        # Lengths belong to a call, not to the file. The name of its padding stays, because it may be none of ours.
+        tokenizer.no_truncation()
         tokenizer.no_padding()
+        if names:
+            tokenizer.enable_padding(pad_id=tokenizer.token_to_id(self._pad), pad_token=self._pad)
         self._json: str = tokenizer.to_str(pretty=True)
         self._tokenizer = tokenizer
-        self._pad = pads[0]
         self.encode([EMPTY_TEXT], 128)  # a file can load and yet frame every text with tokens that it does not have
 
     @classmethod
@@ -195,6 +198,7 @@ class Tokeniser:
         return text
 
 
+# One class for every kind; by this name where WordPiece is what is meant.
 WordPieceTokeniser = Tokeniser
 
 
@@ -210,7 +214,9 @@ def _library_errors(words: str) -> Iterator[None]:
         raise
 
 
-def open_tokeniser(spec: str, *, texts: Sequence[str] | None = None, vocab_size: int | None = None) -> Tokeniser:
+def open_tokeniser(
+    spec: str | os.PathLike[str], *, texts: Sequence[str] | None = None, vocab_size: int | None = None
+) -> Tokeniser:
     """The tokeniser that `spec` names.
 
     Args:
@@ -223,6 +229,7 @@ def open_tokeniser(spec: str, *, texts: Sequence[str] | None = None, vocab_size:
         FileNotFoundError: no such file, and not to be had from the hub; says what to download and where to put it.
         TypeError, ValueError: the file is no tokeniser, or an argument is not accepted.
     """
+    spec = os.fspath(spec)
     if spec == WHITESPACE:
         words = [text for pair in generate_pairs(20_000, 0) for text in pair] if texts is None else texts
         return Tokeniser.whitespace(words, _MOST_ENTRIES if vocab_size is None else vocab_size)

@@ -34,7 +34,10 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 class BertEncoder(nn.Module):
-    """Token ids to hidden states: the sum of token, position and type embeddings, LayerNorm, and TransformerEncoder."""
+    """Token ids to hidden states: the sum of token, position and type embeddings, LayerNorm, and TransformerEncoder.
+
+    Made to be loaded and used as it is: it has no dropout.
+    """
 
     def __init__(self, settings: BertSettings) -> None:
         super().__init__()
@@ -48,10 +51,10 @@ class BertEncoder(nn.Module):
             settings.dim,
             settings.heads,
             settings.feedforward_dim,
+            dropout=0.0,
             eps=settings.eps,
             activation=ACTIVATIONS[settings.activation],
         )
-        self.dropout = nn.Dropout(0.1)
 
     def __call__(
         self, input_ids: mx.array, attention_mask: mx.array, token_type_ids: mx.array | None = None
@@ -70,5 +73,4 @@ class BertEncoder(nn.Module):
             x = x + self.type_embedding(types)
         elif token_type_ids is not None:
             raise ValueError("token_type_ids: this encoder has no token types")
-        x = self.dropout(self.norm(x))
-        return self.transformer_encoder(x, attention_mask.astype(mx.bool_))
+        return self.transformer_encoder(self.norm(x), attention_mask.astype(mx.bool_))

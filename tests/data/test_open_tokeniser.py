@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data.encoders import TEXTS
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from energy_flow_mlx.data import Tokeniser, open_tokeniser
 from energy_flow_mlx.data.text_lines import read_texts
@@ -60,18 +60,22 @@ def test_other_kinds(kind: str, special: list[str], pad: int, tmp_path: Path) ->
 
 
 def test_a_padding_of_its_own_and_lengths_in_the_file(tmp_path: Path) -> None:
-    tokenizer = trained("bpe", ["<blank>", "[PAD]"])
+    tokenizer = trained("bpe", ["<blank>"])
     tokenizer.enable_padding(length=3, pad_id=0, pad_token="<blank>", direction="left")
     tokenizer.enable_truncation(2)
     batch = open_tokeniser(str(save(tokenizer, tmp_path))).encode(["a", TEXTS[0]], 9)
     assert batch.input_ids[0, 1:].tolist() == [0] * 8 and batch.attention_mask[0].tolist() == [1] + [0] * 8
     assert batch.attention_mask[1].all()
+    open_tokeniser(str(tmp_path)).save(tmp_path / "again.json")
+    saved = json.loads((tmp_path / "again.json").read_text())
+    assert saved["truncation"] is None and saved["padding"]["strategy"] == "BatchLongest"
+    again = open_tokeniser(tmp_path / "again.json").encode(["a", TEXTS[0]], 9)
+    np.testing.assert_array_equal(again.input_ids, batch.input_ids)
 
 
 def test_a_text_without_a_token_is_read_as_empty(tmp_path: Path) -> None:
     tokenizer = trained("unigram", ["<unk>", "<pad>"])
-    tokenizer.add_special_tokens(["<skip>"])
-    tokenizer.normalizer = __import__("tokenizers").normalizers.Replace("zzz", "")
+    tokenizer.normalizer = normalizers.Replace("zzz", "")
     batch = Tokeniser(tokenizer).encode(["a", "zzz", "empty"], 8)
     assert batch.attention_mask[1].any()
     np.testing.assert_array_equal(batch.input_ids[1], batch.input_ids[2])

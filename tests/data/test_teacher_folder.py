@@ -120,12 +120,19 @@ def test_weights_that_are_refused(folder: Path) -> None:
     norm = "embeddings.LayerNorm.weight"
     good = (folder / "model.safetensors").read_bytes()
     for change, words in [
-        (lambda tensors: tensors.update({"lm_head.weight": np.zeros(2)}), f"unknown keys for model_type={kind}: lm_head"),
+        (
+            lambda tensors: tensors.update({"lm_head.weight": np.zeros(2)}),
+            f"unknown keys for model_type={kind}: lm_head",
+        ),
         (lambda tensors: tensors.pop(norm), "norm.weight is missing"),
         (lambda tensors: tensors.pop(word), "dim is 24 in config.json and missing in the file"),
         (lambda tensors: tensors.update({norm: np.zeros(3, np.float32)}), "norm.weight has shape (3,)"),
         (lambda tensors: tensors.update({f"{kind}.{norm}": tensors[norm]}), "under several keys"),
         (lambda tensors: tensors[norm].__setitem__(2, np.nan), "NaN or infinity in norm.weight"),
+        (
+            lambda tensors: tensors.update({norm: tensors[norm].view(np.int32)}),
+            "weights must be of F64, F32, F16, BF16",
+        ),
         (lambda tensors: tensors[norm].__setitem__(2, np.inf), "NaN or infinity in norm.weight"),
     ]:
         change_weights(folder, change)
@@ -240,9 +247,22 @@ def test_headers_with_absurd_sizes(folder: Path) -> None:
             text = json.dumps({"a": {**entry, "shape": shape, "data_offsets": offsets}}).encode()
             (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(12))
             assert "model.safetensors" in refused(folder), (shape, offsets)
-    for text in (b"[" * 200_000, b'{"a":' * 100_000, b"{", b"{}", b'{"__metadata__": [1]}', b'{"__metadata__": {"a": 1}}'):
+    for text in (
+        b"[" * 200_000,
+        b'{"a":' * 100_000,
+        b"{",
+        b"{}",
+        b'{"__metadata__": [1]}',
+        b'{"__metadata__": {"a": 1}}',
+    ):
         (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
         assert "model.safetensors" in refused(folder)
+    two = {"a": entry, "b": entry}  # both over the same bytes
+    gap = {"a": {**entry, "data_offsets": [4, 16]}}
+    for header in (two, gap, {"a": entry}):
+        text = json.dumps(header).encode()
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
+        assert "overlap, or leave bytes that belong to none" in refused(folder)
     for length in (0, 1, 2**32, 2**62, 2**64 - 1):
         (folder / "model.safetensors").write_bytes(struct.pack("<Q", length) + b"{}")
         assert "model.safetensors" in refused(folder)
@@ -256,6 +276,7 @@ def test_changed_bytes_load_or_are_refused(name: str, folder: Path) -> None:
     parsed = 8 + struct.unpack("<Q", good[:8])[0] if name == "model.safetensors" else len(good)
     draw = random.Random(0)
     refusals = 0
+    expected = open_teacher(str(folder), max_length=20).embed(TEXTS[:1])
     for _ in range(150):
         changed = bytearray(good)
         for _ in range(draw.choice((1, 1, 3))):
@@ -268,4 +289,6 @@ def test_changed_bytes_load_or_are_refused(name: str, folder: Path) -> None:
             assert str(folder) in str(error) or "teacher" in str(error) or "texts" in str(error), error
         else:
             assert embeddings.shape == (1, 24) and np.isfinite(embeddings).all()
+            if name == "model.safetensors":
+                np.testing.assert_array_equal(embeddings, expected)
     assert refusals > 20

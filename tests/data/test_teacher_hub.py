@@ -114,7 +114,8 @@ def test_without_network(tmp_path: Path) -> None:
         assert words.startswith("teacher='distilbert-base-uncased': no such folder, not in the cache"), done.stderr
         assert str(cache) in words
         assert (
-            "hf download distilbert-base-uncased config.json model.safetensors tokenizer.json --local-dir FOLDER" in words
+            "hf download distilbert-base-uncased config.json model.safetensors tokenizer.json --local-dir FOLDER"
+            in words
         )
         assert "then give FOLDER here as teacher" in words
 

@@ -73,7 +73,9 @@ def test_token_types(tmp_path: Path) -> None:
     model = random_model("bert")
     encoder = load_encoder(save(model, tmp_path / "bert"), "float32").encoder
     theirs = hidden_states(model, token_type_ids=torch.tensor(TYPES)).detach().numpy()
-    assert_close("hidden states", np.array(encoder(mx.array(IDS), mx.array(MASK), mx.array(TYPES))) * REAL, theirs * REAL)
+    assert_close(
+        "hidden states", np.array(encoder(mx.array(IDS), mx.array(MASK), mx.array(TYPES))) * REAL, theirs * REAL
+    )
     without = load_encoder(save(random_model("distilbert"), tmp_path / "distilbert"), "float32").encoder
     with pytest.raises(ValueError, match="this encoder has no token types"):
         without(mx.array(IDS), mx.array(MASK), mx.array(TYPES))

@@ -123,7 +123,9 @@ def test_damaged_files_are_put_aside(tmp_path: Path) -> None:
     cases = [b"", b"nonsense", good[:-1], good[:100], struct.pack("<Q", len(packed)) + packed + good[8:]]
     for number, data in enumerate(cases, 1):
         path.write_bytes(data)
-        with pytest.warns(UserWarning, match=r"cache\.safetensors is damaged and starts empty; the old file is kept as"):
+        with pytest.warns(
+            UserWarning, match=r"cache\.safetensors is damaged and starts empty; the old file is kept as"
+        ):
             cache = TextCache.load(path)
         assert len(cache) == 0 and not path.exists()
         kept = path.with_name("cache.safetensors.damaged" + (f"-{number}" if number > 1 else ""))
