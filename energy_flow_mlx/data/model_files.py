@@ -50,9 +50,7 @@ def _from_hub(argument: str, spec: str, files: Sequence[str]) -> Path:
         raise FileNotFoundError(_how_to_get(argument, spec, files, error)) from error
     except EntryNotFoundError as error:
         raise ValueError(f"{argument}={spec!r}: the repository lacks one of {', '.join(files)}: {error}") from error
-    except (
-        Exception
-    ) as error:  # a refused connection, an unknown repository, a full disk: each client has its own classes
+    except Exception as error:  # a refused connection, an unknown repository, a full disk: too many classes to name
         raise FileNotFoundError(_how_to_get(argument, spec, files, error)) from error
 
 

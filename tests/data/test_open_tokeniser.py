@@ -1,4 +1,4 @@
-"""Any tokenizer.json, the whitespace tokeniser, and training on the user's own files."""
+"""Any tokenizer.json, and the whitespace tokeniser."""
 
 import json
 import random
@@ -10,8 +10,6 @@ from data.encoders import TEXTS
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from energy_flow_mlx.data import Tokeniser, open_tokeniser
-from energy_flow_mlx.data.text_lines import read_texts
-from energy_flow_mlx.train_tokenizer import main
 
 
 def trained(kind: str, special: list[str]) -> Tokenizer:
@@ -163,36 +161,3 @@ def test_a_text_of_a_million_characters() -> None:
     for tokeniser in (Tokeniser.train(TEXTS, 150), Tokeniser.whitespace(TEXTS, 100)):
         batch = tokeniser.encode(["a " * 500_000, "x" * 1_000_000], 16)
         assert batch.input_ids.shape == (2, 16) and batch.attention_mask[0].all()
-
-
-def test_training_on_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second, out = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "tokenizer.json"
-    first.write_text("\ufeff" + "\n".join(TEXTS[:60]) + "\n\n", encoding="utf-8")
-    second.write_text("\r\n".join(TEXTS[60:]), encoding="utf-8", newline="")
-    assert read_texts(first) + read_texts(second) == TEXTS
-    assert main([str(first), str(second), "--vocab-size", "150", "--out", str(out)]) == 0
-    assert f"150 entries, learned from {len(TEXTS)} texts" in capsys.readouterr().out
-    assert open_tokeniser(str(out)).fingerprint == Tokeniser.train(TEXTS, 150).fingerprint
-    assert main([str(first), "--out", str(out)]) == 2
-    assert "exists: choose another file" in capsys.readouterr().err
-    words = tmp_path / "words.json"
-    assert main([str(first), str(second), "--vocab-size", "30", "--kind", "whitespace", "--out", str(words)]) == 0
-    assert open_tokeniser(str(words)).fingerprint == Tokeniser.whitespace(TEXTS, 30).fingerprint
-
-
-def test_files_that_are_no_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, out = tmp_path / "texts.txt", tmp_path / "tokenizer.json"
-
-    def error(data: bytes, *options: str) -> str:
-        path.write_bytes(data)
-        assert main([str(path), "--out", str(out), *options]) == 2
-        assert not out.exists()
-        return capsys.readouterr().err
-
-    assert "holds no text" in error(b"")
-    assert "holds no text" in error(b"\n  \n\xef\xbb\xbf"[:4])
-    assert "line 2 is not UTF-8 (invalid start byte at byte 6)" in error(b"a dog\n\xff\n")
-    assert "line 3 is not UTF-8 (unexpected end of data at byte 9)" in error("a\nb\n12345\u65e5".encode()[:-1])
-    assert "vocab_size must be at least" in error(b"abc\n", "--vocab-size", "6")
-    assert main([str(tmp_path / "absent.txt"), "--out", str(out)]) == 2
-    assert "absent.txt: no such file" in capsys.readouterr().err
