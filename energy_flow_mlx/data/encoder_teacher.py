@@ -68,7 +68,8 @@ class EncoderTeacher:
     def open(cls, spec: str, *, pooling: str, normalise: bool, dtype: str, max_length: int) -> "EncoderTeacher":
         """The teacher in a folder or of a hub id; see `open_teacher`."""
         folder = locate("teacher", spec, [*FILES, "tokenizer.json"])
-        name = folder.resolve().name if Path(os.path.expanduser(spec)).is_dir() else spec
+        # Of a folder two parts of the path: many are called "model", and the whole path is the machine's, not the teacher's.
+        name = "/".join(folder.resolve().parts[-2:]) if Path(os.path.expanduser(spec)).is_dir() else spec
         tokeniser = Tokeniser.from_file(folder / "tokenizer.json")
         loaded = load_encoder(folder, dtype)
         return cls(loaded, tokeniser, name, pooling=pooling, normalise=normalise, max_length=max_length)
