@@ -12,6 +12,7 @@ from ..config import EnergyConfig
 from ..data.tokeniser import WordPieceTokeniser
 from ..files import write_folder
 from ..models.energy_flow import EnergyFlow
+from ..tensors import as_dtype, listing
 from ..torch_keys import from_torch, to_torch
 from ..training.optimiser import freeze_unreached, named_arrays
 from .decoder import PREFIX, recover_t5_config
@@ -19,7 +20,6 @@ from .moments import BETAS, EPS, Moments, moments_from_torch, read_moments, to_o
 from .settings import RECORD, Shapes, config_from_torch
 from .source import Source
 from .summary import Row, by_module, rows_of
-from .tensors import as_dtype, listing
 
 PARTS = {"mapper": "input_mapper.", "collector": "output_collector.", "text_encoder": "text_encoder."}
 
