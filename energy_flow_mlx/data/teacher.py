@@ -32,6 +32,11 @@ class Teacher(Protocol):
         """Says which teacher this is, with everything that its embeddings depend on."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Differs between teachers whose embeddings differ."""
+        ...
+
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[N, E], each row of length 1."""
         ...
@@ -75,6 +80,10 @@ class HashedNgramTeacher:
     @property
     def name(self) -> str:
         return f"hashed-ngram-{self._dim}-seed{self._seed}"
+
+    @property
+    def fingerprint(self) -> str:
+        return self.name
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts.
@@ -122,6 +131,30 @@ class HashedNgramTeacher:
         for start in range(0, len(buckets), _BLOCK):
             total += np.add.reduce(self._rows[buckets[start : start + _BLOCK]])
         return total
+
+
+def open_teacher(
+    spec: str,
+    *,
+    dim: int | None = None,
+    pooling: str = "mean",
+    normalise: bool = True,
+    dtype: str = "float32",
+    max_length: int = 128,
+) -> Teacher:
+    """The teacher that `spec` names: builtin, the hashed n-gram projection to `dim` numbers (None: 768).
+
+    Raises:
+        ValueError: an unknown `spec`, or an option that the teacher does not have.
+    """
+    if spec != "builtin":
+        raise ValueError(f"teacher must be builtin, got {spec!r}")
+    if (pooling, normalise, dtype) != ("mean", True, "float32"):
+        raise ValueError(
+            f"the teacher builtin has pooling=mean, normalise=True and dtype=float32 alone, "
+            f"got pooling={pooling}, normalise={normalise}, dtype={dtype}"
+        )
+    return HashedNgramTeacher(768 if dim is None else dim)
 
 
 def _bucket(kind: str, ngram: str) -> int:

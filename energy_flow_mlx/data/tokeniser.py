@@ -138,6 +138,12 @@ class WordPieceTokeniser:
         return text
 
 
+def open_tokeniser(spec: str | os.PathLike[str]) -> WordPieceTokeniser:
+    """The tokeniser in a `tokenizer.json` or in a folder that holds one. Raises as `WordPieceTokeniser.from_file`."""
+    path = Path(spec)
+    return WordPieceTokeniser.from_file(path / "tokenizer.json" if path.is_dir() else path)
+
+
 def _bert(model: models.Model) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
