@@ -14,25 +14,27 @@ from tqdm import tqdm
 
 from .cli import Parser, add_config_flags, flag, given_fields, layered_config
 from .config import ConfigError, EnergyConfig
-from .data.source import EpochOrder, PairData, open_data
+from .data.prefetch import Prefetch
+from .data.source import EpochOrder, PairBatch, PairData, open_data
 from .data.tokeniser import WordPieceTokeniser
 from .files import INCOMING
 from .models.energy_flow import EnergyFlow
 from .training import checkpoint
 from .training.checkpoint import CheckpointError, TrainerState
 from .training.losses import number
+from .training.mlp import mlp_row
 from .training.optimiser import freeze_unreached, learning_rate, make_optimiser
 from .training.report import Evaluation, draw_curves, evaluate, held_out_rows, table
 from .training.step import NonFiniteLoss, StepMetrics, TrainStep, micro_batches
 
-_USAGE = "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN] [--quiet]"
+_USAGE = "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN] [--mlp-baseline] [--quiet]"
 _DESCRIPTION = (
     "Train an energy-flow model and judge it on held-out pairs. Without arguments: the tiny preset on built-in data. "
     "The preset comes first, --config goes over it, and the flags over both."
 )
 
-# What a resumed run may change: how long it goes on, and how often it looks and writes.
-RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "log_interval")
+# What a resumed run may change: how long it goes on, how often it looks and writes, and where its data now lies.
+RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "log_interval", "data")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = layered_config(arguments.preset, arguments.config, fields)
             run = arguments.out or Path("runs") / f"{arguments.preset or 'tiny'}-seed{config.seed}"
             _refuse_used(run)
-        return train(config, run, resume=arguments.resume is not None, quiet=arguments.quiet)
+        return train(
+            config, run, resume=arguments.resume is not None, quiet=arguments.quiet, mlp_baseline=arguments.mlp_baseline
+        )
     except (ConfigError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -61,10 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def train(config: EnergyConfig, run: Path, *, resume: bool = False, quiet: bool = False) -> int:
+def train(
+    config: EnergyConfig, run: Path, *, resume: bool = False, quiet: bool = False, mlp_baseline: bool = False
+) -> int:
     """Train until `config.training_steps`, from the checkpoint in `run` if `resume`; returns the exit code."""
-    tokeniser = WordPieceTokeniser.from_file(run / "tokenizer.json") if resume else None
-    data = _open(config, tokeniser)
+    has_tokeniser = resume and (run / "tokenizer.json").is_file()
+    data = _open(config, WordPieceTokeniser.from_file(run / "tokenizer.json") if has_tokeniser else None)
+    if data.tokeniser is None and config.text_loss_weight:
+        print(f"{data.name} has no texts: text_loss_weight is 0 instead of {config.text_loss_weight:g}", file=sys.stderr)
+        config = config.replace(text_loss_weight=0)
+    order = _order(config, data)
     if resume:
         model = EnergyFlow.from_pretrained(run)
     else:
@@ -77,21 +87,29 @@ def train(config: EnergyConfig, run: Path, *, resume: bool = False, quiet: bool 
     optimiser.init(model.trainable_parameters())
     if resume:
         state = checkpoint.load(run, model, optimiser)
+        if state.data_fingerprint != data.fingerprint:
+            raise CheckpointError(
+                f"{run} was trained on data with the fingerprint {state.data_fingerprint or 'none'}, {config.data} has "
+                f"{data.fingerprint or 'none'}: a run resumes on its own data"
+            )
         checkpoint.cut_metrics(run, state.step)
     else:
-        state = TrainerState()
+        state = TrainerState(data_fingerprint=data.fingerprint)
         checkpoint.save(run, model, optimiser, config, state)  # from here on a kill leaves a run to resume
     if not quiet:
         print(f"{run}: {data.name}, {len(data.train)} pairs, {mx.default_device()}")
 
     step = TrainStep(model, optimiser, config)
-    order = EpochOrder(len(data.train), config.batch_size, config.seed)
+
+    def read(step: int) -> list[PairBatch]:
+        return micro_batches(data.train, order, step, config.gradient_accumulation_steps)
+
     saved = state.step
-    with _StopRequest() as stop, _Progress(config, state.step, quiet) as progress:
+    ahead = Prefetch(read, config.training_steps - 1)
+    with _StopRequest() as stop, ahead, _Progress(config, state.step, quiet) as progress:
         while state.step < config.training_steps:
-            batches = micro_batches(data.train, order, state.step, config.gradient_accumulation_steps)
             rate = learning_rate(config, state.step, state.plateau)
-            metrics = step(state.step, batches, rate)
+            metrics = step(state.step, ahead(state.step), rate)
             state.step += 1
             last = state.step == config.training_steps
             model.processor.log_overflow(int(number(metrics.parts.overflowed)))
@@ -114,6 +132,8 @@ def train(config: EnergyConfig, run: Path, *, resume: bool = False, quiet: bool 
 
     draw_curves(run / "curves.png", checkpoint.read_metrics(run))
     rows = held_out_rows(model, data, config.batch_size)
+    if mlp_baseline:
+        rows.append(mlp_row(model, data, config))
     print(table(rows, f"{len(data.test)} held-out test pairs of {data.name}"))
     return 0
 
@@ -125,6 +145,7 @@ def _parser() -> Parser:
         "--out", type=Path, metavar="RUN", help="new folder for the run (default: runs/<preset>-seed<seed>)"
     )
     parser.add_argument("--quiet", action="store_true", help="print the final table alone")
+    parser.add_argument("--mlp-baseline", action="store_true", help="train an MLP of the model's size for the final table")
     add_config_flags(parser)
     return parser
 
@@ -165,6 +186,13 @@ def _open(config: EnergyConfig, tokeniser: WordPieceTokeniser | None) -> PairDat
         )
     except ValueError as error:  # its text names the argument, which the configuration gave
         raise ConfigError(str(error)) from error
+
+
+def _order(config: EnergyConfig, data: PairData) -> EpochOrder:
+    try:
+        return EpochOrder(len(data.train), config.batch_size, config.seed)
+    except ValueError as error:
+        raise ConfigError(f"{data.name}: {error}") from error
 
 
 def _validation_line(state: TrainerState, result: Evaluation) -> dict[str, Any]:

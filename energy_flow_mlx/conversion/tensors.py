@@ -17,7 +17,8 @@ WARN_BYTES = 2 * 2**30
 _DTYPES = {
     name: np.dtype(code)
     for name, code in {
-        "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U64": "<u8", "U32": "<u4"
+        "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U64": "<u8", "U32": "<u4",
+        "U8": "u1",
     }.items()
 }  # fmt: skip
 # A number that the file itself gives: a damaged file must not make us read more than a real header could hold.
