@@ -13,8 +13,8 @@ from .data.corpus import MAX_SEED
 from .data.folder import PARTS, DatasetFolder
 from .data.formats import READ
 from .data.formats.rows import Selection
-from .data.records import Faults
 from .data.origin import Origin
+from .data.records import Faults
 from .data.stream import training_texts
 from .data.tokeniser import WordPieceTokeniser
 
@@ -172,9 +172,8 @@ def _parser() -> Parser:
     )
     make.add_argument(
         "--teacher",
-        default="builtin",
         metavar="SPEC",
-        help="embeds texts that came without an embedding (default: builtin)",
+        help="embeds texts that came without an embedding (default: builtin, where no source has embeddings)",
     )
     make.add_argument(
         "--dim", type=int, metavar="INT", help="E, where the teacher leaves a choice (default: the teacher's)"

@@ -87,11 +87,12 @@ def train(
     optimiser.init(model.trainable_parameters())
     if resume:
         state = checkpoint.load(run, model, optimiser)
-        if state.data_fingerprint != data.fingerprint:
+        if state.data_fingerprint not in ("", data.fingerprint):
             raise CheckpointError(
-                f"{run} was trained on data with the fingerprint {state.data_fingerprint or 'none'}, {config.data} has "
-                f"{data.fingerprint or 'none'}: a run resumes on its own data"
+                f"{run} was trained on the data {state.data_fingerprint}, {config.data} is {data.fingerprint}: "
+                "a run resumes on its own data"
             )
+        state.data_fingerprint = data.fingerprint
         checkpoint.cut_metrics(run, state.step)
     else:
         state = TrainerState(data_fingerprint=data.fingerprint)

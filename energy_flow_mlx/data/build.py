@@ -22,10 +22,10 @@ from .claim import PLAN, claimed
 from .corpus import MAX_SEED
 from .folder import FORMAT, DatasetFolder, read_about, shard_name
 from .formats.rows import Selection
+from .origin import Origin, digest
 from .plan import HeldOut, make_plan, usable
 from .records import DataError, Faults
 from .shards import write_pairs, write_shards, write_tokens
-from .origin import Origin, digest
 from .spool import Spool
 from .teacher import Teacher, open_teacher
 from .tokeniser import WordPieceTokeniser, open_tokeniser
@@ -39,6 +39,7 @@ class Settings:
     """What a build makes; two builds with equal settings and sources make equal folders.
 
     validation, test: a number of pairs, or a source; None: 1000 pairs, at most a tenth.
+    teacher: None is the built-in one, where no source has embeddings.
     fraction, limit: of the pairs of `sources`, taken in this order.
     normalise, pooling, dtype, teacher_max_length: of the teacher (see `open_teacher`).
     batch_size: texts that the teacher gets at a time; shard_rows: texts in a file.
@@ -51,7 +52,7 @@ class Settings:
     limit: int | None = None
     seed: int = 0
     selection: Selection = _EVERYTHING
-    teacher: str = "builtin"
+    teacher: str | None = None
     dim: int | None = None
     pooling: str = "mean"
     normalise: bool = True
@@ -143,7 +144,7 @@ def _write(
     counts = {name: _read(part, tokeniser, spool, faults, quiet) for name, part in sources.items()}
     plan = make_plan(counts, settings.held_out(), settings.fraction, settings.limit, settings.seed, spool, faults)
     given = spool.given()[plan.rows]
-    teacher = None if given.all() else _teacher(settings, spool.dim)
+    teacher = None if given.all() else _teacher(settings, spool.dim, int(given.sum()))
     if teacher is not None:
         note("teacher", teacher.fingerprint)
     dims = {"the sources'": spool.dim, "the teacher's": None if teacher is None else teacher.dim, "--dim": settings.dim}
@@ -198,9 +199,14 @@ def _read(
     return count
 
 
-def _teacher(settings: Settings, given_dim: int | None) -> Teacher:
+def _teacher(settings: Settings, given_dim: int | None, given: int) -> Teacher:
+    if settings.teacher is None and given:
+        raise DataError(
+            f"{given} embeddings came with the sources and others did not: --teacher names the one that made those",
+            "no teacher",
+        )
     return open_teacher(
-        settings.teacher,
+        settings.teacher or "builtin",
         dim=given_dim if settings.dim is None else settings.dim,
         pooling=settings.pooling,
         normalise=settings.normalise,

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from .formats import HOLDS, format_to_write, write_file
-from .records import Faults, Placed, Record
 from .origin import Origin
+from .records import Faults, Placed, Record
 from .tokeniser import WordPieceTokeniser, open_tokeniser
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import open_arrays
-from .records import DataError, Place, Placed, Record
 from .origin import digest
+from .records import DataError, Place, Placed, Record
 from .tokeniser import WordPieceTokeniser
 
 FORMAT = 1

@@ -6,6 +6,7 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .folder import PARTS, DatasetFolder
 from .records import Placed
@@ -21,10 +22,11 @@ def summary(folder: DatasetFolder) -> list[str]:
     size = sum((folder.path / name).stat().st_size for name in about["files"])
     left_out = about.get("left_out") or {}
     least, greatest = about["lengths"]
+    what = "distinct texts and embeddings" if about["given_embeddings"] else "distinct texts"
     lengths = "length 1" if about["normalised"] else f"lengths {least:.4g} to {greatest:.4g}"
     return [
         f"{folder.path}: {sum(folder.sizes.values()):,} pairs ({parts}), {size / 2**20:.1f} MiB",
-        f"teacher: {teacher}; {folder.rows:,} distinct texts, E = {folder.dim}, {lengths}",
+        f"teacher: {teacher}; {folder.rows:,} {what}, E = {folder.dim}, {lengths}",
         *(f"left out: {count:,} {kind}" for kind, count in left_out.items()),
         f"fingerprint: {folder.fingerprint}",
     ]
@@ -54,7 +56,8 @@ def statistics(records: Iterable[Placed], examples: int) -> list[str]:
             if embedding is not None:
                 dim = len(embedding)
                 norms.append(float(np.linalg.norm(embedding)))
-        premise, whole = _key(record.input, record.input_embedding), _key(record.target, record.target_embedding)
+        premise = _key(record.input, record.input_embedding, record.input_ids)
+        whole = _key(record.target, record.target_embedding)
         duplicates += premise + whole in seen
         seen.add(premise + whole)
         premises.add(premise)
@@ -72,9 +75,10 @@ def statistics(records: Iterable[Placed], examples: int) -> list[str]:
     return lines + (["examples:", *shown] if shown else [])
 
 
-def _key(text: str | None, embedding: Any) -> bytes:
-    content = b"" if text is None and embedding is None else embedding.tobytes() if text is None else text.encode()
-    return blake2b(content, digest_size=16).digest()
+def _key(text: str | None, *arrays: NDArray[Any] | None) -> bytes:
+    """Of the text, or of the first array where there is none."""
+    contents = [b"" if text is None else text.encode(), *(array.tobytes() for array in arrays if array is not None)]
+    return blake2b(next(filter(None, contents), b""), digest_size=16).digest()
 
 
 def _quantiles(values: Any) -> str:

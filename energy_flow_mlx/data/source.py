@@ -50,7 +50,7 @@ class PairData(NamedTuple):
     test: PairDataset
     tokeniser: WordPieceTokeniser | None  # None: pairs without texts
     name: str  # source, seed and teacher
-    fingerprint: str = ""  # differs between data sets that are stored; a run resumes on the one it began with
+    fingerprint: str = ""  # differs between data sets; a run resumes on the one it began with
 
 
 class ArrayPairs:
@@ -206,7 +206,7 @@ def built_in_data(
     teacher = HashedNgramTeacher(dim)
     parts = [ArrayPairs.embed(pairs, teacher, tokeniser, max_length) for pairs in splits]
     name = f"builtin (seed {seed}, teacher {teacher.name})"
-    return PairData(train=parts[0], validation=parts[1], test=parts[2], tokeniser=tokeniser, name=name)
+    return PairData(parts[0], parts[1], parts[2], tokeniser, name, fingerprint=name)
 
 
 def open_data(

@@ -14,9 +14,9 @@ from .build import Settings, build
 from .corpus import TextPair
 from .folder import PARTS, DatasetFolder
 from .formats import read_file
+from .origin import digest
 from .records import DataError, Faults
 from .source import PairBatch, PairData, check_indices
-from .origin import digest
 from .tokeniser import TokenBatch, WordPieceTokeniser
 
 _TEXTS = 100_000  # that a tokeniser learns from at most

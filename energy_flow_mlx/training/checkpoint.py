@@ -37,7 +37,7 @@ class TrainerState:
     plateau: Plateau = field(default_factory=Plateau)
     best_validation_cosine: float = -math.inf
     best_step: int = 0
-    data_fingerprint: str = ""  # of stored data; generated data has none
+    data_fingerprint: str = ""  # empty where it is not known, as after a conversion
 
 
 def save(run: Path, model: EnergyFlow, optimiser: optim.Optimizer, config: EnergyConfig, state: TrainerState) -> None:
