@@ -76,7 +76,7 @@ class Settings:
 
     def held_out(self) -> dict[str, HeldOut]:
         """What stands for validation and test, by name."""
-        return {"validation": self.validation, "test": self.test}
+        return {"test": self.test, "validation": self.validation}
 
 
 def build(settings: Settings, folder: Path, *, quiet: bool = False) -> DatasetFolder:
@@ -87,7 +87,7 @@ def build(settings: Settings, folder: Path, *, quiet: bool = False) -> DatasetFo
         ValueError (DataError): a source cannot be used, nothing is left to train on, sizes do not fit, or the folder
             holds something else.
     """
-    # Held-out sources first: a pair that is in two sources stays held out.
+    # Held-out sources first, that of the test before all: what is in two sources stays there.
     specs = {name: (value,) for name, value in settings.held_out().items() if isinstance(value, str)}
     sources = {
         name: [Origin(spec, settings.seed, settings.selection) for spec in part]

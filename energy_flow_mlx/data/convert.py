@@ -8,7 +8,7 @@ import numpy as np
 
 from .formats import HOLDS, format_to_write, write_file
 from .origin import Origin
-from .records import Faults, Placed, Record
+from .records import DataError, Faults, Place, Placed, Record
 from .tokeniser import WordPieceTokeniser, open_tokeniser
 
 
@@ -33,7 +33,11 @@ def convert(
 
     def records() -> Iterator[Placed]:
         for place, record in source.records(faults):
-            full = record if opened is None else complete(record, opened, max_length)
+            try:
+                full = record if opened is None else complete(place, record, opened, max_length)
+            except DataError as error:
+                faults.meet(error)
+                continue
             lost.update(
                 name.replace("_", " ")
                 for name in Record._fields
@@ -48,10 +52,23 @@ def convert(
     return count, dict(lost)
 
 
-def complete(record: Record, tokeniser: WordPieceTokeniser, max_length: int) -> Record:
+def text_of_tokens(place: Place, record: Record, tokeniser: WordPieceTokeniser) -> str:
+    """The text of a record's tokens, without those that its mask hides.
+
+    Raises:
+        DataError: an id is not in the vocabulary.
+    """
+    ids, mask = record.input_ids, record.attention_mask
+    assert ids is not None and mask is not None
+    if ids.size and ids.max() >= tokeniser.vocab_size:
+        raise place.error("bad tokens", f"holds the id {ids.max()}, the tokeniser has {tokeniser.vocab_size} entries")
+    return tokeniser.decode(ids[mask > 0])
+
+
+def complete(place: Place, record: Record, tokeniser: WordPieceTokeniser, max_length: int) -> Record:
     """The record with tokens made of its input text, or its input text of its tokens, whichever it lacks."""
     if record.input is None and record.input_ids is not None:
-        return record._replace(input=tokeniser.decode(record.input_ids))
+        return record._replace(input=text_of_tokens(place, record, tokeniser))
     if record.input is not None and record.input_ids is None:
         tokens = tokeniser.encode([record.input], max_length)
         count = int(tokens.attention_mask.sum())  # the padding is at the end

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .convert import text_of_tokens
 from .folder import PARTS
 from .records import DataError, Faults, Place, Placed, Record
 from .split import choose, split_groups
@@ -50,8 +51,7 @@ def usable(records: Iterable[Placed], tokeniser: WordPieceTokeniser | None, faul
 
 def _with_text(place: Place, record: Record, tokeniser: WordPieceTokeniser | None, faults: Faults) -> Record:
     """Tokens mean something beside their tokeniser alone: without it they are left out."""
-    ids = record.input_ids
-    if ids is None:
+    if record.input_ids is None:
         return record
     if tokeniser is None:
         if record.input is None and record.input_embedding is None:
@@ -61,9 +61,8 @@ def _with_text(place: Place, record: Record, tokeniser: WordPieceTokeniser | Non
             )
         faults.leave_out("sets of tokens without --tokenizer (texts are tokenised anew)")
         return record._replace(input_ids=None, attention_mask=None)
-    if ids.size and ids.max() >= tokeniser.vocab_size:
-        raise place.error("bad tokens", f"holds the id {ids.max()}, the tokeniser has {tokeniser.vocab_size} entries")
-    return record if record.input is not None else record._replace(input=tokeniser.decode(ids))
+    text = text_of_tokens(place, record, tokeniser)
+    return record if record.input is not None else record._replace(input=text)
 
 
 def _check_sides(place: Place, record: Record) -> None:

@@ -44,7 +44,7 @@ class Spool:
         self._row_of: dict[bytes, int] = {}
         self._group_of: dict[bytes, int] = {}
         self._pairs: tuple[array[int], ...] = (array("q"), array("q"), array("q"))
-        self._seen: set[tuple[int, int]] = set()
+        self._seen: set[int] = set()
         self._token_ends = array("q", [0])
         self.dim: int | None = None  # of the embeddings that came
 
@@ -73,9 +73,10 @@ class Spool:
                 )
         input, group = self._add_row(record.input, record.input_embedding)
         target, _ = self._add_row(record.target, record.target_embedding)
-        if (input, target) in self._seen:
+        pair = input << 32 | target
+        if pair in self._seen:
             return False
-        self._seen.add((input, target))
+        self._seen.add(pair)
         for column, value in zip(self._pairs, (input, target, group), strict=True):
             column.append(value)
         if record.input_ids is not None and record.attention_mask is not None:
