@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .formats import HOLDS, format_to_write, write_file
 from .origin import Origin
@@ -52,6 +53,12 @@ def convert(
     return count, dict(lost)
 
 
+def check_ids(place: Place, ids: NDArray[np.uint32], tokeniser: WordPieceTokeniser) -> None:
+    """Raise DataError if an id is not in the vocabulary."""
+    if ids.size and ids.max() >= tokeniser.vocab_size:
+        raise place.error("bad tokens", f"holds the id {ids.max()}, the tokeniser has {tokeniser.vocab_size} entries")
+
+
 def text_of_tokens(place: Place, record: Record, tokeniser: WordPieceTokeniser) -> str:
     """The text of a record's tokens, without those that its mask hides.
 
@@ -60,8 +67,7 @@ def text_of_tokens(place: Place, record: Record, tokeniser: WordPieceTokeniser) 
     """
     ids, mask = record.input_ids, record.attention_mask
     assert ids is not None and mask is not None
-    if ids.size and ids.max() >= tokeniser.vocab_size:
-        raise place.error("bad tokens", f"holds the id {ids.max()}, the tokeniser has {tokeniser.vocab_size} entries")
+    check_ids(place, ids, tokeniser)
     return tokeniser.decode(ids[mask > 0])
 
 

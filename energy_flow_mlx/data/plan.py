@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .convert import text_of_tokens
+from .convert import check_ids, text_of_tokens
 from .folder import PARTS
 from .records import DataError, Faults, Place, Placed, Record
 from .split import choose, split_groups
@@ -61,8 +61,8 @@ def _with_text(place: Place, record: Record, tokeniser: WordPieceTokeniser | Non
             )
         faults.leave_out("sets of tokens without --tokenizer (texts are tokenised anew)")
         return record._replace(input_ids=None, attention_mask=None)
-    text = text_of_tokens(place, record, tokeniser)
-    return record if record.input is not None else record._replace(input=text)
+    check_ids(place, record.input_ids, tokeniser)
+    return record if record.input is not None else record._replace(input=text_of_tokens(place, record, tokeniser))
 
 
 def _check_sides(place: Place, record: Record) -> None:

@@ -30,7 +30,7 @@ class InputTokens:
 
     def __init__(self, folder: DatasetFolder, tokeniser: WordPieceTokeniser | None, max_length: int) -> None:
         self._folder, self._tokeniser, self._max_length = folder, tokeniser, max_length
-        # A tokeniser cannot be set to a length in one thread while it works in another.
+        # Versions of tokenizers raise "Already borrowed" when one thread sets a length while another encodes.
         self._lock = threading.Lock()
 
     def of(self, pairs: NDArray[np.integer]) -> TokenBatch:

@@ -5,6 +5,8 @@ import struct
 import tracemalloc
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from data.files import efb, full_records, placed, read
 from hypothesis import HealthCheck, example, given, settings
@@ -15,7 +17,7 @@ from energy_flow_mlx.data.records import DataError, Faults
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".efb1", ".efb2", ".pt", ".safetensors")
 FUZZ = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 
@@ -36,9 +38,6 @@ def good(tmp_path_factory):
         write_file(folder / f"a{suffix}", placed(full_records(4, dim=3)))
     (folder / "a.csv").write_text('premise,hypothesis\n"a, b",c\nd,"e ""f"""\n')
     (folder / "a.tsv").write_text("premise\thypothesis\na\tb\nc\td\n")
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
     table = pyarrow.table({"text": ["a", "b"], "target": [[1.0, 2.0], [3.0, 4.0]]})
     pyarrow.parquet.write_table(table, folder / "a.parquet")
     return {suffix: (folder / f"a{suffix}").read_bytes() for suffix in SUFFIXES}

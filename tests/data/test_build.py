@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 
+import huggingface_hub
 import numpy as np
 import pytest
 from data.files import placed
@@ -305,14 +306,13 @@ def test_labels_and_columns_reach_the_files(tmp_path):
 
 
 def test_hub_files_by_part(tmp_path, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub")
     asked = {}
 
     def download(repository, **options):
         asked.update(options, repository=repository)
         return str(tmp_path / "snapshot")
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     (tmp_path / "snapshot" / "data").mkdir(parents=True)
     for part in ("train", "validation"):
         write_pairs(tmp_path / "snapshot" / "data" / f"{part}-0.jsonl", [(f"{part} {n}", "b") for n in range(20)])
@@ -325,12 +325,11 @@ def test_hub_files_by_part(tmp_path, monkeypatch):
 
 
 def test_without_network_the_hub_says_what_to_download(tmp_path, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub")
 
     def download(repository, **options):
         raise OSError("no route")
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(DataError, match=r"cannot be downloaded \(OSError: no route\)[^~]*hf download me/pairs --repo-type dataset --revision v1"):
         build(small("hub:me/pairs@v1"), tmp_path / "out", quiet=True)
 

@@ -4,10 +4,14 @@ import csv
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+import torch
 from data.files import assert_same, full_records, placed, read, records
 from hypothesis import HealthCheck, given, settings
 
+from energy_flow_mlx.conversion import export_torch_checkpoint as script
 from energy_flow_mlx.data.convert import convert
 from energy_flow_mlx.data.formats import HOLDS, read_file, write_file
 from energy_flow_mlx.data.formats.rows import Selection
@@ -51,7 +55,6 @@ def test_conversion_keeps_what_both_hold_and_says_what_is_lost(tmp_path, first, 
 
 
 def test_a_pack_keeps_its_origin_and_others_say_that_they_do_not(tmp_path):
-    torch = pytest.importorskip("torch")
     info = {"teacher": "distilbert", "count": 2, "nested": {"a": [1, 2.5]}}
     rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     pack = {"input_embeddings": rows, "target_embeddings": -rows, "text_pairs": [("a", "b"), ("c", "d")], "generation_info": info}
@@ -66,9 +69,6 @@ def test_a_pack_keeps_its_origin_and_others_say_that_they_do_not(tmp_path):
 
 
 def test_the_export_script_makes_the_pack_that_needs_no_torch(tmp_path, capsys, monkeypatch):
-    torch = pytest.importorskip("torch")
-    from energy_flow_mlx.conversion import export_torch_checkpoint as script
-
     rows = torch.arange(6, dtype=torch.float16).reshape(3, 2)
     pack = {"input_embeddings": rows, "target_embeddings": rows.double(), "text_pairs": [["ä", "b"], ["", "d"], ["e", "猫"]]}
     torch.save(pack, tmp_path / "pack.pt")
@@ -93,7 +93,6 @@ def test_the_export_script_makes_the_pack_that_needs_no_torch(tmp_path, capsys, 
     ],
 )
 def test_a_pack_whose_parts_do_not_fit_is_refused(tmp_path, change, words):
-    torch = pytest.importorskip("torch")
     change = {name: torch.ones(value) if isinstance(value, tuple) else value for name, value in change.items()}
     torch.save({"input_embeddings": torch.ones(2, 2), "target_embeddings": torch.ones(2, 2), **change}, tmp_path / "a.pt")
     with pytest.raises(DataError, match=words):
@@ -101,7 +100,6 @@ def test_a_pack_whose_parts_do_not_fit_is_refused(tmp_path, change, words):
 
 
 def test_a_pack_runs_no_code(tmp_path):
-    torch = pytest.importorskip("torch")
 
     class Evil:
         def __reduce__(self):
@@ -121,9 +119,6 @@ def test_csv_tsv_and_parquet_give_the_same_pairs(tmp_path):
     flat = [pair for pair in pairs if "\n" not in pair[1]]
     (tmp_path / "a.tsv").write_text("sentence1\tsentence2\n" + "".join(f"{a}\t{b}\n" for a, b in flat))
     assert [(record.input, record.target) for record in read(tmp_path / "a.tsv")] == flat
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
     table = pyarrow.table({"premise": [a for a, _ in pairs], "hypothesis": [b for _, b in pairs], "more": [1, 2, 3]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     assert [(record.input, record.target) for record in read(tmp_path / "a.parquet")] == pairs
@@ -165,9 +160,6 @@ def test_snli_pairs_without_a_label_are_skipped_and_counted(tmp_path):
 
 
 def test_the_hub_writes_a_missing_label_as_minus_one(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
     table = pyarrow.table({"premise": ["a", "b"], "hypothesis": ["c", "d"], "label": [-1, 0]})
     pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
     faults = Faults()
