@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .cli import Parser
+from .config import ConfigError
+from .data.records import DataError
 from .data.source import open_data
 from .models.energy_flow import EnergyFlow
 from .training.mlp import mlp_row
@@ -41,9 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rows = held_out_rows(model, data, config.batch_size)
-    if arguments.mlp_baseline:
-        rows.append(mlp_row(model, data, config))
+    try:
+        rows = held_out_rows(model, data, config.batch_size)
+        if arguments.mlp_baseline:
+            rows.append(mlp_row(model, data, config))
+    except (DataError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(table(rows, f"{len(data.test)} held-out test pairs of {data.name}"))
     return 0
 

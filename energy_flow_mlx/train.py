@@ -15,6 +15,7 @@ from tqdm import tqdm
 from .cli import Parser, add_config_flags, flag, given_fields, layered_config
 from .config import ConfigError, EnergyConfig
 from .data.prefetch import Prefetch
+from .data.records import DataError
 from .data.source import EpochOrder, PairBatch, PairData, open_data
 from .data.tokeniser import WordPieceTokeniser
 from .files import INCOMING
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(
             config, run, resume=arguments.resume is not None, quiet=arguments.quiet, mlp_baseline=arguments.mlp_baseline
         )
-    except (ConfigError, CheckpointError, OSError) as error:
+    except (ConfigError, CheckpointError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except NonFiniteLoss as error:

@@ -30,8 +30,6 @@ def open_arrays(
     """
     try:
         header = read_header(path)
-    except FileNotFoundError:
-        raise
     except ValueError as error:  # its text names the file
         raise DataError(str(error), "damaged") from error
     missing = [name for name in required if name not in header.shapes]

@@ -101,6 +101,8 @@ def build(settings: Settings, folder: Path, *, quiet: bool = False) -> DatasetFo
         raise DataError(f"{folder}: holds a dataset of other settings or sources; name another folder", "in use")
     with claimed(folder, key, begun=(folder / shard_name(0)).is_file) as note:
         if not (folder / "dataset.json").is_file():
+            for aside in folder.glob(".*.new.safetensors"):  # what a kill left of a shard
+                aside.unlink()
             spool = Spool(folder / _SPOOL)
             try:
                 about = _write(settings, folder, sources, tokeniser, spool, note, quiet)

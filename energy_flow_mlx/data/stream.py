@@ -88,7 +88,7 @@ class FolderPairs:
         pairs = indices + self._numbers.start
         rows = np.concatenate([self._folder.input[pairs], self._folder.target[pairs]])
         inputs, targets = np.split(self._folder.embeddings(rows), 2)
-        return PairBatch(inputs, targets, *self._tokens.of(pairs), indices.astype(np.int64))
+        return PairBatch(inputs, targets, *self._tokens.of(pairs), indices)
 
     def texts(self, index: int) -> TextPair:
         """The pair of texts at `index`; empty where the folder has none."""

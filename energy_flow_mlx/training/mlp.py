@@ -4,13 +4,14 @@ import math
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 import numpy as np
 
 from ..config import EnergyConfig
 from ..data.source import EpochOrder, PairBatch, PairData
 from ..models.energy_flow import EnergyFlow
 from .losses import cosine, number
-from .optimiser import Plateau, clip_gradients, learning_rate, make_optimiser, named_arrays
+from .optimiser import Plateau, learning_rate, named_arrays
 from .report import Row, batches
 from .step import micro_batches
 
@@ -48,15 +49,17 @@ def mlp_row(model: EnergyFlow, data: PairData, config: EnergyConfig) -> Row:
         config = config.replace(learning_rate_schedule="constant")
     mx.random.seed(config.seed)
     mlp = MLP(data.train.dim, hidden_width(parameter_count(model), data.train.dim))
-    optimiser = make_optimiser(config)
+    optimiser = optim.AdamW(config.learning_rate, [0.9, 0.999], 1e-8, config.weight_decay, bias_correction=True)
     optimiser.init(mlp.trainable_parameters())
-    order = EpochOrder(len(data.train), config.batch_size, config.seed)
+    order = EpochOrder(len(data.train), min(config.batch_size, len(data.train)), config.seed)
     gradient = nn.value_and_grad(mlp, _loss)
     for step in range(model.trained_steps):
         parts = micro_batches(data.train, order, step, config.gradient_accumulation_steps)
         _, gradients = gradient(mlp, _rows(parts, "input_embedding"), _rows(parts, "target_embedding"))
         optimiser.learning_rate = learning_rate(config, step, Plateau())
-        optimiser.update(mlp, clip_gradients(gradients, config.gradient_clip_per_tensor, config.gradient_clip))
+        if config.gradient_clip:
+            gradients, _ = optim.clip_grad_norm(gradients, config.gradient_clip)
+        optimiser.update(mlp, gradients)
         mx.eval(mlp.parameters(), optimiser.state)
     total = 0.0
     for batch in batches(data.test, 1024):

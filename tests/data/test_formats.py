@@ -157,6 +157,9 @@ def test_snli_pairs_without_a_label_are_skipped_and_counted(tmp_path):
     wanted = [record for _, record in read_file(tmp_path / "a.jsonl", faults, Selection(labels=("entailment",)))]
     assert [record.input for record in wanted] == ["A dog runs."]
     assert faults.counts == {"without a label": 1, "with label neutral": 1}
+    (tmp_path / "b.jsonl").write_text('{"text": "a", "target": "b"}\n')
+    with pytest.raises(DataError, match="line 1: has no gold_label or label, by which --label chooses"):
+        list(read_file(tmp_path / "b.jsonl", Faults(), Selection(labels=("entailment",))))
 
 
 def test_the_hub_writes_a_missing_label_as_minus_one(tmp_path):

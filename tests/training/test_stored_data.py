@@ -109,6 +109,7 @@ def test_the_mlp_learns_on_the_models_batches(folder):
     assert row.method.startswith("MLP (") and row.method.endswith("parameters, 150 steps)")
     assert row.cosine > untrained.cosine + 0.3
     assert mlp_row(model, data, config) == row
+    assert mlp_row(model, data, config.replace(batch_size=1000)).cosine > untrained.cosine  # more than there are pairs
     # The number in the table is the mean cosine: an MLP without steps is its initial weights.
     mx.random.seed(config.seed)
     mlp = MLP(12, hidden_width(parameter_count(model), 12))

@@ -159,8 +159,6 @@ def _load_torch(path: Path) -> Pack:
 
     try:
         pack = load_pack(path)
-    except FileNotFoundError:
-        raise
     except ValueError as error:  # its text names the file
         raise DataError(str(error), "no pack") from error
     tensors = {name: tensor.numpy() for name, tensor in pack.tensors.items()}

@@ -37,10 +37,12 @@ def to_record(place: Place, row: Mapping[str, Any], selection: Selection, faults
     """
     input_names: Sequence[str] = INPUT_NAMES
     target_names: Sequence[str] = TARGET_NAMES
-    label = snli.label(row)
-    if snli.is_without_label(label):
+    if snli.is_without_label(row):
         faults.leave_out("without a label")
         return None
+    label = snli.label(row)
+    if selection.labels and label is None:
+        raise place.error("no label", f"has no {' or '.join(snli.LABEL_NAMES)}, by which --label chooses")
     if selection.labels and label not in selection.labels:
         faults.leave_out(f"with label {label}")
         return None

@@ -11,13 +11,11 @@ _NO_LABEL = ("-", "-1")
 
 
 def label(row: Mapping[str, Any]) -> str | None:
-    """The label of a row with sentences under SNLI's names, as text; None where the row is not of that kind."""
-    if not any(name in row for name in INPUT_NAMES):
-        return None
+    """The label of a row as text; None where it has none."""
     values = [row[name] for name in LABEL_NAMES if row.get(name) is not None]
     return str(values[0]) if values else None
 
 
-def is_without_label(label: str | None) -> bool:
-    """Whether it stands for annotators who did not agree."""
-    return label in _NO_LABEL
+def is_without_label(row: Mapping[str, Any]) -> bool:
+    """Whether the row has sentences under SNLI's names, and a label that stands for annotators who did not agree."""
+    return any(name in row for name in INPUT_NAMES) and label(row) in _NO_LABEL
