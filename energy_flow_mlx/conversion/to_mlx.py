@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import EnergyConfig
-from ..data.tokeniser import WordPieceTokeniser
+from ..data.tokeniser import Tokeniser
 from ..files import write_folder
 from ..models.energy_flow import EnergyFlow
 from ..tensors import as_dtype, listing
@@ -149,7 +149,7 @@ def write(conversion: Conversion, folder: Path, tokeniser: Path | None) -> list[
     check_empty(folder)
     model, training = conversion.model, conversion.source.training
     if tokeniser is not None:
-        model.text_encoder.tokeniser = WordPieceTokeniser.from_file(tokeniser)
+        model.text_encoder.tokeniser = Tokeniser.from_file(tokeniser)
         size, rows = model.text_encoder.tokeniser.vocab_size, model.config.text_vocab_size
         if size > rows:
             raise ValueError(f"{tokeniser}: {size} entries, the token embedding has {rows} rows")
