@@ -189,11 +189,13 @@ class EnergyConfig:
 
     # The data
     data: str = _field(
-        "builtin", "where pairs come from; builtin: generated sentences with a hashed n-gram teacher", group=DATA
+        "builtin",
+        "where pairs come from; builtin: generated sentences with a hashed n-gram teacher; a dataset folder; a data file",
+        group=DATA,
     )
     train_pairs: int = _field(20_000, "pairs to train on (builtin)", group=DATA, low=1)
-    validation_pairs: int = _field(1_000, "held-out pairs watched while training (builtin)", group=DATA, low=2)
-    test_pairs: int = _field(1_000, "held-out pairs for the final table (builtin)", group=DATA, low=2)
+    validation_pairs: int = _field(1_000, "held-out pairs watched while training (builtin, file)", group=DATA, low=2)
+    test_pairs: int = _field(1_000, "held-out pairs for the final table (builtin, file)", group=DATA, low=2)
     text_max_length: int = _field(16, "tokens of a text; longer ones are cut", group=DATA, low=3)
 
     def __post_init__(self) -> None:
@@ -334,7 +336,7 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         # YAML 1.1 reads 1e-4 as text; _checked turns such numbers back.
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: does not parse: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds a {type(values).__name__}; accepted is a mapping of field names to values")

@@ -15,29 +15,33 @@ from tqdm import tqdm
 from . import blas
 from .cli import Parser, add_config_flags, flag, given_fields, layered_config
 from .config import ConfigError, EnergyConfig
-from .data.source import EpochOrder, PairData, open_data
-from .data.tokeniser import WordPieceTokeniser
+from .data.prefetch import Prefetch
+from .data.records import DataError
+from .data.source import EpochOrder, PairBatch, PairData, open_data
+from .data.tokeniser import Tokeniser
 from .files import INCOMING
 from .models.energy_flow import EnergyFlow
 from .training import checkpoint, memory
 from .training.checkpoint import CheckpointError, TrainerState
 from .training.loss_scale import LossScale
 from .training.losses import number
+from .training.mlp import mlp_row
 from .training.optimiser import freeze_unreached, learning_rate, make_optimiser
 from .training.profile import Profile
 from .training.report import Evaluation, draw_curves, evaluate, held_out_rows, table
 from .training.step import Launched, NonFiniteLoss, StepMetrics, TrainStep, micro_batches
 
 _USAGE = (
-    "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN] [--profile DIR] [--quiet]"
+    "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN] [--profile DIR] "
+    "[--mlp-baseline] [--quiet]"
 )
 _DESCRIPTION = (
     "Train an energy-flow model and judge it on held-out pairs. Without arguments: the tiny preset on built-in data. "
     "The preset comes first, --config goes over it, and the flags over both."
 )
 
-# What a resumed run may change: how long it goes on, and how often it looks and writes.
-RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "log_interval")
+# What a resumed run may change: how long it goes on, how often it looks and writes, and where its data now lies.
+RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "log_interval", "data")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,8 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 config = memory.within(config, config.memory_budget * memory.GB)
             run = arguments.out or Path("runs") / f"{arguments.preset or 'tiny'}-seed{config.seed}"
             _refuse_used(run)
-        return train(config, run, resume=arguments.resume is not None, quiet=arguments.quiet, profile=arguments.profile)
-    except (ConfigError, CheckpointError, OSError) as error:
+        return train(
+            config,
+            run,
+            resume=arguments.resume is not None,
+            quiet=arguments.quiet,
+            profile=arguments.profile,
+            mlp_baseline=arguments.mlp_baseline,
+        )
+    except (ConfigError, CheckpointError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except NonFiniteLoss as error:
@@ -69,15 +80,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(
-    config: EnergyConfig, run: Path, *, resume: bool = False, quiet: bool = False, profile: Path | None = None
+    config: EnergyConfig,
+    run: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    profile: Path | None = None,
+    mlp_baseline: bool = False,
 ) -> int:
     """Train until `config.training_steps`, from the checkpoint in `run` if `resume`; returns the exit code.
 
-    profile: folder for a trace of a few steps, see `training.profile`.
+    Args:
+        profile: folder for a trace of a few steps, see `training.profile`.
+        mlp_baseline: train the MLP of `training.mlp` afterwards, for the final table.
     """
     watched = Profile(profile)
-    tokeniser = WordPieceTokeniser.from_file(run / "tokenizer.json") if resume else None
-    data = _open(config, tokeniser)
+    has_tokeniser = resume and (run / "tokenizer.json").is_file()
+    data = _open(config, Tokeniser.from_file(run / "tokenizer.json") if has_tokeniser else None)
+    if data.tokeniser is None and config.text_loss_weight:
+        print(f"{data.name} has no texts: text_loss_weight is 0 instead of {config.text_loss_weight:g}", file=sys.stderr)
+        config = config.replace(text_loss_weight=0)
+    order = _order(config, data)
     if resume:
         model = EnergyFlow.from_pretrained(run)
     else:
@@ -92,9 +115,15 @@ def train(
     optimiser.init(model.trainable_parameters())
     if resume:
         state = checkpoint.load(run, model, optimiser)
+        if state.data_fingerprint not in ("", data.fingerprint):
+            raise CheckpointError(
+                f"{run} was trained on the data {state.data_fingerprint}, {config.data} is {data.fingerprint}: "
+                "a run resumes on its own data"
+            )
+        state.data_fingerprint = data.fingerprint
         checkpoint.cut_metrics(run, state.step)
     else:
-        state = TrainerState()
+        state = TrainerState(data_fingerprint=data.fingerprint)
         checkpoint.save(run, model, optimiser, config, state)  # from here on a kill leaves a run to resume
     if not quiet:
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
@@ -105,9 +134,13 @@ def train(
         print(f"memory of a step: {expected:.2f} GB expected ({how})")
 
     step = TrainStep(model, optimiser, config, _loss_scale(state))
-    order = EpochOrder(len(data.train), config.batch_size, config.seed)
+
+    def read(step: int) -> list[PairBatch]:
+        return micro_batches(data.train, order, step, config.gradient_accumulation_steps)
+
     saved = state.step
-    with _StopRequest() as stop, _Progress(config, state.step, quiet) as progress:
+    ahead = Prefetch(read, config.training_steps - 1)
+    with _StopRequest() as stop, ahead, _Progress(config, state.step, quiet) as progress:
 
         def report(launched: Launched, rate: float) -> None:
             metrics = step.settle(launched)
@@ -121,8 +154,7 @@ def train(
         while state.step < config.training_steps:
             rate = learning_rate(config, state.step, state.plateau)
             with watched.step(state.step, step):
-                batches = micro_batches(data.train, order, state.step, config.gradient_accumulation_steps)
-                launched = step.launch(state.step, batches, rate)
+                launched = step.launch(state.step, ahead(state.step), rate)
             if pending is not None:
                 report(*pending)  # the numbers of the step before, while the device works on this one
             pending = launched, rate
@@ -156,6 +188,8 @@ def train(
         print(f"memory of the run: {mx.get_peak_memory() / memory.GB:.2f} GB at most")
     draw_curves(run / "curves.png", checkpoint.read_metrics(run))
     rows = held_out_rows(model, data, config.batch_size)
+    if mlp_baseline:
+        rows.append(mlp_row(model, data, config))
     print(table(rows, f"{len(data.test)} held-out test pairs of {data.name}"))
     return 0
 
@@ -180,6 +214,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--profile", type=Path, metavar="DIR", help="leave a trace of a few steps in this folder")
     parser.add_argument("--quiet", action="store_true", help="print the final table alone")
+    parser.add_argument("--mlp-baseline", action="store_true", help="train an MLP of the model's size for the final table")
     add_config_flags(parser)
     return parser
 
@@ -205,7 +240,7 @@ def _refuse_used(run: Path) -> None:
         raise FileExistsError(f"{run} is not empty: go on with it (--resume {run}) or choose another folder (--out)")
 
 
-def _open(config: EnergyConfig, tokeniser: WordPieceTokeniser | None) -> PairData:
+def _open(config: EnergyConfig, tokeniser: Tokeniser | None) -> PairData:
     try:
         return open_data(
             config.data,
@@ -220,6 +255,13 @@ def _open(config: EnergyConfig, tokeniser: WordPieceTokeniser | None) -> PairDat
         )
     except ValueError as error:  # its text names the argument, which the configuration gave
         raise ConfigError(str(error)) from error
+
+
+def _order(config: EnergyConfig, data: PairData) -> EpochOrder:
+    try:
+        return EpochOrder(len(data.train), config.batch_size, config.seed)
+    except ValueError as error:
+        raise ConfigError(f"{data.name}: {error}") from error
 
 
 def _validation_line(state: TrainerState, result: Evaluation) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Export a checkpoint of the PyTorch energy-flow trainer to safetensors and JSON.
+"""Export a checkpoint or a data pack of the PyTorch energy-flow trainer to safetensors and JSON.
 
     python export_torch_checkpoint.py CKPT.pt OUT/ [--mapper FILE]
+    python export_torch_checkpoint.py PACK.pt OUT/
 
 Needs torch (2.1 or later) and safetensors alone, not even NumPy: copy this one file beside the PyTorch code. It never runs
 pickled code. OUT then holds
@@ -12,7 +13,8 @@ pickled code. OUT then holds
 | `config.json` | the checkpoint's configuration, dtypes as text |
 | `training.json` | the rest: epoch, step, parameter groups, scheduler, history, which tensors are tied, key order |
 
-which `python -m energy_flow_mlx.convert OUT/ --to DIR` reads, on a machine that has no torch.
+which `python -m energy_flow_mlx.convert OUT/ --to DIR` reads, on a machine that has no torch. Of a data pack OUT holds
+`pack.safetensors`, which `python -m energy_flow_mlx.dataset` reads.
 """
 
 from __future__ import annotations  # the PyTorch code may run on Python 3.9
@@ -26,6 +28,8 @@ import struct
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,10 +47,10 @@ TIED = tuple(
     f"text_decoder.t5_model.{name}.weight" for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
 )
 MAPPER = ("input_mapper.", "output_collector.")
-# Safetensors' names of the dtypes that weights, moments and counters come in.
+# Safetensors' names of the dtypes that weights, moments and counters come in, and the bytes of texts.
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8",
 }  # fmt: skip
 WARN_BYTES = 2 * 2**30
 RESAVE = (
@@ -71,7 +75,11 @@ def load_checkpoint(path: Path, with_optimizer: bool = True) -> Exported:
         FileNotFoundError: no such file.
         ValueError: it is no checkpoint, is cut off, wants to run code, or lacks an entry; names it.
     """
-    loaded = load_pickle(path)
+    return take_checkpoint(path, load_pickle(path), with_optimizer)
+
+
+def take_checkpoint(path: Path, loaded: dict[str, Any], with_optimizer: bool = True) -> Exported:
+    """The checkpoint in the contents of a `.pt` file. Raises as load_checkpoint."""
     missing = [name for name in REQUIRED if not isinstance(loaded.get(name), dict)]
     if missing:
         raise ValueError(f"{path}: has no {', '.join(missing)}; it holds {', '.join(map(str, loaded))}")
@@ -98,6 +106,50 @@ def load_checkpoint(path: Path, with_optimizer: bool = True) -> Exported:
         moments = name_moments(path, optimizer, order, lengths, tensors)
         training["param_groups"] = plain(optimizer["param_groups"])
     return Exported(tensors, moments, plain(loaded["config"]), training)
+
+
+class Pack(NamedTuple):
+    """A data pack: input_embeddings and target_embeddings [N, E]; with texts their UTF-8 bytes and the offsets [2N + 1]."""
+
+    tensors: Tensors
+    info: dict[str, Any]
+
+
+def is_pack(loaded: dict[str, Any]) -> bool:
+    """Whether the contents of a `.pt` file are a data pack's."""
+    return "input_embeddings" in loaded or "target_embeddings" in loaded
+
+
+def load_pack(path: Path) -> Pack:
+    """Read a data pack without running pickled code. Raises as load_checkpoint."""
+    return take_pack(path, load_pickle(path))
+
+
+def take_pack(path: Path, loaded: dict[str, Any]) -> Pack:
+    """The pack in the contents of a `.pt` file. Raises ValueError where its parts do not fit each other."""
+    tensors: Tensors = {}
+    for name in ("input_embeddings", "target_embeddings"):
+        value = loaded.get(name)
+        if not isinstance(value, torch.Tensor) or value.ndim != 2 or not value.is_floating_point():
+            got = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(f"{path}: {name} must be a floating tensor [N, E], got {got}")
+        tensors[name] = value.float().contiguous()
+    pairs = loaded.get("text_pairs") or []
+    if not isinstance(pairs, (list, tuple)):
+        raise ValueError(f"{path}: text_pairs must be a list of pairs of texts, got {type(pairs).__name__}")
+    if pairs:
+        texts = [text for pair in pairs if isinstance(pair, (list, tuple)) for text in pair if isinstance(text, str)]
+        count = len(tensors["input_embeddings"])
+        if len(pairs) != count or len(texts) != 2 * count:
+            raise ValueError(f"{path}: text_pairs must be {count} pairs of texts, one for each embedding; {len(pairs)} entries came")
+        try:
+            encoded = [text.encode() for text in texts]
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{path}: text_pairs holds a text that is not valid Unicode: {error}") from error
+        tensors["texts"] = torch.tensor(bytearray(b"".join(encoded)), dtype=torch.uint8)
+        tensors["text_offsets"] = torch.tensor([0, *map(len, encoded)]).cumsum(0)
+    info = loaded.get("generation_info")
+    return Pack(tensors, plain(info) if isinstance(info, dict) else {})
 
 
 def load_mapper(path: Path) -> Tensors:
@@ -226,18 +278,18 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def write_safetensors(tensors: Tensors, path: Path) -> None:
+def write_safetensors(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, one tensor in memory at a time. The library's own writer needs NumPy, which torch does not bring.
 
     Raises:
-        ValueError: tensors of a dtype that has no place in a checkpoint; names them.
+        ValueError: tensors of a dtype that is not in `DTYPES`; names them.
     """
     strange = [f"{key} ({tensor.dtype})" for key, tensor in tensors.items() if tensor.dtype not in DTYPES]
     if strange:
         raise ValueError(f"{', '.join(strange[:8])}: accepted are {', '.join(DTYPES.values())}")
     # Wide types first, so that each tensor starts at a multiple of its item size.
     keys = sorted(tensors, key=lambda key: -tensors[key].element_size())
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for key in keys:
         begin, end = end, end + tensors[key].numel() * tensors[key].element_size()
@@ -257,19 +309,32 @@ def write_safetensors(tensors: Tensors, path: Path) -> None:
                 file.write((ctypes.c_ubyte * size).from_address(tensor.data_ptr()))
 
 
+def write_pack(pack: Pack, folder: Path) -> None:
+    """Write pack.safetensors into a folder that does not exist or is empty."""
+    with new_folder(folder) as aside:
+        write_safetensors(pack.tensors, aside / "pack.safetensors", {"generation_info": json.dumps(pack.info)})
+
+
 def write_export(exported: Exported, folder: Path) -> None:
-    """Write the files aside and rename them into a folder that does not exist or is empty."""
+    """Write the files of a checkpoint into a folder that does not exist or is empty."""
+    with new_folder(folder) as aside:
+        write_safetensors(exported.tensors, aside / "model.safetensors")
+        if exported.moments:
+            write_safetensors(exported.moments, aside / "optimizer.safetensors")
+        for name, values in (("config.json", exported.config), ("training.json", exported.training)):
+            (aside / name).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder aside, which becomes `folder` once it is filled."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: is there and not empty; name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         aside.chmod(0o755)
-        write_safetensors(exported.tensors, aside / "model.safetensors")
-        if exported.moments:
-            write_safetensors(exported.moments, aside / "optimizer.safetensors")
-        for name, values in (("config.json", exported.config), ("training.json", exported.training)):
-            (aside / name).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        yield aside
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -277,8 +342,10 @@ def write_export(exported: Exported, folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Export a PyTorch energy-flow checkpoint to safetensors and JSON.")
-    parser.add_argument("checkpoint", type=Path, help="checkpoint.pt of the PyTorch trainer")
+    parser = argparse.ArgumentParser(
+        description="Export a PyTorch energy-flow checkpoint or data pack to safetensors and JSON."
+    )
+    parser.add_argument("checkpoint", type=Path, help="checkpoint.pt or a data pack of the PyTorch trainer")
     parser.add_argument("out", type=Path, help="folder to make")
     parser.add_argument(
         "--mapper", type=Path, help="state dict of input_mapper.* and output_collector.* (.pt or safetensors)"
@@ -286,7 +353,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--without-optimizer", action="store_true", help="leave the optimiser's moments out")
     options = parser.parse_args(arguments)
     try:
-        exported = load_checkpoint(options.checkpoint, not options.without_optimizer)
+        loaded = load_pickle(options.checkpoint)
+        if is_pack(loaded):
+            pack = take_pack(options.checkpoint, loaded)
+            write_pack(pack, options.out)
+            texts = "with" if "texts" in pack.tensors else "without"
+            print(f"{options.out}: {len(pack.tensors['input_embeddings'])} pairs of embeddings, {texts} texts")
+            return 0
+        exported = take_checkpoint(options.checkpoint, loaded, not options.without_optimizer)
         if options.mapper:
             mapper = load_mapper(options.mapper)
             twice = sorted(mapper.keys() & exported.tensors.keys())

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .tensors import listing
+from ..tensors import listing
 
 PREFIX = "text_decoder."
 _SHARED = "t5_model.shared.weight"

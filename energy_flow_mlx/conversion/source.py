@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .tensors import check_finite, check_memory, read_header, read_tensors
+from ..tensors import check_finite, check_memory, read_header, read_tensors
 
 EXPORT_HINT = (
     "reading a .pt file needs torch: pip install torch, or run scripts/export_torch_checkpoint.py where torch is "

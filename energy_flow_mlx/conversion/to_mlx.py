@@ -9,9 +9,10 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import EnergyConfig
-from ..data.tokeniser import WordPieceTokeniser
+from ..data.tokeniser import Tokeniser
 from ..files import write_folder
 from ..models.energy_flow import EnergyFlow
+from ..tensors import as_dtype, listing
 from ..torch_keys import from_torch, to_torch
 from ..training.optimiser import freeze_unreached, named_arrays
 from .decoder import PREFIX, recover_t5_config
@@ -19,7 +20,6 @@ from .moments import BETAS, EPS, Moments, moments_from_torch, read_moments, to_o
 from .settings import RECORD, Shapes, config_from_torch
 from .source import Source
 from .summary import Row, by_module, rows_of
-from .tensors import as_dtype, listing
 
 PARTS = {"mapper": "input_mapper.", "collector": "output_collector.", "text_encoder": "text_encoder."}
 
@@ -149,7 +149,7 @@ def write(conversion: Conversion, folder: Path, tokeniser: Path | None) -> list[
     check_empty(folder)
     model, training = conversion.model, conversion.source.training
     if tokeniser is not None:
-        model.text_encoder.tokeniser = WordPieceTokeniser.from_file(tokeniser)
+        model.text_encoder.tokeniser = Tokeniser.from_file(tokeniser)
         size, rows = model.text_encoder.tokeniser.vocab_size, model.config.text_vocab_size
         if size > rows:
             raise ValueError(f"{tokeniser}: {size} entries, the token embedding has {rows} rows")

@@ -11,13 +11,13 @@ import numpy as np
 from ..config import EnergyConfig
 from ..files import resolve, write_folder
 from ..models.energy_flow import EnergyFlow
+from ..tensors import check_finite, read_header, read_tensors
 from ..torch_keys import to_torch
 from ..training.optimiser import named_arrays
 from .decoder import PREFIX
 from .settings import RECORD, config_to_torch, fields_beside, notes_for_torch
 from .source import read_json, require_torch
 from .summary import Row, rows_of
-from .tensors import check_finite, read_header, read_tensors
 from .to_mlx import check_empty
 from .torch_optimiser import in_torch_order, torch_optimiser
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from ..config import EnergyConfig
 from ..files import resolve
+from ..tensors import read_metadata, read_tensors
 from .decoder import PREFIX
 from .moments import BETAS, EPS, Moments, from_optimiser_state, moments_to_torch
 from .summary import by_module
-from .tensors import read_metadata, read_tensors
 
 # The order of torch's `parameters()`; numbers in a key sort by value.
 _ORDER = (

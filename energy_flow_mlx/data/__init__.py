@@ -1,12 +1,15 @@
-"""Data: the built-in corpus, teachers, the tokeniser, and the interface through which pairs reach training."""
+"""Data: the built-in corpus, teachers, tokenisers, and the interface through which pairs reach training."""
 
 from .corpus import Splits, TextPair, corpus_size, generate_pairs, split_pairs
+from .fit import check_fit
 from .source import ArrayPairs, EpochOrder, PairBatch, PairData, PairDataset, built_in_data, open_data
-from .teacher import HashedNgramTeacher, Teacher
-from .tokeniser import TokenBatch, WordPieceTokeniser
+from .teacher import EncoderTeacher, HashedNgramTeacher, Teacher, open_teacher
+from .text_cache import TextCache
+from .tokeniser import TokenBatch, Tokeniser, WordPieceTokeniser, open_tokeniser
 
 __all__ = [
     "ArrayPairs",
+    "EncoderTeacher",
     "EpochOrder",
     "HashedNgramTeacher",
     "PairBatch",
@@ -14,12 +17,17 @@ __all__ = [
     "PairDataset",
     "Splits",
     "Teacher",
+    "TextCache",
     "TextPair",
     "TokenBatch",
+    "Tokeniser",
     "WordPieceTokeniser",
     "built_in_data",
+    "check_fit",
     "corpus_size",
     "generate_pairs",
     "open_data",
+    "open_teacher",
+    "open_tokeniser",
     "split_pairs",
 ]

@@ -1,7 +1,8 @@
 """The one interface through which data reaches training: batches of embeddings and tokens, asked for by index."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from .checks import check_int
 from .corpus import TextPair, generate_pairs, split_pairs
 from .teacher import HashedNgramTeacher, Teacher
-from .tokeniser import TokenBatch, WordPieceTokeniser
+from .tokeniser import TokenBatch, Tokeniser
 
 
 class PairBatch(NamedTuple):
@@ -47,8 +48,9 @@ class PairData(NamedTuple):
     train: PairDataset
     validation: PairDataset
     test: PairDataset
-    tokeniser: WordPieceTokeniser
+    tokeniser: Tokeniser | None  # None: pairs without texts
     name: str  # source, seed and teacher
+    fingerprint: str = ""  # differs between data sets; a run resumes on the one it began with
 
 
 class ArrayPairs:
@@ -87,7 +89,7 @@ class ArrayPairs:
 
     @classmethod
     def embed(
-        cls, pairs: Sequence[TextPair], teacher: Teacher, tokeniser: WordPieceTokeniser, max_length: int
+        cls, pairs: Sequence[TextPair], teacher: Teacher, tokeniser: Tokeniser, max_length: int
     ) -> "ArrayPairs":
         """Embed and tokenise pairs of texts; `max_length` is T."""
         inputs, targets = [pair.input for pair in pairs], [pair.target for pair in pairs]
@@ -107,24 +109,30 @@ class ArrayPairs:
             TypeError: `indices` are no integers in one dimension.
             IndexError: an index is outside 0..N-1.
         """
-        indices = np.asarray(indices)
-        if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-            raise TypeError(f"indices must be integers [B], got {indices.dtype} {list(indices.shape)}")
-        outside = (indices < 0) | (indices >= len(self))
-        if outside.any():
-            raise IndexError(f"indices must be from 0 to {len(self) - 1}, got {indices[outside][0]}")
+        indices = check_indices(indices, len(self))
         return PairBatch(
             self._input[indices],
             self._target[indices],
             self._tokens.input_ids[indices],
             self._tokens.attention_mask[indices],
-            indices.astype(np.int64),
+            indices,
         )
 
     def texts(self, index: int) -> TextPair:
         if not 0 <= index < len(self):
             raise IndexError(f"index must be from 0 to {len(self) - 1}, got {index}")
         return self._pairs[index]
+
+
+def check_indices(indices: Any, count: int) -> NDArray[np.int64]:
+    """`indices` [B], all in 0..count-1. Raises TypeError and IndexError, as `ArrayPairs.batch`."""
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+        raise TypeError(f"indices must be integers [B], got {indices.dtype} {list(indices.shape)}")
+    outside = (indices < 0) | (indices >= count)
+    if outside.any():
+        raise IndexError(f"indices must be from 0 to {count - 1}, got {indices[outside][0]}")
+    return indices.astype(np.int64)
 
 
 class EpochOrder:
@@ -175,7 +183,7 @@ def built_in_data(
     dim: int,
     vocab_size: int,
     max_length: int,
-    tokeniser: WordPieceTokeniser | None = None,
+    tokeniser: Tokeniser | None = None,
 ) -> PairData:
     """The built-in corpus, embedded by the hashed n-gram teacher. No premise stands in two parts; hypotheses may.
 
@@ -194,14 +202,11 @@ def built_in_data(
     total = sum(check_int(name, size, 1) for name, size in sizes.items())
     splits = split_pairs(generate_pairs(total, seed), validation, test, seed)
     if tokeniser is None:
-        tokeniser = WordPieceTokeniser.train([text for pair in splits.train for text in pair], vocab_size)
+        tokeniser = Tokeniser.train([text for pair in splits.train for text in pair], vocab_size)
     teacher = HashedNgramTeacher(dim)
     parts = [ArrayPairs.embed(pairs, teacher, tokeniser, max_length) for pairs in splits]
     name = f"builtin (seed {seed}, teacher {teacher.name})"
-    return PairData(train=parts[0], validation=parts[1], test=parts[2], tokeniser=tokeniser, name=name)
-
-
-_SOURCES: dict[str, Callable[..., PairData]] = {"builtin": built_in_data}
+    return PairData(parts[0], parts[1], parts[2], tokeniser, name, fingerprint=name)
 
 
 def open_data(
@@ -214,24 +219,32 @@ def open_data(
     dim: int,
     vocab_size: int,
     max_length: int,
-    tokeniser: WordPieceTokeniser | None = None,
+    tokeniser: Tokeniser | None = None,
 ) -> PairData:
     """The data that `spec` names; the other arguments are those of `built_in_data`.
 
+    Args:
+        spec: builtin; a dataset folder, all of whose pairs are used in the parts that it has; or a data file, which is
+            split with `validation`, `test` and `seed` (see `stream.file_data`).
+
     Raises:
-        ValueError: an unknown `spec`; the text lists what is accepted.
+        FileNotFoundError: a file of the folder is missing.
+        ValueError: there is no such data, or it is damaged or does not fit; the text lists what is accepted.
     """
-    if spec not in _SOURCES:
-        raise ValueError(f"data must be one of {', '.join(sorted(_SOURCES))}, got {spec!r}")
-    return _SOURCES[spec](
-        train=train,
-        validation=validation,
-        test=test,
-        seed=seed,
-        dim=dim,
-        vocab_size=vocab_size,
-        max_length=max_length,
-        tokeniser=tokeniser,
+    if spec == "builtin":
+        return built_in_data(train, validation, test, seed, dim, vocab_size, max_length, tokeniser)
+    from .stream import file_data, folder_data  # they give what this module defines
+
+    path = Path(spec)
+    if path.is_dir():
+        return folder_data(path, dim=dim, vocab_size=vocab_size, max_length=max_length, tokeniser=tokeniser)
+    if path.is_file():
+        return file_data(
+            path, validation=validation, test=test, seed=seed, dim=dim, vocab_size=vocab_size, max_length=max_length,
+            tokeniser=tokeniser,
+        )  # fmt: skip
+    raise ValueError(
+        f"data must be builtin, a folder that `python -m energy_flow_mlx.dataset build` made, or a data file, got {spec!r}"
     )
 
 

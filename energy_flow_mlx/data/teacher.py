@@ -1,22 +1,19 @@
 """Teachers: what turns a text into the embedding that the model learns from."""
 
-import hashlib
-import re
-import unicodedata
+import os
 from collections.abc import Sequence
-from functools import lru_cache
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import EMPTY_TEXT, check_int, check_texts
+from .encoder_teacher import EncoderTeacher
+from .hashed_ngram import HashedNgramTeacher
 
-_BUCKETS = 8192
-_WORD = re.compile(r"\w+")
-# Longest run of rows that one gather copies; bounds the memory that a very long text takes.
-_BLOCK = 4096
+__all__ = ["EncoderTeacher", "HashedNgramTeacher", "Teacher", "open_teacher"]
+
+BUILT_IN = "builtin"
+_BUILT_IN_DIM = 768
 
 
 class Teacher(Protocol):
@@ -29,106 +26,56 @@ class Teacher(Protocol):
 
     @property
     def name(self) -> str:
-        """Says which teacher this is, with everything that its embeddings depend on."""
+        """Says which teacher this is, for people: two teachers of one name may differ in their weights."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that the embeddings depend on; the same in every process and on every machine."""
         ...
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N, E], each row of length 1."""
+        """[N, E], finite; each row of length 1, unless the teacher was opened with `normalise=False`."""
         ...
 
 
-class HashedNgramTeacher:
-    """A fixed hashed n-gram projection. This is a hashing projection of words and letters, not a language model.
-
-    It needs no download, and it knows no meaning: texts are close when they share words, neighbouring words or letters.
-    Every n-gram is hashed to one of 8192 rows r of fixed Gaussian numbers. With n distinct words and m distinct pairs
-    of neighbouring words,
-
-        v = 1/sqrt(n) Σ_words (r(word) + l(word)) + 1/(2 sqrt(m)) Σ_pairs r(pair),    l(word) = 1/sqrt(t) Σ r(trigram)
-
-    over the t trigrams of the word; the embedding is v divided by its length. A word or pair counts once however
-    often it stands in the text, so that articles do not drown the rest. Words are runs of letters and digits of the
-    text in NFKC form and case-folded (of a text without any: what stands between white space); trigrams are those of
-    "<word>". An empty text is embedded as the text "empty".
+def open_teacher(
+    spec: str | os.PathLike[str],
+    *,
+    dim: int | None = None,
+    pooling: str = "mean",
+    normalise: bool = True,
+    dtype: str = "float32",
+    max_length: int = 128,
+) -> Teacher:
+    """The teacher that `spec` names.
 
     Args:
-        dim: size of an embedding, E, at least 1.
-        seed: of the Gaussian rows, from 0 to 2**32 - 1.
+        spec: "builtin" (HashedNgramTeacher), the path of a Hugging Face folder with a BERT or DistilBERT encoder
+            (config.json, model.safetensors, tokenizer.json), or the hub id of one, such as "distilbert-base-uncased".
+            Hub files are cached and then used without network.
+        dim: E. "builtin" makes this size (None: 768); of an encoder it is what the caller expects (None: any).
+        pooling: "mean" over the tokens of the text, or "cls", the first one.
+        normalise: scale each embedding to length 1.
+        dtype: of weights and products inside: "float32", "float16" or "bfloat16".
+        max_length: tokens of a text; longer ones are cut. "builtin" has no tokens and reads every text whole.
 
     Raises:
-        TypeError, ValueError: an argument is no integer or out of range.
+        FileNotFoundError: no such folder, and not to be had from the hub; says what to download and where to put it.
+        TypeError, ValueError: an argument is not accepted, files are damaged or of another kind of model, or `dim` is not
+            the encoder's. Names the argument or file, what came and what is accepted.
     """
-
-    def __init__(self, dim: int = 768, seed: int = 0) -> None:
-        self._dim = check_int("dim", dim, 1)
-        self._seed = check_int("seed", seed, 0, 2**32 - 1)
-        # RandomState, because NumPy froze its streams; those of Generator may change between versions.
-        rows = np.random.RandomState(self._seed).standard_normal((_BUCKETS, self._dim))
-        self._rows: NDArray[np.float32] = rows.astype(np.float32)  # [buckets, E]
-        self._word = lru_cache(maxsize=8192)(self._embed_word)
-        self._bigram = lru_cache(maxsize=65536)(_bigram_bucket)
-
-    @property
-    def dim(self) -> int:
-        return self._dim
-
-    @property
-    def name(self) -> str:
-        return f"hashed-ngram-{self._dim}-seed{self._seed}"
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts.
-
-        Args:
-            texts: N strings.
-
-        Returns:
-            [N, E], each row of length 1.
-
-        Raises:
-            TypeError, ValueError: `texts` is no list of valid strings; the text names the index.
-        """
-        checked = check_texts("texts", texts)
-        embeddings = np.empty((len(checked), self._dim), dtype=np.float32)
-        for index, text in enumerate(checked):
-            embeddings[index] = self._embed_text(text)
-        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-        return embeddings
-
-    def _embed_text(self, text: str) -> NDArray[np.float32]:
-        folded = unicodedata.normalize("NFKC", text).casefold()
-        words = _WORD.findall(folded) or folded.split() or [EMPTY_TEXT]
-        # Dictionaries, not sets: the order of a sum decides its last bits, and a set's order differs between processes.
-        distinct = list(dict.fromkeys(words))
-        bigrams = list(dict.fromkeys(pairwise(words)))
-        vector = np.zeros(self._dim, dtype=np.float32)
-        for start in range(0, len(distinct), _BLOCK):
-            vector += np.add.reduce([self._word(word) for word in distinct[start : start + _BLOCK]])
-        vector /= np.sqrt(len(distinct), dtype=np.float32)
-        if bigrams:
-            buckets = [self._bigram(first, second) for first, second in bigrams]
-            vector += self._sum_rows(buckets) * np.float32(0.5 / np.sqrt(len(bigrams)))
-        return vector
-
-    def _embed_word(self, word: str) -> NDArray[np.float32]:
-        framed = f"<{word}>"
-        trigrams = [_bucket("c", framed[start : start + 3]) for start in range(len(framed) - 2)]
-        letters = self._sum_rows(trigrams) / np.sqrt(len(trigrams), dtype=np.float32)
-        vector: NDArray[np.float32] = self._rows[_bucket("w", word)] + letters
-        return vector
-
-    def _sum_rows(self, buckets: list[int]) -> NDArray[np.float32]:
-        total = np.zeros(self._dim, dtype=np.float32)
-        for start in range(0, len(buckets), _BLOCK):
-            total += np.add.reduce(self._rows[buckets[start : start + _BLOCK]])
-        return total
-
-
-def _bucket(kind: str, ngram: str) -> int:
-    """The row of an n-gram. BLAKE2, because Python's own hash of a string differs between processes."""
-    digest = hashlib.blake2b(f"{kind} {ngram}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % _BUCKETS
-
-
-def _bigram_bucket(first: str, second: str) -> int:
-    return _bucket("b", f"{first} {second}")
+    spec = os.fspath(spec)
+    if spec != BUILT_IN:
+        teacher = EncoderTeacher.open(spec, pooling=pooling, normalise=normalise, dtype=dtype, max_length=max_length)
+        if dim is not None and dim != teacher.dim:
+            raise ValueError(f"dim={dim} came, the embeddings of {teacher.name} have {teacher.dim} numbers")
+        return teacher
+    for argument, value, accepted in (
+        ("pooling", pooling, "mean"),
+        ("normalise", normalise, True),
+        ("dtype", dtype, "float32"),
+    ):
+        if value != accepted:
+            raise ValueError(f"{argument}={value!r} is not accepted with the teacher {BUILT_IN}: it takes {accepted!r}")
+    return HashedNgramTeacher(_BUILT_IN_DIM if dim is None else dim)

@@ -1,7 +1,11 @@
-"""The WordPiece tokeniser: text <-> ids of a fixed length."""
+"""Tokenisers: text <-> ids of a fixed length."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +14,19 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from ..files import write_aside
-from .checks import check_int, check_texts
+from .checks import EMPTY_TEXT, check_int, check_texts
+from .corpus import generate_pairs
+from .model_files import locate
 
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = [PAD, UNKNOWN, START, END, MASK]  # ids 0 to 4 of a trained tokeniser
+# What other tokenisers call their padding; after them the ends of text that padding is made of where there is none. Padding
+# is masked, so any entry serves.
+_PADDINGS = (PAD, "<pad>", "<|pad|>", "<|padding|>", "<PAD>", "</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 _CONTINUES = "##"
+WHITESPACE = "whitespace"
+_MOST_ENTRIES = 2**31 - 1  # ids are int32
+_FILE = "tokenizer.json"
 # [CLS], one token, [SEP]
 _SHORTEST = 3
 
@@ -26,22 +38,38 @@ class TokenBatch(NamedTuple):
     attention_mask: NDArray[np.int32]  # [N, T], 1 on tokens, 0 on padding
 
 
-class WordPieceTokeniser:
-    """BERT's WordPiece: lower case, split at white space and punctuation, longest known pieces, `[CLS] text [SEP]`.
+class Tokeniser:
+    """Ids by any tokeniser of the `tokenizers` library that has a padding token.
 
-    Made by `train` or `from_file`; works with every `tokenizer.json` whose vocabulary has a `[PAD]` token.
+    `train` and `whitespace` learn a vocabulary, `from_file` reads a `tokenizer.json`, `open_tokeniser` finds one.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        pad_id = tokenizer.token_to_id(PAD)
-        if pad_id is None:
-            raise ValueError(f"tokenizer: its vocabulary of {tokenizer.get_vocab_size()} tokens has no {PAD}")
+        names = [tokenizer.padding["pad_token"]] if tokenizer.padding else []
+        pads = [name for name in (*names, *_PADDINGS) if tokenizer.token_to_id(name) is not None]
+        if not pads:
+            raise ValueError(
+                f"tokenizer: its vocabulary of {tokenizer.get_vocab_size()} tokens has no {PAD}, nor another padding: "
+                f"{', '.join(_PADDINGS[1:])}"
+            )
+        largest = max(tokenizer.get_vocab().values())
+        if largest >= _MOST_ENTRIES:
+            raise ValueError(f"tokenizer: its largest id is {largest}; accepted are ids under {_MOST_ENTRIES}")
+        self._pad = pads[0]
+        # Lengths belong to a call, not to the file. The name of its padding stays, because it may be none of ours.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        if names:
+            tokenizer.enable_padding(pad_id=tokenizer.token_to_id(self._pad), pad_token=self._pad)
+        self._json: str = tokenizer.to_str(pretty=True)
         self._tokenizer = tokenizer
-        self._pad_id: int = pad_id
+        self.encode([EMPTY_TEXT], 128)  # a file can load and yet frame every text with tokens that it does not have
 
     @classmethod
-    def train(cls, texts: Sequence[str], vocab_size: int) -> "WordPieceTokeniser":
-        """Learn the pieces from texts. The same texts give the same vocabulary, in every process.
+    def train(cls, texts: Sequence[str], vocab_size: int) -> "Tokeniser":
+        """Learn BERT's WordPiece: lower case, split at white space and punctuation, longest known pieces, [CLS] text [SEP].
+
+        The same texts give the same vocabulary, in every process.
 
         Args:
             texts: the corpus, in any order.
@@ -72,20 +100,39 @@ class WordPieceTokeniser:
         return cls(_bert(models.WordPiece(vocabulary, unk_token=UNKNOWN)))
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> "WordPieceTokeniser":
+    def whitespace(cls, texts: Sequence[str], vocab_size: int) -> "Tokeniser":
+        """The most frequent words of texts, as white space separates them, case and punctuation included; for smoke tests.
+
+        Args:
+            texts: the corpus, in any order.
+            vocab_size: the most entries to make, special tokens included.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong kind.
+        """
+        vocab_size = check_int("vocab_size", vocab_size, len(SPECIAL_TOKENS) + 1)
+        counts = Counter(word for text in check_texts("texts", texts) for word in text.split())
+        for special in SPECIAL_TOKENS:
+            del counts[special]
+        words = sorted(counts, key=lambda word: (-counts[word], word))[: vocab_size - len(SPECIAL_TOKENS)]
+        vocabulary = {word: id for id, word in enumerate(SPECIAL_TOKENS + words)}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return cls(_framed(tokenizer))
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> "Tokeniser":
         """Load a `tokenizer.json`.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is not a tokeniser, or has no `[PAD]` token.
+            ValueError: the file is not a tokeniser, or has no padding token.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no tokeniser at {path}: expected a tokenizer.json")
-        try:
+        with _library_errors(f"{path} is not a tokenizer.json"):
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for text that it cannot parse
-            raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
         try:
             return cls(tokenizer)
         except ValueError as error:
@@ -93,20 +140,22 @@ class WordPieceTokeniser:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a `tokenizer.json` that the `tokenizers` library reads, aside first and then renamed."""
-        copy = Tokenizer.from_str(self._tokenizer.to_str())
-        copy.no_truncation()  # lengths belong to a call, not to the file
-        copy.no_padding()
-        write_aside(path, lambda aside: aside.write_text(copy.to_str(pretty=True), encoding="utf-8"))
+        write_aside(path, lambda aside: aside.write_text(self._json, encoding="utf-8"))
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """Rows that an embedding table needs: one more than the largest id."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the `tokenizer.json`: the same for two tokenisers that were saved alike."""
+        return hashlib.blake2b(self._json.encode(), digest_size=16).hexdigest()
+
     def encode(self, texts: Sequence[str], max_length: int) -> TokenBatch:
         """Texts -> ids, cut or padded to exactly `max_length`, so that shapes stay static.
 
-        An empty or white-space text is encoded as "empty".
+        An empty or white-space text, and one in which the tokeniser finds no token, is encoded as "empty".
 
         Args:
             texts: N strings.
@@ -117,14 +166,25 @@ class WordPieceTokeniser:
         """
         max_length = check_int("max_length", max_length, _SHORTEST)
         checked = check_texts("texts", texts)
-        self._tokenizer.enable_truncation(max_length)
-        self._tokenizer.enable_padding(length=max_length, pad_id=self._pad_id, pad_token=PAD)
-        encodings = self._tokenizer.encode_batch_fast(checked)
-        shape = (len(checked), max_length)
-        return TokenBatch(
-            np.array([encoding.ids for encoding in encodings], dtype=np.int32).reshape(shape),
-            np.array([encoding.attention_mask for encoding in encodings], dtype=np.int32).reshape(shape),
-        )
+        batch = self._encode(checked, max_length)
+        blank = np.flatnonzero(~batch.attention_mask.any(axis=1))
+        if blank.size:
+            empty = self._encode([EMPTY_TEXT], max_length)
+            batch.input_ids[blank], batch.attention_mask[blank] = empty.input_ids, empty.attention_mask
+        return batch
+
+    def _encode(self, texts: list[str], max_length: int) -> TokenBatch:
+        pad_id = self._tokenizer.token_to_id(self._pad)
+        with _library_errors("texts: this tokeniser cannot encode them"):
+            self._tokenizer.enable_truncation(max_length)
+            self._tokenizer.enable_padding(length=max_length, pad_id=pad_id, pad_token=self._pad)
+            encodings = self._tokenizer.encode_batch_fast(texts)
+        shape = (len(texts), max_length)
+        ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64).reshape(shape)
+        if ids.size and ids.max() >= self.vocab_size:
+            raise ValueError(f"tokenizer: it gives the id {ids.max()}, its vocabulary has {self.vocab_size} entries")
+        mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int32).reshape(shape)
+        return TokenBatch(ids.astype(np.int32), mask)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """The text of one row of ids, without special tokens.
@@ -138,11 +198,58 @@ class WordPieceTokeniser:
         return text
 
 
+# One class for every kind; by this name where WordPiece is what is meant.
+WordPieceTokeniser = Tokeniser
+
+
+@contextmanager
+def _library_errors(words: str) -> Iterator[None]:
+    """Turn what the library raises into ValueError: bare Exception, and for files at odds with themselves a panic of its
+    Rust code, which is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ValueError(f"{words}: {error}") from error
+        raise
+
+
+def open_tokeniser(
+    spec: str | os.PathLike[str], *, texts: Sequence[str] | None = None, vocab_size: int | None = None
+) -> Tokeniser:
+    """The tokeniser that `spec` names.
+
+    Args:
+        spec: a `tokenizer.json`, a folder that holds one, a hub id, or "whitespace".
+        texts: the words of "whitespace" come from them; None: from the sentences that the package generates, so that of
+            other texts most words are unknown.
+        vocab_size: the most entries of "whitespace", special tokens included; None: every word.
+
+    Raises:
+        FileNotFoundError: no such file, and not to be had from the hub; says what to download and where to put it.
+        TypeError, ValueError: the file is no tokeniser, or an argument is not accepted.
+    """
+    spec = os.fspath(spec)
+    if spec == WHITESPACE:
+        words = [text for pair in generate_pairs(20_000, 0) for text in pair] if texts is None else texts
+        return Tokeniser.whitespace(words, _MOST_ENTRIES if vocab_size is None else vocab_size)
+    if texts is not None or vocab_size is not None:
+        raise ValueError(f"texts and vocab_size are for the tokeniser {WHITESPACE} alone, got {spec!r}")
+    if spec.endswith(".json") or Path(spec).is_file():
+        return Tokeniser.from_file(spec)
+    return Tokeniser.from_file(locate("tokeniser", spec, [_FILE]) / _FILE)
+
+
 def _bert(model: models.Model) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix=_CONTINUES)
+    return _framed(tokenizer)
+
+
+def _framed(tokenizer: Tokenizer) -> Tokenizer:
+    """With the special tokens under their ids, and texts as `[CLS] text [SEP]`."""
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     start, end = SPECIAL_TOKENS.index(START), SPECIAL_TOKENS.index(END)
     tokenizer.post_processor = processors.TemplateProcessing(

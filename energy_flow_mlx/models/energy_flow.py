@@ -10,9 +10,11 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..config import EnergyConfig
-from ..data.tokeniser import WordPieceTokeniser
+from ..data.fit import check_fit
+from ..data.tokeniser import Tokeniser
 from ..files import resolve, write_folder
 from ..nn.precision import DTYPES, weights_in
+from ..tensors import check_shapes
 from .carrier import EnergyCarrier
 from .collector import OutputCollector
 from .mapper import EmbeddingMapper
@@ -113,24 +115,15 @@ class EnergyFlow(nn.Module):
         path = resolve(folder, "model.safetensors")
         loaded = mx.load(str(path), return_metadata=True)
         weights, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
-        _check_fit(path, weights, dict(tree_flatten(model.parameters())))
+        parameters = dict(tree_flatten(model.parameters()))
+        found, wanted = ({name: array.shape for name, array in tree.items()} for tree in (weights, parameters))
+        check_shapes(path, found, wanted)
         model.load_weights(list(weights.items()))
         model.trained_steps = int(metadata.get("trained_steps", 0))
         tokeniser = resolve(folder, "tokenizer.json")
         if tokeniser.is_file():
-            model.text_encoder.tokeniser = WordPieceTokeniser.from_file(tokeniser)
+            model.text_encoder.tokeniser = Tokeniser.from_file(tokeniser)
+            check_fit(model.config, str(tokeniser), vocab_size=model.text_encoder.tokeniser.vocab_size)
         model.eval()
         mx.eval(model.parameters())
         return model
-
-
-def _check_fit(path: Path, weights: dict[str, mx.array], wanted: dict[str, mx.array]) -> None:
-    faults = [f"{name} is missing" for name in wanted if name not in weights]
-    faults += [f"{name} is unknown" for name in weights if name not in wanted]
-    faults += [
-        f"{name} has shape {tuple(weights[name].shape)}, config.json asks for {tuple(array.shape)}"
-        for name, array in wanted.items()
-        if name in weights and weights[name].shape != array.shape
-    ]
-    if faults:
-        raise ValueError(f"{path} does not fit its config.json: " + "; ".join(faults))

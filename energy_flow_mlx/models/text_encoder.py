@@ -4,9 +4,13 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
 
 from ..config import EnergyConfig
-from ..data.tokeniser import WordPieceTokeniser
+from ..data.checks import check_texts
+from ..data.text_cache import ModelFingerprint, TextCache
+from ..data.tokeniser import Tokeniser
 from ..nn import PositionalEncoding, TransformerEncoder, run
 from ..ops.masked_mean import masked_mean
 from .shapes import expect_shape
@@ -33,7 +37,9 @@ class TextToCubeEncoder(nn.Module):
             nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), nn.Dropout(0.1),
             nn.Linear(dim, config.surface_dim), nn.Tanh(),
         ]  # fmt: skip
-        self.tokeniser: WordPieceTokeniser | None = None
+        self.tokeniser: Tokeniser | None = None
+        self._heads, self._surface_dim = config.text_num_heads, config.surface_dim
+        self._weights = ModelFingerprint()
 
     def __call__(self, input_ids: mx.array, attention_mask: mx.array) -> mx.array:
         """input_ids [B, T] in 0..vocab-1, attention_mask [B, T] (non-zero: a token) -> surfaces [B, S]."""
@@ -43,13 +49,50 @@ class TextToCubeEncoder(nn.Module):
         x = self.transformer_encoder(x, attention_mask.astype(mx.bool_))
         return run(self.surface_projection, masked_mean(x, attention_mask))
 
-    def encode(self, texts: Sequence[str], max_length: int = 128) -> mx.array:
+    def encode(self, texts: Sequence[str], max_length: int = 128, cache: TextCache | None = None) -> mx.array:
         """Texts -> surfaces [B, S]. Longer texts are cut to max_length tokens; an empty one is read as "empty".
 
+        Args:
+            cache: where surfaces are looked up and kept; only in evaluation mode, and without gradients.
+
         Raises:
-            ValueError: there is no tokeniser.
+            ValueError: there is no tokeniser, it has more entries than the token embedding, or a cache is given while
+                dropout makes every surface another one.
         """
+        tokeniser = self._fitting_tokeniser()
+        checked = check_texts("texts", texts)
+        if not checked:
+            return mx.zeros((0, self._surface_dim), self.token_embedding.weight.dtype)
+        if cache is None:
+            return self._encode(tokeniser, checked, max_length)
+        if self.training:
+            raise ValueError("cache: surfaces vary in training mode, with dropout; call eval() first")
+
+        def compute(missing: list[str]) -> np.ndarray:
+            return np.array(self._encode(tokeniser, missing, max_length).astype(mx.float32))
+
+        surfaces = cache.surfaces(f"{self.fingerprint()} {max_length}", checked, compute)
+        return mx.array(surfaces).astype(self.token_embedding.weight.dtype)
+
+    def fingerprint(self) -> str:
+        """A hash of everything that a surface depends on beside the text and its length: weights, heads, tokeniser.
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        weights = self._weights.of(dict(tree_flatten(self.parameters())))
+        return f"{weights} {self._heads} {self._fitting_tokeniser().fingerprint}"
+
+    def _fitting_tokeniser(self) -> Tokeniser:
         if self.tokeniser is None:
             raise ValueError("tokeniser: None; set text_encoder.tokeniser, or load a folder that holds tokenizer.json")
-        tokens = self.tokeniser.encode(texts, max_length)
+        rows = self.token_embedding.weight.shape[0]
+        if self.tokeniser.vocab_size > rows:
+            raise ValueError(
+                f"tokeniser: it has {self.tokeniser.vocab_size} vocabulary entries, the token embedding has {rows}"
+            )
+        return self.tokeniser
+
+    def _encode(self, tokeniser: Tokeniser, texts: list[str], max_length: int) -> mx.array:
+        tokens = tokeniser.encode(texts, max_length)
         return self(mx.array(tokens.input_ids), mx.array(tokens.attention_mask))

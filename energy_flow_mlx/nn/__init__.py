@@ -1,12 +1,15 @@
 """Layers that the models share and that `mlx.nn` lacks or shapes otherwise."""
 
 from .attention import MultiHeadAttention
+from .bert import BertEncoder, BertSettings
 from .gru import GRUCell
 from .positional import PositionalEncoding
 from .sequence import run
 from .transformer import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
+    "BertEncoder",
+    "BertSettings",
     "GRUCell",
     "MultiHeadAttention",
     "PositionalEncoding",

@@ -40,27 +40,27 @@ class TrainerState:
     loss_scale: float = 0.0  # of a float16 run; 0: at its start
     loss_scale_good: int = 0
     skipped_steps: int = 0
+    data_fingerprint: str = ""  # empty where it is not known, as after a conversion
 
 
 def save(run: Path, model: EnergyFlow, optimiser: optim.Optimizer, config: EnergyConfig, state: TrainerState) -> None:
     """Replace the checkpoint in `run`. A kill at any moment leaves the old one or the new one."""
     tokeniser = model.text_encoder.tokeniser
-    if tokeniser is None:
+    if tokeniser is None and config.text_loss_weight:
         raise CheckpointError(f"{run}: the model has no tokeniser to save; set text_encoder.tokeniser")
     optimiser_arrays = named_arrays(optimiser.state)
     trainer = json.dumps(_to_json(dataclasses.asdict(state)), indent=1) + "\n"
-    write_folder(
-        run,
-        {
-            "config.json": config.to_json,
-            "model.safetensors": model.save_weights_with_steps,
-            "tokenizer.json": tokeniser.save,
-            "optimizer.safetensors": lambda path: mx.save_safetensors(
-                str(path), optimiser_arrays, metadata={"trained_steps": str(state.step)}
-            ),
-            "trainer.json": lambda path: path.write_text(trainer, encoding="utf-8"),
-        },
-    )
+    writers = {
+        "config.json": config.to_json,
+        "model.safetensors": model.save_weights_with_steps,
+        "optimizer.safetensors": lambda path: mx.save_safetensors(
+            str(path), optimiser_arrays, metadata={"trained_steps": str(state.step)}
+        ),
+        "trainer.json": lambda path: path.write_text(trainer, encoding="utf-8"),
+    }
+    if tokeniser is not None:
+        writers["tokenizer.json"] = tokeniser.save
+    write_folder(run, writers)
 
 
 def require(run: Path) -> None:
@@ -73,6 +73,8 @@ def require(run: Path) -> None:
         raise FileNotFoundError(f"{run} is no folder: --resume takes the folder of a run")
     settle(run)
     missing = [name for name in FILES if not (run / name).is_file()]
+    if missing == ["tokenizer.json"] and not EnergyConfig.from_json(run / "config.json").text_loss_weight:
+        return  # trained on data without texts
     if missing:
         raise FileNotFoundError(f"{run} holds no checkpoint to resume: {', '.join(missing)} missing")
 

@@ -16,8 +16,8 @@ import torch
 from convert.checkpoints import ODD, Modules, checkpoint
 from safetensors.torch import load_file
 
-from energy_flow_mlx import EnergyFlow
-from energy_flow_mlx.conversion import export_torch_checkpoint, tensors
+from energy_flow_mlx import EnergyFlow, tensors
+from energy_flow_mlx.conversion import export_torch_checkpoint
 from energy_flow_mlx.conversion.source import read_source
 from energy_flow_mlx.convert import main
 

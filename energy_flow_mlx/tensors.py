@@ -6,6 +6,7 @@ import os
 import struct
 import sys
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,14 @@ WARN_BYTES = 2 * 2**30
 _DTYPES = {
     name: np.dtype(code)
     for name, code in {
-        "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U64": "<u8", "U32": "<u4"
+        "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U64": "<u8", "U32": "<u4",
+        "U8": "<u1",
     }.items()
 }  # fmt: skip
+FLOATS = ("F64", "F32", "F16", "BF16")
 # A number that the file itself gives: a damaged file must not make us read more than a real header could hold.
 _HEADER_LIMIT = 100 * 2**20
+_MOST_DIMENSIONS = 64  # NumPy's limit
 
 
 class Header(NamedTuple):
@@ -55,17 +59,22 @@ def read_header(path: Path) -> Header:
     try:
         entries: dict[str, Any] = json.loads(text)
         metadata = entries.pop("__metadata__", {})
-        shapes = {key: tuple(int(n) for n in entry["shape"]) for key, entry in entries.items()}
+        shapes = {key: _whole_numbers(entry["shape"]) for key, entry in entries.items()}
         dtypes = {key: str(entry["dtype"]) for key, entry in entries.items()}
-        ranges = {key: (int(entry["data_offsets"][0]), int(entry["data_offsets"][1])) for key, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        ranges = {key: _whole_numbers(entry["data_offsets"]) for key, entry in entries.items()}
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise TypeError("its __metadata__ is no object of strings")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: its header does not parse: {error!r}") from error
     strange = [f"{key} ({dtype})" for key, dtype in dtypes.items() if dtype not in _DTYPES]
     if strange:
         raise ValueError(
             f"{path}: {', '.join(strange)} have a dtype that is not accepted; accepted are {', '.join(_DTYPES)}"
         )
-    for key, (begin, end) in ranges.items():
+    for key, limits in ranges.items():
+        if len(limits) != 2 or len(shapes[key]) > _MOST_DIMENSIONS or max(shapes[key], default=0) > sys.maxsize:
+            raise ValueError(f"{path}: {key} has an impossible shape or place: {shapes[key]}, {limits}")
+        begin, end = limits
         if (
             min(shapes[key], default=0) < 0
             or begin < 0
@@ -76,8 +85,17 @@ def read_header(path: Path) -> Header:
             )
         if 8 + length + end > size:
             raise ValueError(f"{path}: is cut off: {key} ends at byte {8 + length + end}, the file has {size}")
-    offsets = {key: 8 + length + begin for key, (begin, _) in ranges.items()}
+    edges = sorted((limits[0], limits[1]) for limits in ranges.values())
+    if any(end != begin for (_, end), (begin, _) in pairwise([(0, 0), *edges, (size - 8 - length, size)])):
+        raise ValueError(f"{path}: its tensors overlap, or leave bytes that belong to none")
+    offsets = {key: 8 + length + limits[0] for key, limits in ranges.items()}
     return Header(shapes, dtypes, offsets, metadata, 4 * sum(math.prod(shape) for shape in shapes.values()))
+
+
+def _whole_numbers(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise TypeError(f"{values!r} is no list of whole numbers")
+    return tuple(values)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -91,10 +109,10 @@ def check_memory(path: Path, needed: int, available: int | None = None) -> None:
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > available:
         raise ValueError(
-            f"{path}: converting needs about {needed / 2**30:.1f} GiB of memory, this machine has {available / 2**30:.1f}"
+            f"{path}: reading it needs about {needed / 2**30:.1f} GiB of memory, this machine has {available / 2**30:.1f}"
         )
     if needed > WARN_BYTES:
-        print(f"warning: {path}: converting needs about {needed / 2**30:.1f} GiB of memory", file=sys.stderr)
+        print(f"warning: {path}: reading it needs about {needed / 2**30:.1f} GiB of memory", file=sys.stderr)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -117,6 +135,19 @@ def check_finite(what: str, tensors: Mapping[str, np.ndarray]) -> None:
     bad = [key for key, value in tensors.items() if not np.isfinite(value).all()]
     if bad:
         raise ValueError(f"{what}: NaN or infinity in {listing(bad)}")
+
+
+def check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError that names the parameters that are missing in a weights file, unknown, or of another shape."""
+    faults = [f"{name} is missing" for name in wanted if name not in found]
+    faults += [f"{name} is unknown" for name in found if name not in wanted]
+    faults += [
+        f"{name} has shape {tuple(found[name])}, config.json asks for {tuple(shape)}"
+        for name, shape in wanted.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    if faults:
+        raise ValueError(f"{path} does not fit its config.json: {'; '.join(faults)}")
 
 
 def as_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, mx.array]:

@@ -1,0 +1,155 @@
+"""The teacher made of a BERT or DistilBERT encoder."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ops.masked_mean import masked_mean
+from .bert_folder import FILES, LoadedEncoder, load_encoder
+from .checks import check_int, check_texts
+from .model_files import locate
+from .tokeniser import TokenBatch, Tokeniser
+
+POOLINGS = ("mean", "cls")
+_VERSION = 1  # of what is computed; goes into the fingerprint
+_CHUNK = 4096  # texts tokenised and sorted by length at a time
+_BATCH = 64
+_WIDTH = 8  # batches are as wide as a multiple of it, so that there are few shapes
+
+
+class EncoderTeacher:
+    """Embeds a text as the pooled hidden states of its tokens.
+
+    Texts are sorted by length and batched, so the work goes into tokens rather than padding. A text's embedding does not
+    depend on its company, up to rounding (about 1e-6 in float32).
+
+    Args:
+        loaded: the encoder.
+        tokeniser: made for it.
+        name: says which encoder this is, for people.
+        pooling, normalise, max_length: see `open_teacher`.
+
+    Raises:
+        TypeError, ValueError: an argument is not accepted, or tokeniser and encoder do not fit.
+    """
+
+    def __init__(
+        self, loaded: LoadedEncoder, tokeniser: Tokeniser, name: str, *, pooling: str, normalise: bool, max_length: int
+    ) -> None:
+        settings = loaded.settings
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling={pooling!r} is not accepted: it takes {', '.join(POOLINGS)}")
+        check_int("max_length", max_length, 3)
+        if max_length > settings.positions:
+            raise ValueError(
+                f"max_length={max_length} is over the {settings.positions} positions of {name}: "
+                f"accepted are 3 to {settings.positions}"
+            )
+        if tokeniser.vocab_size > settings.vocab_size:
+            raise ValueError(
+                f"the tokeniser of {name} has {tokeniser.vocab_size} entries, its encoder has {settings.vocab_size}"
+            )
+        self._encoder = loaded.encoder
+        self._tokeniser = tokeniser
+        self._pooling, self._normalise, self._max_length = pooling, bool(normalise), max_length
+        self._dim = settings.dim
+        self._dtype = str(loaded.encoder.token_embedding.weight.dtype).removeprefix("mlx.core.")
+        length = "unit length" if normalise else "own length"
+        self._name = f"{name} ({loaded.kind}, {pooling}, {length}, {self._dtype}, {max_length} tokens)"
+        parts = (_VERSION, loaded.digest, tokeniser.fingerprint, pooling, self._normalise, self._dtype, max_length)
+        self._fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+    @classmethod
+    def open(cls, spec: str, *, pooling: str, normalise: bool, dtype: str, max_length: int) -> "EncoderTeacher":
+        """The teacher in a folder or of a hub id; see `open_teacher`."""
+        folder = locate("teacher", spec, [*FILES, "tokenizer.json"])
+        # Of a folder two parts of the path: many are called "model", and the whole path is the machine's, not the teacher's.
+        name = "/".join(folder.resolve().parts[-2:]) if Path(os.path.expanduser(spec)).is_dir() else spec
+        tokeniser = Tokeniser.from_file(folder / "tokenizer.json")
+        loaded = load_encoder(folder, dtype)
+        return cls(loaded, tokeniser, name, pooling=pooling, normalise=normalise, max_length=max_length)
+
+    @property
+    def dim(self) -> int:
+        return self._dim
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts.
+
+        Args:
+            texts: N strings. An empty one is embedded as the text "empty".
+
+        Returns:
+            [N, E] in float32.
+
+        Raises:
+            TypeError, ValueError: `texts` is no list of valid strings, or an embedding is not finite (float16
+                can overflow); the text names the index.
+        """
+        checked = check_texts("texts", texts)
+        rows = {text: row for row, text in enumerate(dict.fromkeys(checked))}
+        distinct = list(rows)
+        embeddings = np.empty((len(distinct), self._dim), dtype=np.float32)
+        for start in range(0, len(distinct), _CHUNK):
+            embeddings[start : start + _CHUNK] = self._embed_chunk(distinct[start : start + _CHUNK])
+        lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+        usable = np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)
+        if not usable.all():
+            index = checked.index(distinct[int(np.argmin(usable))])
+            raise ValueError(f"texts[{index}]: {self._name} gives NaN, infinity or nothing but zeros for it")
+        if self._normalise:
+            embeddings /= lengths
+        return embeddings[[rows[text] for text in checked]]
+
+    def _embed_chunk(self, texts: list[str]) -> NDArray[np.float32]:
+        tokens = self._tokeniser.encode(texts, self._max_length)
+        started = []
+        for rows, batch in batches(tokens):
+            pooled = self._pool(mx.array(batch.input_ids), mx.array(batch.attention_mask))
+            mx.async_eval(pooled)  # the device works while the next batch is laid out
+            started.append((rows, pooled))
+        embeddings = np.empty((len(texts), self._dim), dtype=np.float32)
+        for rows, pooled in started:
+            embeddings[rows] = np.array(pooled)[: len(rows)]
+        return embeddings
+
+    def _pool(self, input_ids: mx.array, mask: mx.array) -> mx.array:
+        """[B, T] -> [B, E] in float32, in which the sum over tokens is exact enough for every dtype."""
+        hidden = self._encoder(input_ids, mask)
+        if self._pooling == "cls":
+            return hidden[:, 0].astype(mx.float32)
+        return masked_mean(hidden.astype(mx.float32), mask)
+
+
+def batches(tokens: TokenBatch) -> Iterator[tuple[NDArray[np.intp], TokenBatch]]:
+    """Rows of like length together: (which rows, their tokens), each row once.
+
+    A batch is as wide as its longest row, rounded up to a multiple of 8. It has 64 rows, or the next power of two where
+    fewer are left; the rows that fill it up come last and hold one token.
+    """
+    lengths = np.maximum(tokens.attention_mask.sum(axis=1), 1)
+    widths = np.minimum(-(-lengths // _WIDTH) * _WIDTH, tokens.input_ids.shape[1])
+    for width in np.unique(widths):
+        alike = np.flatnonzero(widths == width)
+        for start in range(0, len(alike), _BATCH):
+            rows = alike[start : start + _BATCH]
+            height = 1 << (len(rows) - 1).bit_length()
+            ids = np.zeros((height, width), dtype=np.int32)
+            mask = np.zeros((height, width), dtype=np.int32)
+            mask[:, 0] = 1
+            ids[: len(rows)] = tokens.input_ids[rows, :width]
+            mask[: len(rows)] = tokens.attention_mask[rows, :width]
+            yield rows, TokenBatch(ids, mask)

@@ -1,0 +1,39 @@
+"""Lines of UTF-8 text, read one at a time and bounded."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..records import Faults, Place, check_file
+
+MAX_LINE = 64 * 2**20  # bytes; a file without line ends must not be read into memory whole
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_lines(path: Path, faults: Faults) -> Iterator[tuple[Place, str]]:
+    """The lines of a file with their numbers, without their ends; a byte order mark is dropped.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: the file is empty, or a line is no UTF-8 or over 64 MiB (unless `faults` skips it).
+    """
+    check_file(path)
+    number = 0
+    with path.open("rb") as file:
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
+            place = Place(path, "line", number)
+            if len(line) > MAX_LINE:
+                faults.meet(place.error("line too long", f"is over {MAX_LINE} bytes long"))
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(MAX_LINE)
+                continue
+            if number == 1 and line.startswith(_BOM):
+                line = line[len(_BOM) :]
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                faults.meet(
+                    place.error("broken UTF-8", f"is no UTF-8 at byte {error.start} of the line: {error.reason}")
+                )
+                continue
+            yield place, text.rstrip("\r\n")

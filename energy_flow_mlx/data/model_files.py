@@ -1,0 +1,86 @@
+"""Model files by folder or Hugging Face hub id."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def locate(argument: str, spec: str, files: Sequence[str]) -> Path:
+    """The folder that holds `files`: `spec` itself where it is a folder, else the hub's cache.
+
+    What the cache has is taken from there, without asking the network; the rest is downloaded into it. The files of one
+    call are of one revision.
+
+    Args:
+        argument: what the caller calls `spec`, for the errors.
+        spec: a folder or a hub id.
+        files: names of files.
+
+    Raises:
+        FileNotFoundError: neither a folder nor to be had from the hub; says what to download and where to put it.
+        ValueError: the folder or repository lacks a file, or `spec` cannot be either of the two.
+    """
+    folder = Path(os.path.expanduser(spec))
+    if spec and folder.is_dir():
+        for name in files:
+            if not (folder / name).is_file():
+                raise ValueError(_missing(f"{argument}={spec!r}", name, {path.name for path in folder.iterdir()}))
+        return folder
+    if spec and folder.exists():
+        raise ValueError(f"{argument}={spec!r} is a file; accepted are its folder or a hub id")
+    if not _HUB_ID.fullmatch(spec):
+        raise FileNotFoundError(f"{argument}={spec!r}: no such folder, and no hub id (NAME or OWNER/NAME)")
+    return _from_hub(argument, spec, files)
+
+
+def _from_hub(argument: str, spec: str, files: Sequence[str]) -> Path:
+    try:
+        return _fetch(spec, files, local=True)
+    except LocalEntryNotFoundError:
+        pass  # not or not wholly in the cache
+    try:
+        return _fetch(spec, files, local=False)
+    except LocalEntryNotFoundError as error:  # the hub's word for "no network and not in the cache"
+        raise FileNotFoundError(_how_to_get(argument, spec, files, error)) from error
+    except EntryNotFoundError as error:
+        raise ValueError(f"{argument}={spec!r}: the repository lacks one of {', '.join(files)}: {error}") from error
+    except Exception as error:  # a refused connection, an unknown repository, a full disk: too many classes to name
+        raise FileNotFoundError(_how_to_get(argument, spec, files, error)) from error
+
+
+def _fetch(repository: str, files: Sequence[str], *, local: bool) -> Path:
+    folder = Path(hf_hub_download(repository, files[0], local_files_only=local)).parent
+    for name in files[1:]:
+        # A snapshot's folder is named after its commit.
+        hf_hub_download(repository, name, revision=folder.name, local_files_only=local)
+    return folder
+
+
+def _how_to_get(argument: str, spec: str, files: Sequence[str], error: Exception) -> str:
+    return (
+        f"{argument}={spec!r}: no such folder, not in the cache {constants.HF_HUB_CACHE}, and not to be had from the hub "
+        f"({type(error).__name__}: {' '.join(str(error).split())}). Where there is network, run: "
+        f"hf download {spec} {' '.join(files)} --local-dir FOLDER "
+        f"(or take the files from {constants.ENDPOINT}/{spec}), then give FOLDER here as {argument}"
+    )
+
+
+def _missing(what: str, name: str, present: set[str]) -> str:
+    words = f"{what}: the folder has no {name}"
+    pickled = sorted(other for other in present if other.endswith((".bin", ".pt", ".ckpt")))
+    if name == "model.safetensors" and f"{name}.index.json" in present:
+        return f"{words}; its weights are in several files. Save them as one: model.save_pretrained(FOLDER, max_shard_size='100GB')"
+    if name == "model.safetensors" and pickled:
+        return (
+            f"{words}; {', '.join(pickled)} is a pickle, which can run code and is not read. Where transformers is: "
+            "AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER, safe_serialization=True)"
+        )
+    if name == "tokenizer.json" and "vocab.txt" in present:
+        return f"{words}, only vocab.txt. Where transformers is: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+    return f"{words} (it holds {', '.join(sorted(present)) or 'nothing'})"

@@ -1,0 +1,132 @@
+"""Hub ids: downloaded once from a hub on this machine, then taken from the cache; without network an error that helps."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from data.encoders import random_model, save
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves the files of `folder` as the repositories some/teacher and short, and notes what it was asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder = folder
+        self.asked: list[str] = []
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        self.server.asked.append(self.path)
+        repository, _, rest = self.path.strip("/").partition("/resolve/")
+        path = self.server.folder / rest.partition("/")[2]
+        known = repository in ("some/teacher", "short")
+        if not known or not path.is_file():
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+            self.end_headers()
+            return
+        data = path.read_bytes()
+        self.send_response(200)
+        self.send_header("ETag", f'"{path.name}-{len(data)}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    server = Hub(save(random_model("distilbert"), tmp_path / "repository"))
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def files_asked(hub: Hub) -> list[str]:
+    return [path for path in hub.asked if path.startswith("/some/teacher/")]
+
+
+def run(code: str, endpoint: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, because huggingface_hub reads its environment when it is imported."""
+    names = {"HF_ENDPOINT": endpoint, "HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
+    return subprocess.run(
+        [sys.executable, "-c", f"from energy_flow_mlx.data import *\n{code}"],
+        env={**{key: value for key, value in os.environ.items() if not key.startswith("HF_")}, **names},
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+OPEN = "t = open_teacher('some/teacher', max_length=20); print(t.name, t.fingerprint, t.embed(['a dog']).sum())"
+
+
+def test_download_then_cache(hub: Hub, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = run(OPEN, hub.endpoint, cache)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("some/teacher (distilbert, mean, unit length, float32, 20 tokens) ")
+    asked = files_asked(hub)
+    assert {path.rpartition("/")[2] for path in asked} == {"config.json", "model.safetensors", "tokenizer.json"}
+    again = run(OPEN, hub.endpoint, cache)
+    assert again.stdout == first.stdout and files_asked(hub) == asked, "the second run asked the network"
+    offline = run(OPEN, "http://127.0.0.1:9", cache, HF_HUB_OFFLINE="1")
+    assert offline.stdout == first.stdout, offline.stderr
+    tokens = run("print(open_tokeniser('some/teacher').vocab_size)", "http://127.0.0.1:9", cache)
+    assert tokens.stdout.strip() == "150", tokens.stderr
+
+
+def test_without_network(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for offline in ({"HF_HUB_OFFLINE": "1"}, {}):
+        code = (
+            "import time; time.sleep = lambda seconds: None\n"  # the client waits between its tries
+            "try: open_teacher('distilbert-base-uncased')\nexcept FileNotFoundError as error: print(error)"
+        )
+        done = run(code, "http://127.0.0.1:9", cache, **offline)
+        words = done.stdout
+        assert words.startswith("teacher='distilbert-base-uncased': no such folder, not in the cache"), done.stderr
+        assert str(cache) in words
+        assert (
+            "hf download distilbert-base-uncased config.json model.safetensors tokenizer.json --local-dir FOLDER"
+            in words
+        )
+        assert "then give FOLDER here as teacher" in words
+
+
+def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
+    code = "try: open_teacher({!r})\nexcept {} as error: print(error)"
+    unknown = run(code.format("nobody/nothing", "FileNotFoundError"), hub.endpoint, tmp_path / "cache")
+    assert "teacher='nobody/nothing': no such folder" in unknown.stdout, unknown.stderr
+    (hub.folder / "model.safetensors").unlink()
+    lacking = run(code.format("short", "ValueError"), hub.endpoint, tmp_path / "cache")
+    assert "the repository lacks one of config.json, model.safetensors" in lacking.stdout, lacking.stderr
+    for spec in ("../up", "/no/such", "a/b/c", "", "~nobody/x"):
+        odd = run(code.format(spec, "FileNotFoundError"), hub.endpoint, tmp_path / "cache")
+        assert "no such folder, and no hub id" in odd.stdout, (spec, odd.stderr)
