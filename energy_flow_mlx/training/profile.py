@@ -104,9 +104,14 @@ class Profile:
                 original = getattr(where, attribute)
                 setattr(where, attribute, self._waiting(original, name))
                 stack.callback(setattr, where, attribute, original)
+            # A step that was compiled already would still run as one piece.
+            eager = {"_micro_batch": train_step._sum_micro_batch, "_update": train_step._update_weights}
+            for attribute, function in eager.items():
+                stack.callback(setattr, train_step, attribute, getattr(train_step, attribute))
+                setattr(train_step, attribute, function)
             # On the objects themselves: their own attribute hides the class's, and goes again.
             for where, attribute, name in (
-                (train_step, "gradients", GRADIENTS),
+                (train_step, "_sums", GRADIENTS),
                 (train_step.optimiser, "apply_gradients", "optimiser"),
             ):
                 setattr(where, attribute, self._waiting(getattr(where, attribute), name))
