@@ -33,7 +33,7 @@ FUNCTION void add_to(DEVICE atomic<int>* array, uint i, int value) {
 }
 
 // Raise one element of such an output to `value`, where that is more.
-FUNCTION void max_to(device atomic<int>* array, uint i, int value) {
+FUNCTION void max_to(DEVICE atomic<int>* array, uint i, int value) {
     atomic_fetch_max_explicit(&array[i], value, memory_order_relaxed);
 }
 

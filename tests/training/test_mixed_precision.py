@@ -1,0 +1,88 @@
+"""16-bit training: weights stay float32, float16 overflows are skipped, losses stay near those of float32."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from training.small import small_config, small_data, small_model
+
+from energy_flow_mlx.data.source import EpochOrder
+from energy_flow_mlx.training.loss_scale import GROWTH_INTERVAL, LARGEST_SCALE, LossScale
+from energy_flow_mlx.training.losses import number
+from energy_flow_mlx.training.optimiser import make_optimiser, named_arrays
+from energy_flow_mlx.training.step import NonFiniteLoss, TrainStep, micro_batches
+
+
+def make_step(**changes):
+    config = small_config(use_exploration_noise=False, **changes)
+    model, optimiser = small_model(config), make_optimiser(config)
+    optimiser.init(model.trainable_parameters())
+    return TrainStep(model, optimiser, config), model, small_data(config).train, config
+
+
+def losses(steps: int, dtype: str) -> list[float]:
+    step, _, data, config = make_step(compute_dtype=dtype)
+    order = EpochOrder(len(data), config.batch_size, config.seed)
+    return [number(step(n, micro_batches(data, order, n, 1), 2e-3).loss) for n in range(steps)]
+
+
+def test_losses_stay_in_a_band_around_float32():
+    exact = np.array(losses(40, "float32"))
+    for dtype, band in (("bfloat16", 0.05), ("float16", 0.02)):
+        half = np.array(losses(40, dtype))
+        assert not np.array_equal(half, exact)
+        assert np.abs(half / exact - 1).max() < band, dtype
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("gru_in_float32", [True, False])
+def test_weights_surfaces_and_moments_stay_float32(dtype, gru_in_float32):
+    step, model, data, _ = make_step(compute_dtype=dtype, gru_force_fp32=gru_in_float32)
+    step(0, [data.batch(np.arange(4))], 1e-3)
+    for tree in (model.parameters(), step.optimiser.state):
+        assert all(a.dtype == mx.float32 for a in named_arrays(tree).values() if mx.issubdtype(a.dtype, mx.floating))
+    output = model(mx.array(data.batch(np.arange(4)).input_embedding))
+    assert output.surface.dtype == output.embedding.dtype == mx.float32
+    hidden = model.processor._weights().carrier.inner.dtype
+    assert hidden == (mx.float32 if gru_in_float32 else getattr(mx, dtype))
+
+
+def test_an_overflow_skips_the_step_and_halves_the_scale():
+    step, model, data, _ = make_step(compute_dtype="float16", gradient_scale_init=2.0**24)
+    batch = [data.batch(np.arange(4))]
+    before = {name: np.array(array) for name, array in named_arrays(model.parameters()).items()}
+    metrics = step(0, batch, 1e-3)
+    assert number(metrics.skipped) == 1 and number(metrics.loss_scale) == 2.0**24
+    assert number(step.loss_scale.scale) == 2.0**23 and number(step.loss_scale.skipped) == 1
+    for name, array in named_arrays(model.parameters()).items():
+        np.testing.assert_array_equal(np.array(array), before[name], err_msg=name)
+    assert number(step.optimiser.state["step"]) == 0
+    skipped = 1
+    while number(step(skipped, batch, 1e-3).skipped):
+        skipped += 1
+        assert skipped < 24
+    assert number(step.loss_scale.skipped) == skipped
+    assert any(not np.array_equal(np.array(a), before[n]) for n, a in named_arrays(model.parameters()).items())
+
+
+def test_a_scale_that_falls_under_one_stops_the_run():
+    step, _, data, _ = make_step(compute_dtype="float16", gradient_scale_init=1.0)
+    original = step._loss_and_gradients
+
+    def overflowing(*arguments):
+        values, gradients = original(*arguments)
+        gradients["mapper"]["energy_bias"] = mx.array([float("inf")])
+        return values, gradients
+
+    step._loss_and_gradients = overflowing
+    with pytest.raises(NonFiniteLoss, match=r"mapper\.energy_bias"):
+        step(0, [data.batch(np.arange(4))], 1e-3)
+
+
+def test_the_scale_grows_after_good_steps_and_is_bounded():
+    state = LossScale.start(4.0, good=GROWTH_INTERVAL - 1)
+    grown = state.after(mx.array(True))
+    assert (number(grown.scale), number(grown.good), number(grown.skipped)) == (8.0, 0, 0)
+    shrunk = grown.after(mx.array(False))
+    assert (number(shrunk.scale), number(shrunk.good), number(shrunk.skipped)) == (4.0, 0, 1)
+    top = LossScale.start(LARGEST_SCALE, good=GROWTH_INTERVAL - 1).after(mx.array(True))
+    assert number(top.scale) == LARGEST_SCALE
