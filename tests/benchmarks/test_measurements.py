@@ -84,7 +84,7 @@ def test_memory_of_the_flows_grows_no_faster_than_linearly():
     config = {"lattice_width": 8, "lattice_height": 8, "lattice_depth": 16, "batch_size": 8, "carrier_hidden_size": 32}
     fits = {fit["axis"]: fit for fit in measure_sweep(job("sweep", **config))["exponents"]}
     for axis in ("B", "W*H", "D"):
-        assert 0.4 < fits[axis]["flows peak_bytes"] < 1.1, axis
+        assert 0.3 < fits[axis]["flows peak_bytes"] < 1.2, axis
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
