@@ -1,7 +1,7 @@
 """All moves of all flows as one differentiable function, for the kernels.
 
-Left to autodiff, a step adds the gradients of two dozen weights to those of the steps after it, one launch each, and MLX, which
-evaluates depth first, keeps the gates' gradients of every step and layer alive until it comes to the products that need them. Here
+Left to autodiff, a step adds the gradients of two dozen weights to those of the steps after it, one launch each, and MLX may leave
+the products that make them for last, and keep the gates' gradients of every step and layer for them. Here
 the backward pass is a loop of its own: sums run on inside the kernels and products, and a step's arrays are gone before the next.
 """
 

@@ -40,10 +40,11 @@ class FlowResult(NamedTuple):
 
 
 class _Weights(NamedTuple):
-    """neuron: twelve arrays, or one that packs them for the kernel."""
+    """What all steps share. neuron: twelve arrays, or one that packs them for the kernel."""
 
     neuron: list[mx.array]
     carrier: CarrierWeights
+    sizes: StepSizes
 
 
 class FlowProcessor(nn.Module):
@@ -93,8 +94,8 @@ class FlowProcessor(nn.Module):
         scale = self._shared[1].scale(training_step)
         if self.training and self._all_kernels(weights):
             every = config.checkpoint_steps if config.gradient_checkpointing else 0
-            sizes, packed = self._step_sizes(weights), weights.neuron[0]
-            return self._finish(flow_life(sizes, packed, weights.carrier, state, noises, scale, self, every))
+            packed = weights.neuron[0]
+            return self._finish(flow_life(weights.sizes, packed, weights.carrier, state, noises, scale, self, every))
         checkpointed = self.training and config.gradient_checkpointing
         move = self._checkpointed_step if checkpointed else self._step
         stop = _AdaptiveStop(config) if config.convergence_enabled and not self.training else None
@@ -111,7 +112,7 @@ class FlowProcessor(nn.Module):
         dtype = mx.float32 if config.gru_force_fp32 else DTYPES[config.compute_dtype]
         own = neuron.weights()
         packed = wanted(config.neuron_hidden_dim, config.neuron_output_dim)
-        return _Weights([pack(own)] if packed else own, carrier.weights(dtype))
+        return _Weights([pack(own)] if packed else own, carrier.weights(dtype), self._step_sizes(dtype))
 
     def _all_kernels(self, weights: "_Weights") -> bool:
         """Whether every part of a step runs as a kernel, so that the whole life can."""
@@ -120,7 +121,7 @@ class FlowProcessor(nn.Module):
         kernels = all(use_kernel(op) for op in ("gru_gates", "heads", "advance"))
         return kernels and len(weights.neuron) == 1 and bounded and config.gru_implementation == "matrix"
 
-    def _step_sizes(self, weights: "_Weights") -> StepSizes:
+    def _step_sizes(self, dtype: mx.Dtype) -> StepSizes:
         config = self.config
         guard = config.enable_gru_nan_protection
         neuron = NeuronKernel(
@@ -128,7 +129,7 @@ class FlowProcessor(nn.Module):
             config.neuron_output_dim,
             self._shared[1].input_size,
             config.gru_input_clip_value if guard else None,
-            weights.carrier.inner.dtype,
+            dtype,
         )
         return StepSizes(
             neuron,
@@ -144,7 +145,7 @@ class FlowProcessor(nn.Module):
 
     def _features(self, weights: "_Weights", state: FlowState) -> mx.array:
         """What the GRU's first layer is given: features, energy, zeros; sanitised."""
-        sizes = self._step_sizes(weights).neuron
+        sizes = weights.sizes.neuron
         if len(weights.neuron) == 1:
             return run_packed(sizes, state.position, state.energy, weights.neuron[0])
         return neuron_reference(
@@ -221,7 +222,8 @@ class FlowProcessor(nn.Module):
         neurons, carriers = len(weights.neuron), len(weights.carrier.flat())
 
         def step(*arrays: mx.array) -> list[mx.array]:
-            own = _Weights(list(arrays[:neurons]), CarrierWeights.of(arrays[neurons : neurons + carriers]))
+            carrier = CarrierWeights.of(arrays[neurons : neurons + carriers])
+            own = weights._replace(neuron=list(arrays[:neurons]), carrier=carrier)
             return self._step(own, FlowState.of(arrays[neurons + carriers :]), noise, scale).flat()
 
         return FlowState.of(recomputed(step)(*weights.neuron, *weights.carrier.flat(), *state.flat()))

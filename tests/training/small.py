@@ -8,6 +8,7 @@ import numpy as np
 from energy_flow_mlx import EnergyConfig, EnergyFlow
 from energy_flow_mlx.data.source import PairData, built_in_data
 from energy_flow_mlx.training.optimiser import freeze_unreached
+from energy_flow_mlx.training.step import TrainStep
 
 FIELDS = {
     "lattice_width": 3,
@@ -87,3 +88,15 @@ def assert_same_arrays(first: dict[str, np.ndarray], second: dict[str, np.ndarra
     assert first.keys() == second.keys()
     for name, array in first.items():
         np.testing.assert_array_equal(array, second[name], err_msg=name, strict=True)
+
+
+def overflow_a_gradient(step: TrainStep) -> None:
+    """From now on the gradient of mapper.energy_bias is infinite; the loss stays finite."""
+    original = step._loss_and_gradients
+
+    def overflowing(*arguments: object) -> object:
+        values, gradients = original(*arguments)
+        gradients["mapper"]["energy_bias"] = mx.array([float("inf")])
+        return values, gradients
+
+    step._loss_and_gradients = overflowing

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from training.small import small_config, small_data, small_model
+from training.small import overflow_a_gradient, small_config, small_data, small_model
 
 from energy_flow_mlx.data.source import EpochOrder
 from energy_flow_mlx.training.loss_scale import GROWTH_INTERVAL, LARGEST_SCALE, LossScale
@@ -66,14 +66,7 @@ def test_an_overflow_skips_the_step_and_halves_the_scale():
 
 def test_a_scale_that_falls_under_one_stops_the_run():
     step, _, data, _ = make_step(compute_dtype="float16", gradient_scale_init=1.0)
-    original = step._loss_and_gradients
-
-    def overflowing(*arguments):
-        values, gradients = original(*arguments)
-        gradients["mapper"]["energy_bias"] = mx.array([float("inf")])
-        return values, gradients
-
-    step._loss_and_gradients = overflowing
+    overflow_a_gradient(step)
     with pytest.raises(NonFiniteLoss, match=r"mapper\.energy_bias"):
         step(0, [data.batch(np.arange(4))], 1e-3)
 
