@@ -176,7 +176,7 @@ class EnergyConfig:
         group=TRAINING, low=0,
     )  # fmt: skip
     compile_step: str = _field(
-        "auto", "trace the training step once and replay it; auto: in long runs on a GPU", group=TRAINING, choices=("auto", "on", "off")
+        "auto", "trace the training step once and replay it; auto: on a GPU", group=TRAINING, choices=("auto", "on", "off")
     )
     validation_interval: int = _field(100, "steps between validations", group=TRAINING, low=1)
     checkpoint_interval: int = _field(100, "steps between checkpoints", group=TRAINING, low=1)

@@ -12,13 +12,10 @@ from mlx.utils import tree_map
 from ..config import EnergyConfig
 from ..data.source import EpochOrder, PairBatch, PairDataset
 from ..models.energy_flow import EnergyFlow
+from .compilation import compiled, compiles
 from .loss_scale import LossScale
 from .losses import LossParts, energy_flow_loss, number
 from .optimiser import AdamW, clip_factors, gradient_norms, named_arrays
-
-# On a CUDA GPU the first call of a compiled step took a minute more than an eager one, with a cold kernel cache (each fused kernel goes
-# through NVRTC), and a micro-batch of the experiment preset 12 ms less after that: so many make up for it.
-EARNED = 5000
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -95,11 +92,10 @@ class TrainStep:
         self._micro_batch: Callable[..., Any] = self._sum_micro_batch
         self._update: Callable[..., Any] = self._update_weights
         if compiles(config):
-            # Traced once a shape, then replayed: what Python says in a step takes longer than some GPUs need to do it.
             weights, drawn = model.state, mx.random.state
-            self._micro_batch = mx.compile(self._sum_micro_batch, inputs=[weights, drawn], outputs=[drawn])
+            self._micro_batch = compiled(self._sum_micro_batch, inputs=[weights, drawn], outputs=[drawn])
             state = [weights, optimiser.state]
-            self._update = mx.compile(self._update_weights, inputs=state, outputs=state)
+            self._update = compiled(self._update_weights, inputs=state, outputs=state)
 
     def __call__(self, step: int, batches: Sequence[PairBatch], learning_rate: float) -> StepMetrics:
         """Do step `step`, counted from 0, with the mean gradient of `batches`, which are of one size, and wait for it.
@@ -193,15 +189,6 @@ class TrainStep:
         self.model.update(own)  # nn.value_and_grad leaves the arrays it traced in the model
         new = value, parts, gradients
         return new if sums is None else tree_map(mx.add, sums, new)
-
-
-def compiles(config: EnergyConfig) -> bool:
-    """Whether the training step is traced and replayed: as `compile_step` says; by itself on a GPU, in a run of EARNED micro-batches
-    or more."""
-    if config.compile_step != "auto":
-        return config.compile_step == "on"
-    on_gpu = bool(mx.default_device().type == mx.DeviceType.gpu)
-    return on_gpu and config.training_steps * config.gradient_accumulation_steps >= EARNED
 
 
 def _means(loss: mx.array, parts: LossParts, count: int) -> StepMetrics:

@@ -1,5 +1,9 @@
 """The compiled step does what the eager one does, and is traced once a shape."""
 
+import re
+from collections.abc import Callable
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -7,9 +11,10 @@ from training.small import small_config, small_data, small_model
 
 from energy_flow_mlx.data.source import EpochOrder
 from energy_flow_mlx.training import step as training_step
+from energy_flow_mlx.training.compilation import compiled, compiles, unfused
 from energy_flow_mlx.training.losses import number
 from energy_flow_mlx.training.optimiser import make_optimiser, named_arrays
-from energy_flow_mlx.training.step import EARNED, TrainStep, compiles, micro_batches
+from energy_flow_mlx.training.step import TrainStep, micro_batches
 
 
 def run(monkeypatch: pytest.MonkeyPatch, steps: int, **changes: object) -> tuple[list[float], dict[str, np.ndarray], int]:
@@ -61,9 +66,34 @@ def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch, changes: dict) -
             np.testing.assert_allclose(other[name], value, atol=5e-4 if half else 1e-5, err_msg=name)  # of moves of 5e-3
 
 
-def test_compiled_by_itself_in_long_runs_on_a_gpu() -> None:
+def test_compiled_by_itself_on_a_gpu() -> None:
     on_gpu = mx.default_device().type == mx.gpu
-    assert not compiles(small_config(training_steps=EARNED // 4))
-    assert compiles(small_config(training_steps=EARNED // 4, gradient_accumulation_steps=4)) == on_gpu
+    assert compiles(small_config()) == on_gpu
     assert compiles(small_config(compile_step="on"))
-    assert not compiles(small_config(compile_step="off", training_steps=EARNED))
+    assert not compiles(small_config(compile_step="off"))
+
+
+def primitives(tmp_path: Path, function: Callable[[mx.array], mx.array], x: mx.array) -> set[str]:
+    """The names of the operations in the graph that `function` leaves."""
+    graph = tmp_path / "graph.dot"
+    mx.export_to_dot(str(graph), function(x))
+    return set(re.findall(r'label ?= ?"([A-Za-z]+)"', graph.read_text()))
+
+
+def chain(x: mx.array) -> mx.array:
+    return mx.tanh(mx.exp(x) + 1.0) * 2.0
+
+
+@pytest.mark.skipif(mx.metal.is_available(), reason="on Metal fused kernels cost nothing, and are kept")
+def test_a_compiled_step_brings_no_kernels_to_compile(tmp_path: Path) -> None:
+    x = mx.arange(4.0)
+    kept = primitives(tmp_path, compiled(chain, inputs=None, outputs=None), x)
+    assert {"Exp", "Tanh", "Add"} <= kept
+    fused = primitives(tmp_path, mx.compile(lambda x: chain(x)), x)  # the mode is as it was
+    assert not {"Exp", "Tanh", "Add"} & fused
+
+
+def test_a_disabled_compiler_stays_disabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")  # MLX reads it at its first compilation, which was before
+    with unfused():
+        assert "Tanh" not in primitives(tmp_path, mx.compile(lambda x: chain(x)), mx.arange(4.0))
