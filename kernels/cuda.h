@@ -23,9 +23,13 @@ struct __align__(2) bfloat {
     unsigned short bits;
     bfloat() = default;
     __device__ explicit bfloat(float x) {
+#if __CUDA_ARCH__ >= 800
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+#else
         uint all = __float_as_uint(x);
         bool nan = (all & 0x7FFFFFFFu) > 0x7F800000u;
         bits = nan ? 0x7FFF : (all + 0x7FFFu + ((all >> 16) & 1u)) >> 16;
+#endif
     }
     __device__ explicit operator float() const { return __uint_as_float(uint(bits) << 16); }
 };
@@ -47,7 +51,7 @@ struct __align__(2) bfloat {
 #define simdgroup_index_in_threadgroup (thread_index_in_threadgroup / 32u)
 
 namespace metal {
-FUNCTION float exp(float x) { return ::expf(x); }
+FUNCTION float exp(float x) { return ::__expf(x); }  // Metal's exp is the fast one too
 FUNCTION float tanh(float x) { return ::tanhf(x); }
 FUNCTION float sqrt(float x) { return ::sqrtf(x); }
 FUNCTION float rsqrt(float x) { return ::rsqrtf(x); }
@@ -127,4 +131,4 @@ FUNCTION void max_to(int* array, uint i, int value) { atomicMax(array + i, value
 FUNCTION bool is_nan(float x) { return (__float_as_uint(x) & 0x7FFFFFFFu) > 0x7F800000u; }
 FUNCTION bool is_infinite(float x) { return (__float_as_uint(x) & 0x7FFFFFFFu) == 0x7F800000u; }
 
-FUNCTION float error_function(float x) { return ::erff(x); }
+FUNCTION float reciprocal(float x) { return ::__fdividef(1.0f, x); }

@@ -40,8 +40,8 @@ def cuda_source(
         template: constants of the body.
         group: threads of a group; the compiler then takes no more registers than so many threads can have.
     """
-    parameters = [f"const {TYPES[dtype]}* {parameter}" for parameter, (dtype, _) in inputs.items()]
-    parameters += [f"{TYPES[dtype]}* {parameter}" for parameter, dtype in outputs.items()]
+    parameters = [f"const {TYPES[dtype]}* __restrict__ {parameter}" for parameter, (dtype, _) in inputs.items()]
+    parameters += [f"{TYPES[dtype]}* __restrict__ {parameter}" for parameter, dtype in outputs.items()]
     lines = []
     for parameter in shapes_used(body, inputs):
         sizes = [f"{parameter}_size_{axis}" for axis in range(inputs[parameter][1])]
