@@ -8,9 +8,9 @@ collector, text encoder, the same loss, backward, both clippings, AdamW. No loop
 
     precision  fp32 (TF32 products where the GPU has them), bf16 (autocast; positions, collection and loss in fp32)
     gru        cell (two products and the gates, which the compiler fuses), cudnn (torch.nn.GRU)
-    mode       eager; step (one move is compiled); whole (loss and backward are compiled, moves unrolled);
-               autotune (whole, max-autotune without CUDA graphs); graphs (whole, reduce-overhead: CUDA graphs);
-               captured (whole, and the training step with its AdamW is captured into one CUDA graph)
+    mode       eager; step (one move is compiled); captured (step, and the training step with its AdamW is one CUDA graph);
+               whole (loss and backward are compiled, moves unrolled); autotune (whole, max-autotune without CUDA graphs);
+               graphs (whole, reduce-overhead: CUDA graphs); captured-whole (as captured, from whole)
 """
 
 import contextlib
@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 from torch_model import TorchEnergyFlow
 
-MODES = ("eager", "step", "whole", "autotune", "graphs", "captured")
+MODES = ("eager", "step", "captured", "whole", "autotune", "graphs", "captured-whole")
+BY_MOVE = ("eager", "step", "captured")
 
 
 def clip(gradients: list[Tensor], per_tensor: float, global_norm: float) -> None:
@@ -67,14 +68,14 @@ class Run:
         options: dict[str, Any] = {
             "autotune": {"mode": "max-autotune-no-cudagraphs"}, "graphs": {"mode": "reduce-overhead"}
         }.get(mode, {})  # fmt: skip
-        if mode == "step":
+        if mode in ("step", "captured"):
             self.model.move = torch.compile(self.model._move, dynamic=False)
         target: Callable[..., Any] = self._loss if training else self._forward
-        self.function = target if mode in ("eager", "step") else torch.compile(target, dynamic=False, **options)
+        self.function = target if mode in BY_MOVE else torch.compile(target, dynamic=False, **options)
         if training:
             self.optimiser = torch.optim.AdamW(
                 self.model.parameters(), config["learning_rate"], weight_decay=config["weight_decay"], fused=True,
-                capturable=mode == "captured",
+                capturable=mode.startswith("captured"),
             )  # fmt: skip
         with np.load(job["data"]) as data:
             tensors = {name: torch.as_tensor(data[name]).to(device) for name in data.files}
@@ -160,7 +161,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     first_call = time.perf_counter() - start
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    if run.mode == "captured":
+    if run.mode.startswith("captured"):
         call = run.captured()
     for _ in range(job["warmup"]):
         call()

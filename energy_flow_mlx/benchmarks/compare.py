@@ -12,10 +12,10 @@ from .processes import MeasurementFailed, run_mlx, run_torch, save_batches
 from .work import compute_dtype, flow_steps, make_batches, total_flops
 
 WHATS = ("training", "forward")
-# Quick to compile first, then what usually wins: the time limit may leave out the last ones.
+# Quick to compile first: the time limit may leave out the last ones.
 TORCH_CUDA = (
-    "bf16/cell/step", "fp32/cell/step", "bf16/cell/whole", "fp32/cell/whole", "bf16/cell/captured", "fp32/cell/captured",
-    "fp32/cudnn/step", "bf16/cell/graphs", "bf16/cell/autotune",
+    "bf16/cell/captured", "fp32/cell/captured", "bf16/cell/step", "fp32/cell/step", "fp32/cudnn/captured",
+    "bf16/cell/whole", "fp32/cell/whole", "bf16/cell/captured-whole", "fp32/cell/captured-whole",
 )  # fmt: skip
 TORCH_CPU = ("fp32/cell/eager", "fp32/cudnn/eager", "fp32/cell/whole")
 TORCH_EAGER = ("fp32/cell/eager", "fp32/cudnn/eager", "bf16/cell/eager")

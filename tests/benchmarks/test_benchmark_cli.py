@@ -84,7 +84,7 @@ def test_torch_beyond_its_limit_is_left_out(capsys):
         (["--compare", "torch", "--as-trained"], "--as-trained"),
         (["--compare", "torch", "--movement-based-spawn"], "--movement-based-spawn True"),
         (["--compare", "torch", "--collection", "bilinear"], "--collection bilinear"),
-        (["--compare", "torch", "--torch-variants", "fp32"], "as in bf16/cell/step"),
+        (["--compare", "torch", "--torch-variants", "fp32"], "as in bf16/cell/captured"),
         (["--preset", "huge"], "tiny, debug, experiment, optimized"),
         (["--json", "/nowhere/at/all.json"], "no folder /nowhere/at"),
         (["--lattice-depth", "1"], "lattice_depth"),
