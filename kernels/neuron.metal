@@ -294,12 +294,11 @@ FUNCTION void write_block(P matrix, uint b, thread const float (&sum)[R][C]) {
     SHORT for (uint from = 0; from < F; from += 16 * LAST) {
         float y[LAST][4];
         linear<LAST, F, HIDDEN, at::row>(&w[at::last], &w[at::last_bias], value, lane, from, y);
-        for (uint f = 0; f < 4; ++f) {
+        UNROLLED for (uint f = 0; f < 4; ++f) {
             uint own = start + 4 * (lane % 2) + f;
-            if (own >= flows) continue;
-            for (uint o = 0; o < LAST; ++o) {
+            UNROLLED for (uint o = 0; o < LAST; ++o) {
                 uint i = from + lane / 2 + 16 * o;
-                if (i < F) features[own * PADDED + i] = T(BOUNDED ? sanitise(y[o][f], bound) : y[o][f]);
+                if (own < flows && i < F) features[own * PADDED + i] = T(BOUNDED ? sanitise(y[o][f], bound) : y[o][f]);
             }
         }
     }
