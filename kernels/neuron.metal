@@ -231,11 +231,11 @@ FUNCTION void over_flows(P d_output, P input, uint b, thread float (&sum)[R][C])
     for (uint c = 0; c < C; ++c) column[c] = metal::min(block::column(b, c), uint(B - 1));
     uint turn = b % block::across / 4 % 2;  // rows 4 apart share their banks: every other four lanes start with the other flows
     SHORT for (uint s = 0; s < 2 * SIMDS; ++s) {
-        uint half_of = s % 2 ^ turn;
+        uint fours = s % 2 ^ turn;
         float x[4], y[C][4];
-        for (uint c = 0; c < C; ++c) load4(input, 2 * (s / 2 * B + column[c]) + half_of, y[c]);
+        for (uint c = 0; c < C; ++c) load4(input, 2 * (s / 2 * B + column[c]) + fours, y[c]);
         for (uint r = 0; r < R; ++r) {
-            load4(d_output, 2 * (s / 2 * A_ROWS + row[r]) + half_of, x);
+            load4(d_output, 2 * (s / 2 * A_ROWS + row[r]) + fours, x);
             for (uint c = 0; c < C; ++c) {
                 for (uint f = 0; f < 4; ++f) sum[r][c] += x[f] * y[c][f];
             }
@@ -248,7 +248,8 @@ template <int R, int C, int A, int B, typename P>
 FUNCTION void read_block(P matrix, uint b, thread float (&sum)[R][C]) {
     typedef Block<R, C, A, B> block;
     for (uint r = 0; r < R; ++r) {
-        for (uint c = 0; c < C; ++c) sum[r][c] = matrix[metal::min(block::row(b, r), uint(A - 1)) * B + metal::min(block::column(b, c), uint(B - 1))];
+        uint i = metal::min(block::row(b, r), uint(A - 1));
+        for (uint c = 0; c < C; ++c) sum[r][c] = matrix[i * B + metal::min(block::column(b, c), uint(B - 1))];
     }
 }
 

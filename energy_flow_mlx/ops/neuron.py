@@ -14,7 +14,9 @@ THREADGROUP_BYTES = 32 * 1024  # of memory; what every Apple GPU gives a threadg
 SIMD_FLOWS = 8  # of a SIMD-group of 32 threads: the kernels are written for it
 FORWARD_THREADS = (128, 64, 32)  # of a threadgroup: the first that its memory takes; 128 threads have a tile of 32 flows
 BACKWARD_THREADS = (128, 64, 32)
-MOST_GROUPS = 512  # of backward: each leaves a row of gradients; beyond this many, groups take several tiles
+# Of backward: each leaves a row of gradients; beyond this many, groups take several tiles. The registers of an H100's 132
+# multiprocessors take three groups each.
+MOST_GROUPS = 396
 
 
 def neuron(
