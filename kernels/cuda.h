@@ -37,7 +37,7 @@ struct __align__(2) bfloat {
 #define DEVICE
 #define CONSTANT
 #define thread
-#define threadgroup __shared__
+#define threadgroup __shared__ __align__(16)  // for load4 and store4
 #define threadgroup_barrier(flags) __syncthreads()
 #define simdgroup_barrier(flags) __syncwarp()
 

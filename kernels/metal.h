@@ -23,6 +23,10 @@ FUNCTION void store4(DEVICE T* array, uint i, thread const float (&value)[4]) {
     for (uint k = 0; k < 4; ++k) array[4 * i + k] = T(value[k]);
 }
 
+FUNCTION void store4(threadgroup float* array, uint i, thread const float (&value)[4]) {
+    for (uint k = 0; k < 4; ++k) array[4 * i + k] = value[k];
+}
+
 // Add to one element of an output that is declared atomic.
 FUNCTION void add_to(DEVICE atomic<float>* array, uint i, float value) {
     atomic_fetch_add_explicit(&array[i], value, memory_order_relaxed);

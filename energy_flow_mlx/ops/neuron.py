@@ -11,8 +11,12 @@ from .kernel import as_type, call, setting, use_kernel, whole
 from .numerics import sanitise
 
 THREADGROUP_BYTES = 32 * 1024  # of memory; what every Apple GPU gives a threadgroup
-TILE = 32  # flows a threadgroup of the backward kernel has at a time
-MOST_GROUPS = 2048  # each leaves a row of gradients; beyond this many, groups take several tiles
+SIMD_FLOWS = 8  # of a SIMD-group of 32 threads: the kernels are written for it
+FORWARD_THREADS = (128, 64, 32)  # of a threadgroup: the first that its memory takes; 128 threads have a tile of 32 flows
+BACKWARD_THREADS = (128, 64, 32)
+# Of backward: each leaves a row of gradients; beyond this many, groups take several tiles. The registers of an H100's 132
+# multiprocessors take three groups each.
+MOST_GROUPS = 396
 
 
 def neuron(
@@ -84,18 +88,36 @@ def neuron_reference(
 
 def fits(hidden: int, features: int) -> bool:
     """Whether the kernels' arrays fit into threadgroup memory; wider neurons run as a plain graph."""
-    backward = 4 * (_count(hidden, features) + 4 * max(hidden, 4) * 33)
-    return backward <= THREADGROUP_BYTES and _group(hidden, features) > 0
+    return _backward_threads(hidden, features) > 0
 
 
-def _count(hidden: int, features: int) -> int:
-    return 12 + 4 * hidden + 3 * hidden + hidden * hidden + 3 * hidden + features * hidden + features
+def _forward_threads(hidden: int, features: int) -> int:
+    """Threads of a forward threadgroup, 0 if none fits: a flow has four inputs and a layer of activations there."""
+    return _threads(FORWARD_THREADS, hidden, features, 4 + hidden)
 
 
-def _group(hidden: int, features: int) -> int:
-    """Threads of a forward threadgroup: as many as its memory takes, 0 if none."""
-    room = THREADGROUP_BYTES // 4 - _count(hidden, features)
-    return max((group for group in (32, 64, 128) if 2 * hidden * group <= room), default=0)
+def _backward_threads(hidden: int, features: int) -> int:
+    """The same of backward, where a flow has inputs, two layers of activations and gradients of the widest layer."""
+    return _threads(BACKWARD_THREADS, hidden, features, 4 + 2 * hidden + max(features, hidden))
+
+
+def _threads(choice: Sequence[int], hidden: int, features: int, of_a_flow: int) -> int:
+    room = THREADGROUP_BYTES // 4 - _weights_size(hidden, features)
+    return next((threads for threads in choice if _tile(threads) * of_a_flow <= room), 0)
+
+
+def _tile(threads: int) -> int:
+    """Flows of a threadgroup."""
+    return threads // 32 * SIMD_FLOWS
+
+
+def _weights_size(hidden: int, features: int) -> int:
+    """Floats of the weights in threadgroup memory: `Layout::size` of the kernel."""
+    fours = -(-hidden // 4)
+    row = 4 * (fours + 1 - fours % 2)
+    second = -(-(12 + 7 * hidden) // 4) * 4
+    last = -(-(second + hidden * row + 3 * hidden) // 4) * 4
+    return last + features * row + features
 
 
 class NeuronKernel(NamedTuple):
@@ -118,11 +140,11 @@ class NeuronKernel(NamedTuple):
                 f"neuron: hidden_dim={self.hidden} with output_dim={self.features} needs more than {THREADGROUP_BYTES} bytes of "
                 "threadgroup memory; accepted is kernels=False or a narrower neuron"
             )
-        flows, group = position.shape[0], _group(self.hidden, self.features)
+        flows, group = position.shape[0], _forward_threads(self.hidden, self.features)
         inputs = {"position": position, "energy": energy, "weights": weights, "settings": setting(self.bound or 0.0)}
         outputs = {"features": ((flows, self.padded), self.dtype)}
-        template = {**self._template(), "GROUP": group}
-        return call("neuron", "forward", inputs, outputs, threads=flows, group=group, template=template)[0]
+        threads = group * -(-flows // _tile(group))
+        return call("neuron", "forward", inputs, outputs, threads=threads, group=group, template=self._template(group))[0]
 
     def backward(
         self,
@@ -133,9 +155,9 @@ class NeuronKernel(NamedTuple):
         running: mx.array | None = None,
     ) -> list[mx.array]:
         """The gradients of position and energy, and sums [groups, P] of those of the weights, added to `running`."""
-        flows = position.shape[0]
-        tiles = -(-flows // (TILE * MOST_GROUPS))
-        groups = -(-flows // (TILE * tiles))
+        flows, group = position.shape[0], _backward_threads(self.hidden, self.features)
+        tiles = -(-flows // (_tile(group) * MOST_GROUPS))
+        groups = -(-flows // (_tile(group) * tiles))
         inputs = {
             "position": position,
             "energy": energy,
@@ -150,13 +172,13 @@ class NeuronKernel(NamedTuple):
             "d_energy": (energy.shape, mx.float32),
             "d_weights": ((groups, weights.size), mx.float32),
         }
-        template = {**self._template(), "RUNNING": running is not None}
-        return call("neuron", "backward", inputs, outputs, threads=TILE * groups, group=TILE, template=template)
+        template = {**self._template(group), "RUNNING": running is not None}
+        return call("neuron", "backward", inputs, outputs, threads=group * groups, group=group, template=template)
 
-    def _template(self) -> dict[str, Any]:
+    def _template(self, group: int) -> dict[str, Any]:
         return {
             "T": self.dtype, "HIDDEN": self.hidden, "F": self.features, "PADDED": self.padded,
-            "BOUNDED": self.bound is not None,
+            "BOUNDED": self.bound is not None, "GROUP": group,
         }  # fmt: skip
 
 

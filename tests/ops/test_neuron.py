@@ -6,9 +6,9 @@ import pytest
 from metal_cpu import metal_on_cpu, survivors
 
 from energy_flow_mlx.ops.kernel import build
-from energy_flow_mlx.ops.neuron import fits, neuron, neuron_reference, pack
+from energy_flow_mlx.ops.neuron import NeuronKernel, fits, neuron, neuron_reference, pack
 
-from .kernel_parity import backends, compare, same
+from .kernel_parity import backends, compare, kernels_on, same
 
 Weights = list[mx.array]
 
@@ -28,7 +28,11 @@ def of_arrays(function: object, **options: object) -> object:
 
 
 @backends
-@pytest.mark.parametrize(("flows", "hidden", "features"), [(1, 4, 3), (7, 2, 5), (33, 6, 34), (70, 33, 9), (40, 32, 64)])
+@pytest.mark.parametrize(
+    ("flows", "hidden", "features"),
+    # The last three: just within threadgroup memory, and tiles of 16 and of 8 flows.
+    [(1, 4, 3), (7, 2, 5), (9, 1, 2), (33, 6, 34), (70, 33, 9), (40, 32, 64), (34, 33, 64), (18, 40, 64), (11, 48, 70)],
+)
 def test_kernel_equals_reference(where: str, flows: int, hidden: int, features: int) -> None:
     given = arguments(flows, hidden, features)
     compare(where, of_arrays(neuron, kernels=True), of_arrays(neuron_reference), given, tolerance=5e-5)
@@ -49,6 +53,22 @@ def test_padded_bounded_and_in_half(where: str, dtype: mx.Dtype, bound: float | 
 def test_several_tiles_a_group(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("energy_flow_mlx.ops.neuron.MOST_GROUPS", 2)
     compare(where, of_arrays(neuron, kernels=True), of_arrays(neuron_reference), arguments(150, 4, 3), tolerance=5e-5)
+
+
+@backends
+@pytest.mark.parametrize(("hidden", "features"), [(5, 6), (8, 12), (20, 150)])
+def test_sums_of_weights_are_added_to_running_ones(where: str, hidden: int, features: int) -> None:
+    position, energy, *weights = arguments(50, hidden, features)
+    kernel = NeuronKernel(hidden, features, features, None, mx.float32)
+    with kernels_on(where):
+        given = mx.ones((50, features)), position, energy, pack(weights)
+        alone = kernel.backward(*given)
+        before = mx.array(np.random.default_rng(2).standard_normal(alone[2].shape).astype(np.float32))
+        more = kernel.backward(*given, running=before)
+        mx.eval(alone, more)
+    same(more[2], alone[2] + before, 2e-6)
+    for a, w in zip(more[:2], alone[:2], strict=True):
+        same(a, w, 0.0)
 
 
 def test_gradient_equals_float64_differences() -> None:
@@ -77,28 +97,48 @@ def _formula(position: np.ndarray, energy: np.ndarray, *weights: np.ndarray) -> 
     return normal(x @ w2.T + b2, g2, e2) @ w3.T + b3
 
 
-def test_broken_kernels_are_noticed() -> None:
+def test_broken_kernels_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("energy_flow_mlx.ops.neuron.MOST_GROUPS", 1)  # two tiles a group
+
     def check() -> None:
         given = arguments(45, 5, 6)
-        _, dw = mx.vjp(lambda *a: [of_arrays(neuron_reference)(*a)], given, [mx.ones((45, 6))])
-        _, d = mx.vjp(lambda *a: [of_arrays(neuron, kernels=True)(*a)], given, [mx.ones((45, 6))])
-        mx.eval(d)
-        for a, w in zip(d, dw, strict=True):
+        options = {"padded": 8, "bound": 3.0}
+        (y,), wanted = mx.vjp(lambda *a: [of_arrays(neuron_reference, **options)(*a)], given, [mx.ones((45, 8))])
+        (x,), d = mx.vjp(lambda *a: [of_arrays(neuron, kernels=True, **options)(*a)], given, [mx.ones((45, 8))])
+        mx.eval(x, d)
+        for a, w in zip((x, *d), (y, *wanted), strict=True):
             same(a, w, 5e-5)
 
+    barrier = "threadgroup_barrier(mem_flags::mem_threadgroup);  // "
+    of_simdgroup = "simdgroup_barrier(mem_flags::mem_threadgroup);  // "
     edits = [
-        ("threadgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device);", ""),
-        ("threadgroup_barrier(mem_flags::mem_threadgroup);  // gradients of the chunk and activations of all flows", ""),
-        ("threadgroup_barrier(mem_flags::mem_threadgroup);  // before the next chunk takes their place", ""),
-        ("d_weights[sums + at::second_gamma + i] += gamma;", "d_weights[sums + at::second_gamma + i] += beta;"),
-        ("delta[i * ROW + f] * normal_two[k * ROW + f]", "delta[k * ROW + f] * normal_two[k * ROW + f]"),
-        ("bool there = flow < flows;", "bool there = true;"),
+        (barrier + "weights", ""),
+        (barrier + "gradients of features and second activations of all flows", ""),
+        (barrier + "before other gradients take their places", ""),
+        (barrier + "gradients of both Linears of all flows", ""),
+        (barrier + "before the next tile overwrites", ""),
+        (barrier + "sums of each SIMD-group", ""),
+        (of_simdgroup + "inputs", ""),
+        (of_simdgroup + "first activations", ""),
+        (of_simdgroup + "before the second activations take their place", ""),
+        (of_simdgroup + "second activations", ""),
+        (of_simdgroup + "gradients of the second Linear", ""),
+        ("uint i = metal::min(flow, flows - 1);", "uint i = flow;"),
+        ("if (own < flows && i < F)", "if (i < F)"),
+        ("c[o][f] = own < flows ? ", "c[o][f] = true ? "),
+        ("if (k == m && flow < flows)", "if (k == m)"),
+        ("metal::min(block::column(b, c), uint(B - 1));", "block::column(b, c);"),
+        ("2 * (s / 2 * A_ROWS + row[r])", "2 * (s / 2 * A + row[r])"),
+        ("if (b >= block::count) return;", ""),
+        ("if (!owned<HIDDEN>(lane, o)) continue;\n        float g", "float g"),
+        ("sums[1][o] += of_beta * normal[o][f];", "sums[1][o] += of_beta;"),
+        ("of_coord[m + 1] += d_input * p[m];", "of_coord[m + 1] += d_input * p[0];"),
     ]
     assert not survivors(check, edits, caches=[build])
 
 
 def test_wide_neurons_are_refused_by_the_kernel() -> None:
-    assert [fits(hidden, 64) for hidden in (1, 32, 40, 80)] == [True, True, False, False]
+    assert [fits(hidden, 64) for hidden in (1, 32, 40, 80)] == [True, True, True, False]
     given = arguments(2, 80, 64)
     with pytest.raises(ValueError, match="hidden_dim=80"):
         neuron(given[0], given[1], given[2:], kernels=True)
