@@ -40,6 +40,7 @@ FUNCTION void max_to(DEVICE atomic<int>* array, uint i, int value) {
 // On the bits, so that no compiler option changes the answer.
 FUNCTION bool is_nan(float x) { return (as_type<uint>(x) & 0x7FFFFFFFu) > 0x7F800000u; }
 FUNCTION bool is_infinite(float x) { return (as_type<uint>(x) & 0x7FFFFFFFu) == 0x7F800000u; }
+FUNCTION float not_a_number() { return as_type<float>(0x7FC00000u); }
 
 // Metal has no erf. Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: to 1.5e-7.
 FUNCTION float error_function(float x) {

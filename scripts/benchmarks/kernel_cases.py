@@ -13,8 +13,10 @@ from energy_flow_mlx.ops import (
     advance,
     bias_gelu_norm,
     collect,
+    embedding,
     gru_gates,
     heads,
+    inherit,
     masked_mean,
     neuron,
     norms,
@@ -108,6 +110,20 @@ def spawn_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
     return Case(function, [length, some(batch, slots), taken, mx.full((batch,), 1_000_000, dtype=mx.int32)], 0)
 
 
+def inherit_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
+    """Of the hidden state of a layer, where each sample has children in half of its child slots."""
+    slots, children = config.slots_per_sample, config.slots_per_sample - config.surface_dim
+    born = -(-children // 2)
+    parent = mx.broadcast_to(mx.where(mx.arange(children) < born, mx.arange(children) // 2, -1), (batch, children))
+    numbers = [mx.full((batch,), number, dtype=mx.int32) for number in (born, 0, 0)]
+
+    def function(kernels: bool, own: mx.array, inherited: mx.array, *births: mx.array) -> Any:
+        return inherit.inherit(own, inherited, spawn.Births(*births), kernels=kernels)
+
+    rows = [normal(batch * slots, config.carrier_hidden_size, dtype=dtype) for _ in range(2)]
+    return Case(function, [*rows, mx.contiguous(parent), *numbers], 2, unread=(0, 1))
+
+
 def bias_gelu_norm_case(config: EnergyConfig, batch: int, dtype: mx.Dtype, norm_first: bool = False) -> Case:
     """The first layer of the mapper."""
     d = intermediate_size(config.embedding_dim, config.surface_dim)
@@ -116,6 +132,16 @@ def bias_gelu_norm_case(config: EnergyConfig, batch: int, dtype: mx.Dtype, norm_
         return bias_gelu_norm.bias_gelu_norm(*a, norm_first=norm_first, kernels=kernels)
 
     return Case(function, [normal(batch, d, dtype=dtype), normal(d), normal(d), normal(d)], 4)
+
+
+def embedding_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
+    entries = config.text_vocab_size
+
+    def function(kernels: bool, *a: mx.array) -> Any:
+        return embedding.embedding(*a, kernels=kernels)
+
+    ids = mx.random.randint(0, entries, (batch, config.text_max_length), dtype=mx.int32)
+    return Case(function, [normal(entries, config.text_model_dim, dtype=dtype), ids], 1, unread=(0,), picked=(0,))
 
 
 def masked_mean_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
@@ -159,12 +185,14 @@ CASES: dict[str, Callable[[EnergyConfig, int, mx.Dtype], Case]] = {
     "neuron": neuron_case,
     "heads": heads_case,
     "spawn": spawn_case,
+    "inherit": inherit_case,
     "collect, nearest": collect_case,
     "collect, nearest, atomics": lambda *a: collect_case(*a, deterministic=False),
     "collect, bilinear": lambda *a: collect_case(*a, method="bilinear"),
     "collect, bilinear, atomics": lambda *a: collect_case(*a, method="bilinear", deterministic=False),
     "bias_gelu_norm": bias_gelu_norm_case,
     "bias_gelu_norm, LN first": lambda *a: bias_gelu_norm_case(*a, norm_first=True),
+    "embedding": embedding_case,
     "masked_mean": masked_mean_case,
     "adamw": adamw_case,
     "norms": norms_case,
