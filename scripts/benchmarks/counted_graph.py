@@ -123,8 +123,8 @@ def counted_kernels(cost: Cost) -> Iterator[None]:
             outputs = [mx.zeros(*output) for output in zip(call["output_shapes"], call["output_dtypes"], strict=True)]
             written = sum(output.nbytes for output in outputs)
             filled = call["init_value"] is not None
-            read = zip(names, call["inputs"], strict=True)
-            cost.bytes += sum(min(array.nbytes, written) if name == "table" else array.nbytes for name, array in read)
+            read = {id(array): (name, array.nbytes) for name, array in zip(names, call["inputs"], strict=True)}
+            cost.bytes += sum(min(size, written) if name == "table" else size for name, size in read.values())
             cost.bytes += written * (2 if filled else 1)
             cost.launches += 1 + (len(outputs) if filled else 0)
             return mx.depends(outputs, list(call["inputs"]))  # what made the inputs counts too

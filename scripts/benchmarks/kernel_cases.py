@@ -103,7 +103,7 @@ def spawn_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
     options = {"slots": children, "threshold": config.spawn_movement_threshold_ratio, "most": config.max_spawn_per_step}
 
     def function(kernels: bool, *a: mx.array) -> Any:
-        return spawn.spawn(*a, **options, kernels=kernels)
+        return spawn.spawn(*a, **options, kernels=kernels)[:3]  # the last is an argument
 
     length = mx.abs(uniform(batch, slots)) * 2.5 * config.spawn_movement_threshold_ratio
     taken = mx.full((batch,), children // 4, dtype=mx.int32)
@@ -115,13 +115,13 @@ def inherit_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
     slots, children = config.slots_per_sample, config.slots_per_sample - config.surface_dim
     born = -(-children // 2)
     parent = mx.broadcast_to(mx.where(mx.arange(children) < born, mx.arange(children) // 2, -1), (batch, children))
-    numbers = [mx.full((batch,), number, dtype=mx.int32) for number in (born, 0, 0)]
+    births = spawn.Births(mx.contiguous(parent), *(mx.full((batch,), number, dtype=mx.int32) for number in (born, 0, 0)))
 
-    def function(kernels: bool, own: mx.array, inherited: mx.array, *births: mx.array) -> Any:
-        return inherit.inherit(own, inherited, spawn.Births(*births), kernels=kernels)
+    def function(kernels: bool, own: mx.array, parent: mx.array) -> Any:
+        return inherit.inherit(own, own, births._replace(parent=parent), kernels=kernels)
 
-    rows = [normal(batch * slots, config.carrier_hidden_size, dtype=dtype) for _ in range(2)]
-    return Case(function, [*rows, mx.contiguous(parent), *numbers], 2, unread=(0, 1))
+    rows = normal(batch * slots, config.carrier_hidden_size, dtype=dtype)
+    return Case(function, [rows, births.parent], 1, unread=(0,))
 
 
 def bias_gelu_norm_case(config: EnergyConfig, batch: int, dtype: mx.Dtype, norm_first: bool = False) -> Case:
