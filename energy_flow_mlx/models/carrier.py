@@ -1,7 +1,7 @@
 """EnergyCarrier: what a flow remembers and where it goes next."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -77,7 +77,7 @@ class EnergyCarrier(nn.Module):
         self.config = config
         size = config.carrier_hidden_size
         inputs = [config.neuron_output_dim + 1] + [size] * (config.carrier_num_layers - 1)
-        kind = GRUCell if config.gru_implementation == "matrix" else mlx_gru
+        kind: Callable[[int, int], nn.Module] = GRUCell if config.gru_implementation == "matrix" else mlx_gru
         self.gru = [kind(width, size) for width in inputs]
         self.energy_projection = [nn.Linear(size, size // 2), nn.GELU(), nn.Linear(size // 2, 1), nn.Tanh()]
         self.displacement_projection = [
