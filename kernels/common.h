@@ -28,3 +28,16 @@ FUNCTION float normal_density(float x) { return 0.39894228f * metal::exp(-0.5f *
 // The exact GELU and its derivative.
 FUNCTION float gelu(float x) { return x * normal_integral(x); }
 FUNCTION float gelu_derivative(float x) { return normal_integral(x) + x * normal_density(x); }
+
+// V neighbouring elements of an array, 4 or 1, as float: elements V i .. V i + V - 1.
+template <int V, typename P>
+FUNCTION void load_some(P array, uint i, thread float (&value)[V]) {
+    if constexpr (V == 4) load4(array, i, value);
+    else value[0] = float(array[i]);
+}
+
+template <int V, typename T>
+FUNCTION void store_some(DEVICE T* array, uint i, thread const float (&value)[V]) {
+    if constexpr (V == 4) store4(array, i, value);
+    else array[i] = T(value[0]);
+}

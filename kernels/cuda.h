@@ -130,5 +130,6 @@ FUNCTION void max_to(int* array, uint i, int value) { atomicMax(array + i, value
 
 FUNCTION bool is_nan(float x) { return (__float_as_uint(x) & 0x7FFFFFFFu) > 0x7F800000u; }
 FUNCTION bool is_infinite(float x) { return (__float_as_uint(x) & 0x7FFFFFFFu) == 0x7F800000u; }
+FUNCTION float not_a_number() { return __uint_as_float(0x7FC00000u); }
 
 FUNCTION float reciprocal(float x) { return ::__fdividef(1.0f, x); }

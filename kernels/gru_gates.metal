@@ -16,18 +16,6 @@
 // Grid: HD / V * N threads forward, HD / V * ceil(N / ROWS) backward, in one dimension. All arithmetic is float.
 // Templates: T, HD, V, MASKED, BOUNDED; backward ROWS, TWO, RUNNING.
 
-template <int V, typename P>
-FUNCTION void load_columns(P array, uint i, thread float (&value)[V]) {
-    if constexpr (V == 4) load4(array, i, value);
-    else value[0] = float(array[i]);
-}
-
-template <int V, typename T>
-FUNCTION void store_columns(DEVICE T* array, uint i, thread const float (&value)[V]) {
-    if constexpr (V == 4) store4(array, i, value);
-    else array[i] = T(value[0]);
-}
-
 // tanh, to 1e-7: CUDA's own takes three times as long.
 FUNCTION float hyperbolic_tangent(float x) { return 2.0f * logistic(2.0f * x) - 1.0f; }
 
@@ -38,19 +26,19 @@ FUNCTION float hyperbolic_tangent(float x) { return 2.0f * logistic(2.0f * x) - 
     if (row >= uint(hidden_shape[0])) return;
     uint gates = row * 3 * COLUMNS + column;
     float h[V], new_h[V];
-    load_columns<V>(hidden, row * COLUMNS + column, h);
+    load_some<V>(hidden, row * COLUMNS + column, h);
     if (!MASKED || active[row]) {
         float ir[V], iz[V], in[V], hr[V], hz[V], hn[V], br[V], bz[V], bn[V], bh[V];
-        load_columns<V>(input_gates, gates, ir);
-        load_columns<V>(input_gates, gates + COLUMNS, iz);
-        load_columns<V>(input_gates, gates + 2 * COLUMNS, in);
-        load_columns<V>(hidden_gates, gates, hr);
-        load_columns<V>(hidden_gates, gates + COLUMNS, hz);
-        load_columns<V>(hidden_gates, gates + 2 * COLUMNS, hn);
-        load_columns<V>(bias, column, br);
-        load_columns<V>(bias, column + COLUMNS, bz);
-        load_columns<V>(bias, column + 2 * COLUMNS, bn);
-        load_columns<V>(hidden_bias, column, bh);
+        load_some<V>(input_gates, gates, ir);
+        load_some<V>(input_gates, gates + COLUMNS, iz);
+        load_some<V>(input_gates, gates + 2 * COLUMNS, in);
+        load_some<V>(hidden_gates, gates, hr);
+        load_some<V>(hidden_gates, gates + COLUMNS, hz);
+        load_some<V>(hidden_gates, gates + 2 * COLUMNS, hn);
+        load_some<V>(bias, column, br);
+        load_some<V>(bias, column + COLUMNS, bz);
+        load_some<V>(bias, column + 2 * COLUMNS, bn);
+        load_some<V>(hidden_bias, column, bh);
         for (int k = 0; k < V; ++k) {
             float r = logistic(ir[k] + hr[k] + br[k]);
             float z = logistic(iz[k] + hz[k] + bz[k]);
@@ -64,7 +52,7 @@ FUNCTION float hyperbolic_tangent(float x) { return 2.0f * logistic(2.0f * x) - 
         float bound = settings[0];
         for (int k = 0; k < V; ++k) new_h[k] = sanitise(new_h[k], bound);
     }
-    store_columns<V>(new_hidden, row * COLUMNS + column, new_h);
+    store_some<V>(new_hidden, row * COLUMNS + column, new_h);
 
 //// backward
     constexpr uint COLUMNS = HD / V;
@@ -74,36 +62,36 @@ FUNCTION float hyperbolic_tangent(float x) { return 2.0f * logistic(2.0f * x) - 
     if (block * ROWS >= rows) return;
     uint end = metal::min((block + 1) * uint(ROWS), rows);
     float br[V], bz[V], bn[V], bh[V];
-    load_columns<V>(bias, column, br);
-    load_columns<V>(bias, column + COLUMNS, bz);
-    load_columns<V>(bias, column + 2 * COLUMNS, bn);
-    load_columns<V>(hidden_bias, column, bh);
+    load_some<V>(bias, column, br);
+    load_some<V>(bias, column + COLUMNS, bz);
+    load_some<V>(bias, column + 2 * COLUMNS, bn);
+    load_some<V>(hidden_bias, column, bh);
     float sum_r[V], sum_z[V], sum_n[V], sum_h[V];
     for (int k = 0; k < V; ++k) sum_r[k] = sum_z[k] = sum_n[k] = sum_h[k] = 0.0f;
     if (RUNNING) {
-        load_columns<V>(running, block * 4 * COLUMNS + column, sum_r);
-        load_columns<V>(running, (block * 4 + 1) * COLUMNS + column, sum_z);
-        load_columns<V>(running, (block * 4 + 2) * COLUMNS + column, sum_n);
-        load_columns<V>(running, (block * 4 + 3) * COLUMNS + column, sum_h);
+        load_some<V>(running, block * 4 * COLUMNS + column, sum_r);
+        load_some<V>(running, (block * 4 + 1) * COLUMNS + column, sum_z);
+        load_some<V>(running, (block * 4 + 2) * COLUMNS + column, sum_n);
+        load_some<V>(running, (block * 4 + 3) * COLUMNS + column, sum_h);
     }
     for (uint row = block * ROWS; row < end; ++row) {
         uint gates = row * 3 * COLUMNS + column;
         float h[V], d[V], dr[V], dz[V], dn[V], dhn[V], dh[V];
-        load_columns<V>(cotangent, row * COLUMNS + column, d);
+        load_some<V>(cotangent, row * COLUMNS + column, d);
         if (TWO) {
             float more[V];
-            load_columns<V>(above, row * COLUMNS + column, more);
+            load_some<V>(above, row * COLUMNS + column, more);
             for (int k = 0; k < V; ++k) d[k] += more[k];
         }
-        load_columns<V>(hidden, row * COLUMNS + column, h);
+        load_some<V>(hidden, row * COLUMNS + column, h);
         if (!MASKED || active[row]) {
             float ir[V], iz[V], in[V], hr[V], hz[V], hn[V];
-            load_columns<V>(input_gates, gates, ir);
-            load_columns<V>(input_gates, gates + COLUMNS, iz);
-            load_columns<V>(input_gates, gates + 2 * COLUMNS, in);
-            load_columns<V>(hidden_gates, gates, hr);
-            load_columns<V>(hidden_gates, gates + COLUMNS, hz);
-            load_columns<V>(hidden_gates, gates + 2 * COLUMNS, hn);
+            load_some<V>(input_gates, gates, ir);
+            load_some<V>(input_gates, gates + COLUMNS, iz);
+            load_some<V>(input_gates, gates + 2 * COLUMNS, in);
+            load_some<V>(hidden_gates, gates, hr);
+            load_some<V>(hidden_gates, gates + COLUMNS, hz);
+            load_some<V>(hidden_gates, gates + 2 * COLUMNS, hn);
             for (int k = 0; k < V; ++k) {
                 float r = logistic(ir[k] + hr[k] + br[k]);
                 float z = logistic(iz[k] + hz[k] + bz[k]);
@@ -123,15 +111,15 @@ FUNCTION float hyperbolic_tangent(float x) { return 2.0f * logistic(2.0f * x) - 
                 dh[k] = BOUNDED && replaced(h[k], settings[0]) ? 0.0f : d[k];
             }
         }
-        store_columns<V>(d_input_gates, gates, dr);
-        store_columns<V>(d_input_gates, gates + COLUMNS, dz);
-        store_columns<V>(d_input_gates, gates + 2 * COLUMNS, dn);
-        store_columns<V>(d_hidden_gates, gates, dr);
-        store_columns<V>(d_hidden_gates, gates + COLUMNS, dz);
-        store_columns<V>(d_hidden_gates, gates + 2 * COLUMNS, dhn);
-        store_columns<V>(d_hidden, row * COLUMNS + column, dh);
+        store_some<V>(d_input_gates, gates, dr);
+        store_some<V>(d_input_gates, gates + COLUMNS, dz);
+        store_some<V>(d_input_gates, gates + 2 * COLUMNS, dn);
+        store_some<V>(d_hidden_gates, gates, dr);
+        store_some<V>(d_hidden_gates, gates + COLUMNS, dz);
+        store_some<V>(d_hidden_gates, gates + 2 * COLUMNS, dhn);
+        store_some<V>(d_hidden, row * COLUMNS + column, dh);
     }
-    store_columns<V>(d_bias, block * 4 * COLUMNS + column, sum_r);
-    store_columns<V>(d_bias, (block * 4 + 1) * COLUMNS + column, sum_z);
-    store_columns<V>(d_bias, (block * 4 + 2) * COLUMNS + column, sum_n);
-    store_columns<V>(d_bias, (block * 4 + 3) * COLUMNS + column, sum_h);
+    store_some<V>(d_bias, block * 4 * COLUMNS + column, sum_r);
+    store_some<V>(d_bias, (block * 4 + 1) * COLUMNS + column, sum_z);
+    store_some<V>(d_bias, (block * 4 + 2) * COLUMNS + column, sum_n);
+    store_some<V>(d_bias, (block * 4 + 3) * COLUMNS + column, sum_h);

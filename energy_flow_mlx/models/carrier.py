@@ -1,7 +1,7 @@
 """EnergyCarrier: what a flow remembers and where it goes next."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -9,7 +9,7 @@ import mlx.nn as nn
 
 from ..config import EnergyConfig
 from ..nn import GRUCell, run
-from ..nn.gru import initialise_gru, mlx_gru_step
+from ..nn.gru import mlx_gru, mlx_gru_step
 from ..ops.advance import bounded, on_plane, raw_move
 from ..ops.cast import cast
 from ..ops.gru_gates import gru_gates
@@ -78,10 +78,8 @@ class EnergyCarrier(nn.Module):
         self.config = config
         size = config.carrier_hidden_size
         inputs = [config.neuron_output_dim + 1] + [size] * (config.carrier_num_layers - 1)
-        kind: type[nn.Module] = GRUCell if config.gru_implementation == "matrix" else nn.GRU
-        self.gru = [kind(width, size) for width in inputs]  # type: ignore[call-arg]
-        for layer in self.gru:
-            initialise_gru(layer)
+        kind: Callable[[int, int], nn.Module] = GRUCell if config.gru_implementation == "matrix" else mlx_gru
+        self.gru = [kind(width, size) for width in inputs]
         self.energy_projection = [nn.Linear(size, size // 2), nn.GELU(), nn.Linear(size // 2, 1), nn.Tanh()]
         self.displacement_projection = [
             nn.Linear(size, DISPLACEMENT_WIDTH), nn.GELU(), nn.Linear(DISPLACEMENT_WIDTH, 3)

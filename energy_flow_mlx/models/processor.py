@@ -11,6 +11,7 @@ from ..nn.precision import DTYPES
 from ..ops.advance import Move, advance
 from ..ops.checkpoint import recomputed
 from ..ops.collect import MAX_STEPS
+from ..ops.inherit import inherit, inherit_gradient
 from ..ops.kernel import use_kernel
 from ..ops.neuron import NeuronKernel, neuron_reference, pack, run_packed, wanted
 from ..ops.spawn import Births, spawn
@@ -193,24 +194,10 @@ class FlowProcessor(nn.Module):
 
     def undo(self, births: Births, d: Cotangents) -> tuple[Cotangents, mx.array]:
         """Gradients before the births of a step from those after them, and that of the positions before its move."""
-        lives, source = self._parents(births)
-        cells = self.config.surface_dim
-
-        def back(own: mx.array) -> tuple[mx.array, mx.array]:
-            """own [N, d] -> what stays with each flow, and what children pass to their parents."""
-            width = own.shape[1]
-            first, children = mx.split(own.reshape(lives.shape[0], -1, width), [cells], axis=1)
-            stays = mx.concatenate([first, mx.where(lives[..., None], 0.0, children)], axis=1).reshape(own.shape)
-            passed = mx.where(lives[..., None], children, 0.0).reshape(-1, width)
-            return stays.astype(own.dtype), mx.zeros_like(own).at[source].add(passed.astype(own.dtype))
-
-        def whole(own: mx.array) -> mx.array:
-            stays, passed = back(own)
-            return stays + passed
-
-        position, before_move = back(d.position)
-        hidden = None if d.hidden is None else tuple(whole(layer) for layer in d.hidden)
-        return Cotangents(position, whole(d.energy), hidden), before_move
+        position = inherit_gradient(d.position, births, passes=False)
+        before_move = inherit_gradient(d.position, births, stays=False)
+        hidden = None if d.hidden is None else tuple(inherit_gradient(layer, births) for layer in d.hidden)
+        return Cotangents(position, inherit_gradient(d.energy, births), hidden), before_move
 
     def _checkpointed_step(
         self, weights: "_Weights", state: FlowState, noise: mx.array | None, scale: mx.array
@@ -228,12 +215,6 @@ class FlowProcessor(nn.Module):
 
         return FlowState.of(recomputed(step)(*weights.neuron, *weights.carrier.flat(), *state.flat()))
 
-    def _parents(self, births: Births) -> tuple[mx.array, mx.array]:
-        """Which child slots [B, K] a child is born into, and the slots [B K] of the parents among all flows."""
-        batch, slots = births.parent.shape[0], self.config.slots_per_sample
-        source = mx.arange(batch)[:, None] * slots + mx.maximum(births.parent, 0)
-        return births.parent >= 0, mx.stop_gradient(source).reshape(-1)
-
     def _spawn(self, state: FlowState, before: mx.array, length: mx.array) -> tuple[FlowState, Births]:
         """Children of this step: at the parent's position before the move, with its new energy and hidden state."""
         config = self.config
@@ -249,14 +230,7 @@ class FlowProcessor(nn.Module):
             threshold=config.spawn_movement_threshold_ratio,
             most=config.max_spawn_per_step,
         )
-        lives, source = self._parents(births)
-
-        def inherit(own: mx.array, inherited: mx.array) -> mx.array:
-            """own [N, d], inherited [N, d]: own, with the parents' rows of `inherited` in the slots of newborn children."""
-            own = own.reshape(batch, slots, -1)
-            rows = inherited[source].reshape(batch, slots - cells, -1)
-            children = mx.where(lives[..., None], rows, own[:, cells:])
-            return mx.concatenate([own[:, :cells], children], axis=1).reshape(batch * slots, -1)
+        lives = births.parent >= 0
 
         def at_birth(own: mx.array, value: mx.array | int | bool) -> mx.array:
             own = own.reshape(batch, slots)
@@ -264,9 +238,9 @@ class FlowProcessor(nn.Module):
             return mx.concatenate([own[:, :cells], children], axis=1).reshape(-1)
 
         born = state._replace(
-            position=inherit(state.position, before),
-            energy=inherit(state.energy, state.energy),
-            hidden=tuple(inherit(layer, layer) for layer in state.hidden),
+            position=inherit(state.position, before, births),
+            energy=inherit(state.energy, state.energy, births),
+            hidden=tuple(inherit(layer, layer, births) for layer in state.hidden),
             age=at_birth(state.age, mx.zeros_like(births.parent)),
             active=at_birth(state.active, mx.array(True)),
             parent=at_birth(state.parent, births.parent),

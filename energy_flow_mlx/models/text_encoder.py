@@ -12,6 +12,7 @@ from ..data.checks import check_texts
 from ..data.text_cache import ModelFingerprint, TextCache
 from ..data.tokeniser import Tokeniser
 from ..nn import PositionalEncoding, TransformerEncoder, run
+from ..ops.embedding import embedding
 from ..ops.masked_mean import masked_mean
 from .shapes import expect_shape
 
@@ -45,7 +46,7 @@ class TextToCubeEncoder(nn.Module):
         """input_ids [B, T] in 0..vocab-1, attention_mask [B, T] (non-zero: a token) -> surfaces [B, S]."""
         expect_shape("input_ids", input_ids, (None, None))
         expect_shape("attention_mask", attention_mask, tuple(input_ids.shape))
-        x = self.positional_encoding(self.token_embedding(input_ids))
+        x = self.positional_encoding(embedding(self.token_embedding.weight, input_ids))
         x = self.transformer_encoder(x, attention_mask.astype(mx.bool_))
         return run(self.surface_projection, masked_mean(x, attention_mask))
 

@@ -4,6 +4,7 @@ import math
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from ..ops.gru_gates import gru_gates
 
@@ -37,6 +38,13 @@ class GRUCell(nn.Module):
         return gru_gates(x @ self.Wx.T, hidden @ self.Wh.T, self.b, self.bhn, hidden, active, bound=bound)
 
 
+def mlx_gru(input_size: int, hidden_size: int) -> nn.GRU:
+    """MLX's own layer with the reference's initial weights."""
+    layer = nn.GRU(input_size, hidden_size)
+    initialise_gru(layer)
+    return layer
+
+
 def mlx_gru_step(
     x: mx.array, hidden: mx.array, input_weight: mx.array, hidden_weight: mx.array, bias: mx.array, hidden_bias: mx.array
 ) -> mx.array:
@@ -58,6 +66,18 @@ def initialise_gru(layer: nn.Module) -> None:
     size = rows // 3
     bound = math.sqrt(6.0 / (rows + inputs))
     layer.Wx = mx.random.uniform(-bound, bound, layer.Wx.shape)
-    layer.Wh = nn.init.orthogonal()(mx.zeros((rows, size)))
+    layer.Wh = orthogonal(rows, size)
     layer.b = mx.concatenate([mx.zeros((size,)), mx.full((size,), 2.0), mx.zeros((size,))])
     layer.bhn = mx.zeros((size,))
+
+
+def orthogonal(rows: int, columns: int) -> mx.array:
+    """A random matrix [rows, columns] float32 with orthonormal columns, uniformly distributed; rows >= columns.
+
+    The Q of a Gaussian matrix, signs chosen so that R has a positive diagonal (Mezzadri 2007, How to generate random matrices from
+    the classical compact groups). The numbers come from `mx.random`, so its seed decides; NumPy decomposes: MLX has QR on the CPU
+    alone, through a LAPACK that is slow with many threads, and its `mx.nn.init.orthogonal` decomposes a square of the longer side and
+    then reads the diagonal with a gather, which CUDA first has to compile.
+    """
+    q, r = np.linalg.qr(np.array(mx.random.normal((rows, columns))))
+    return mx.array(q * np.where(np.diagonal(r) < 0, -1.0, 1.0).astype(q.dtype))

@@ -12,11 +12,13 @@ LARGEST_GROUP = 1024  # threads of a threadgroup
 
 class Births(NamedTuple):
     """parent [B, K] int32: slot of the parent of the child that is born into each of the K child slots, -1 where none is.
-    born [B] int32: children that got a slot. overflowed [B] int32: children for which there was none."""
+    born [B] int32: children that got a slot. overflowed [B] int32: children for which there was none. before [B] int32: child slots
+    that were in use before; the children have the next ones, in the order of their parents' slots."""
 
     parent: mx.array
     born: mx.array
     overflowed: mx.array
+    before: mx.array
 
 
 def spawn(
@@ -70,7 +72,7 @@ def spawn_reference(
         parent = parent.at[rows, place].maximum(mx.where(placed, own_slot, -1))
     asked = mx.sum(count, axis=1)
     born = mx.minimum(asked, limit[:, 0] - taken)
-    return Births(parent[:, :slots], born, asked - born)
+    return Births(parent[:, :slots], born, asked - born, taken)
 
 
 def forward(
@@ -89,4 +91,7 @@ def forward(
     outputs = {"parent": ((batch, slots), mx.int32), "born": ((batch,), mx.int32), "overflowed": ((batch,), mx.int32)}
     group = min(LARGEST_GROUP, -(-flows // (32 * PER)) * 32)
     template = {"SLOTS": slots, "PER": PER}
-    return Births(*call("spawn", "forward", inputs, outputs, threads=batch * group, group=group, template=template))
+    parent, born, overflowed = call(
+        "spawn", "forward", inputs, outputs, threads=batch * group, group=group, template=template
+    )
+    return Births(parent, born, overflowed, inputs["taken"])

@@ -46,13 +46,14 @@ VIEWS = {
 @dataclasses.dataclass
 class Case:
     """One op with arguments: `function(kernels, *arrays)`; the first `floats` arrays have gradients. The derivative does not depend on
-    the arrays in `unread`, and the outputs in `constant` have none."""
+    the arrays in `unread`, and the outputs in `constant` have none. Of the arrays in `picked` no more is read than is written."""
 
     function: Callable[..., Any]
     arrays: list[mx.array]
     floats: int
     unread: tuple[int, ...] = ()
     constant: tuple[int, ...] = ()
+    picked: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass
@@ -117,12 +118,14 @@ def count_graph(function: Function, arrays: Sequence[mx.array], free: set[str]) 
 def counted_kernels(cost: Cost) -> Iterator[None]:
     """Inside, custom kernels add to `cost` and give zeros, which cost nothing if `Full` and `Depends` are free."""
 
-    def build(*_: Any) -> Function:
+    def build(op: str, body: str, names: Sequence[str], *_: Any) -> Function:
         def run(**call: Any) -> list[mx.array]:
             outputs = [mx.zeros(*output) for output in zip(call["output_shapes"], call["output_dtypes"], strict=True)]
             written = sum(output.nbytes for output in outputs)
             filled = call["init_value"] is not None
-            cost.bytes += sum(array.nbytes for array in call["inputs"]) + written * (2 if filled else 1)
+            read = {id(array): (name, array.nbytes) for name, array in zip(names, call["inputs"], strict=True)}
+            cost.bytes += sum(min(size, written) if name == "table" else size for name, size in read.values())
+            cost.bytes += written * (2 if filled else 1)
             cost.launches += 1 + (len(outputs) if filled else 0)
             return mx.depends(outputs, list(call["inputs"]))  # what made the inputs counts too
 
@@ -169,13 +172,15 @@ def count(case: Case) -> dict[str, dict[str, int]]:
 
     plain = count_graph(forward, case.arrays, set())
     outputs = [mx.zeros(array.shape, array.dtype) for array in described]
-    read, written = (sum(array.nbytes for array in arrays) for arrays in (case.arrays, outputs))
+    written = sum(array.nbytes for array in outputs)
+    reads = [min(x.nbytes, written) if index in case.picked else x.nbytes for index, x in enumerate(case.arrays)]
+    read = sum(reads)
     kernel_cost = count_kernel(case, False)
     counted = {"forward": row(read + written, plain, kernel_cost)}
     if case.floats:
         cotangents = floating(outputs)
         gradients = sum(array.nbytes for array in case.arrays[: case.floats])
-        needed = read - sum(case.arrays[index].nbytes for index in case.unread)
+        needed = read - sum(reads[index] for index in case.unread)
         needed += sum(x.nbytes for x in cotangents) - sum(outputs[index].nbytes for index in case.constant)
         plain = count_graph(both(case, False), [*case.arrays, *cotangents], set())
         counted["both"] = row(read + written + needed + gradients, plain, count_kernel(case, True))

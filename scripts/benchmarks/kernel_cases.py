@@ -14,8 +14,10 @@ from energy_flow_mlx.ops import (
     bias_gelu_norm,
     cast,
     collect,
+    embedding,
     gru_gates,
     heads,
+    inherit,
     masked_mean,
     neuron,
     norms,
@@ -102,11 +104,25 @@ def spawn_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
     options = {"slots": children, "threshold": config.spawn_movement_threshold_ratio, "most": config.max_spawn_per_step}
 
     def function(kernels: bool, *a: mx.array) -> Any:
-        return spawn.spawn(*a, **options, kernels=kernels)
+        return spawn.spawn(*a, **options, kernels=kernels)[:3]  # the last is an argument
 
     length = mx.abs(uniform(batch, slots)) * 2.5 * config.spawn_movement_threshold_ratio
     taken = mx.full((batch,), children // 4, dtype=mx.int32)
     return Case(function, [length, some(batch, slots), taken, mx.full((batch,), 1_000_000, dtype=mx.int32)], 0)
+
+
+def inherit_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
+    """Of the hidden state of a layer, where each sample has children in half of its child slots."""
+    slots, children = config.slots_per_sample, config.slots_per_sample - config.surface_dim
+    born = -(-children // 2)
+    parent = mx.broadcast_to(mx.where(mx.arange(children) < born, mx.arange(children) // 2, -1), (batch, children))
+    births = spawn.Births(mx.contiguous(parent), *(mx.full((batch,), number, dtype=mx.int32) for number in (born, 0, 0)))
+
+    def function(kernels: bool, own: mx.array, parent: mx.array) -> Any:
+        return inherit.inherit(own, own, births._replace(parent=parent), kernels=kernels)
+
+    rows = normal(batch * slots, config.carrier_hidden_size, dtype=dtype)
+    return Case(function, [rows, births.parent], 1, unread=(0,))
 
 
 def bias_gelu_norm_case(config: EnergyConfig, batch: int, dtype: mx.Dtype, norm_first: bool = False) -> Case:
@@ -117,6 +133,16 @@ def bias_gelu_norm_case(config: EnergyConfig, batch: int, dtype: mx.Dtype, norm_
         return bias_gelu_norm.bias_gelu_norm(*a, norm_first=norm_first, kernels=kernels)
 
     return Case(function, [normal(batch, d, dtype=dtype), normal(d), normal(d), normal(d)], 4)
+
+
+def embedding_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
+    entries = config.text_vocab_size
+
+    def function(kernels: bool, *a: mx.array) -> Any:
+        return embedding.embedding(*a, kernels=kernels)
+
+    ids = mx.random.randint(0, entries, (batch, config.text_max_length), dtype=mx.int32)
+    return Case(function, [normal(entries, config.text_model_dim, dtype=dtype), ids], 1, unread=(0,), picked=(0,))
 
 
 def masked_mean_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
@@ -171,12 +197,14 @@ CASES: dict[str, Callable[[EnergyConfig, int, mx.Dtype], Case]] = {
     "neuron": neuron_case,
     "heads": heads_case,
     "spawn": spawn_case,
+    "inherit": inherit_case,
     "collect, nearest": collect_case,
     "collect, nearest, atomics": lambda *a: collect_case(*a, deterministic=False),
     "collect, bilinear": lambda *a: collect_case(*a, method="bilinear"),
     "collect, bilinear, atomics": lambda *a: collect_case(*a, method="bilinear", deterministic=False),
     "bias_gelu_norm": bias_gelu_norm_case,
     "bias_gelu_norm, LN first": lambda *a: bias_gelu_norm_case(*a, norm_first=True),
+    "embedding": embedding_case,
     "masked_mean": masked_mean_case,
     "adamw": adamw_case,
     "norms": norms_case,

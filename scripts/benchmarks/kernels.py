@@ -8,7 +8,7 @@ For each op, preset and direction:
               reads each input and writes each output once and is one launch. A view is free, what is read through a broadcast counts
               once, and a gather reads what it returns. `mx.compile` merges some of these launches, so this is the eager graph. On a
               machine without a GPU MLX makes mx.fast.layer_norm of many primitives, and so they are counted; on one with a GPU it is one.
-    kernel    the same of the graph with the custom kernel
+    kernel    the same of the graph with the custom kernel; of an input called table as much is read as is returned
     ms        on a GPU: plain graph, plain graph under mx.compile (with --compiled), and kernel. Medians over --repeats evaluations of many
               independent calls each, so that the time of one launch does not count. "both" is forward and backward.
     share     must / ms, as a share of the bandwidth of a large copy that the same run measures. Inputs that fit into the cache can be over 1.

@@ -145,7 +145,7 @@ def test_wrong_shapes_are_refused_by_name(message: str) -> None:
 
 
 def test_presets_build_a_model() -> None:
-    """MLX is lazy: the large weights are never made. `optimized` is left out, its orthogonal start is made at once."""
+    """MLX is lazy: the large weights are never made. `optimized` is left out: its orthogonal start, which is, takes seconds."""
     for preset in ("tiny", "debug", "experiment"):
         config = EnergyConfig.preset(preset)
         shapes = {name: value.shape for name, value in tree_flatten(EnergyFlow(config).parameters())}

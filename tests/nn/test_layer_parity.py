@@ -10,7 +10,7 @@ from models.small import SMALL
 from models.torch_modules import sinusoids
 
 from energy_flow_mlx import GRUCell, MultiHeadAttention, PositionalEncoding, TransformerEncoder, TransformerEncoderLayer
-from energy_flow_mlx.nn.gru import initialise_gru
+from energy_flow_mlx.nn.gru import initialise_gru, orthogonal
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -57,6 +57,26 @@ def test_initial_weights_of_the_gru(layer: type) -> None:
     assert 0.8 * bound < np.abs(wx).max() <= bound
     assert np.array_equal(np.array(cell.b), np.repeat([0.0, 2.0, 0.0], 6))
     assert np.array_equal(np.array(cell.bhn), np.zeros(6))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 4), (1536, 512)])
+def test_orthogonal(rows: int, columns: int) -> None:
+    mx.random.seed(3)
+    q = np.array(orthogonal(rows, columns))
+    assert q.shape == (rows, columns) and q.dtype == np.float32
+    assert_close("columns are orthonormal", q.T @ q, np.eye(columns))
+    mx.random.seed(3)
+    r = q.T @ np.array(mx.random.normal((rows, columns)))
+    assert_close("R is triangular", np.tril(r, -1) / rows**0.5, np.zeros_like(r))
+    assert (np.diagonal(r) > 0).all()
+
+
+def test_initial_weights_depend_on_the_seed_alone() -> None:
+    def weights(seed: int) -> np.ndarray:
+        mx.random.seed(seed)
+        return np.array(GRUCell(3, 5).Wh)
+
+    assert np.array_equal(weights(1), weights(1)) and not np.array_equal(weights(1), weights(2))
 
 
 LENGTHS = np.array([5, 2, 4])
