@@ -83,8 +83,8 @@ def test_broken_kernels_are_noticed() -> None:
         ("if (row >= uint(hidden_shape[0])) return;", ""),
         ("if (block * ROWS >= rows) return;", ""),
         ("uint end = metal::min((block + 1) * uint(ROWS), rows);", "uint end = (block + 1) * uint(ROWS);"),
-        ("store_columns<V>(d_bias, (block * 4 + 2) * COLUMNS + column, sum_n);",
-         "store_columns<V>(d_bias, (block * 4 + 1) * COLUMNS + column, sum_n);"),
+        ("store_some<V>(d_bias, (block * 4 + 2) * COLUMNS + column, sum_n);",
+         "store_some<V>(d_bias, (block * 4 + 1) * COLUMNS + column, sum_n);"),
         ("dr[k] = dn[k] * reset * r * (1.0f - r);", "dr[k] = dn[k] * r * (1.0f - r);"),
     ]  # fmt: skip
     assert not survivors(check, edits, caches=[build])
