@@ -6,7 +6,9 @@ none of them: `kernels/cuda.h` has the few words they use, so NVRTC, which MLX h
 
 import ctypes
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -73,13 +75,17 @@ def call_cuda(
     init_value: float | None,
 ) -> list[mx.array]:
     """Run a body on the GPU; compiled at the first call with these dtypes and constants."""
-    types = tuple((parameter, array.dtype, array.ndim) for parameter, array in inputs.items())
+    shaped = shapes_used(body, inputs)
+    # Only where the body reads a shape does the number of dimensions make another kernel.
+    types = tuple((key, array.dtype, array.ndim if key in shaped else 0) for key, array in inputs.items())
     results = tuple((parameter, dtype) for parameter, (_, dtype) in outputs.items())
     label, image = _compiled(name, header, body, types, results, tuple(template.items()), group)
-    sizes = [size for parameter in shapes_used(body, inputs) for size in inputs[parameter].shape]
+    if _planned:
+        return [mx.zeros(shape, dtype) for shape, dtype in outputs.values()]
+    sizes = [size for parameter in shaped for size in inputs[parameter].shape]
     return mx.fast.precompiled_cuda_kernel(
         name=label,
-        compiled_source=image,
+        compiled_source=image.result(),
         inputs=list(inputs.values()),
         output_shapes=[tuple(shape) for shape, _ in outputs.values()],
         output_dtypes=[dtype for _, dtype in outputs.values()],
@@ -100,18 +106,39 @@ def _compiled(
     outputs: tuple[tuple[str, mx.Dtype], ...],
     template: tuple[tuple[str, Any], ...],
     group: int,
-) -> tuple[str, bytes]:
-    """A name of its own for the kernel with these types and constants (MLX keeps modules by name), and its machine code."""
+) -> tuple[str, Future[bytes]]:
+    """A name of its own for the kernel with these types and constants (MLX keeps modules by name), and its machine code to come."""
     label = f"{name}_{len(_labels)}"
     _labels.append(label)
     given = {parameter: (dtype, ndim) for parameter, dtype, ndim in inputs}
     source = cuda_source(label, header, body, given, dict(outputs), dict(template), group)
     info = mx.device_info()
     architecture = f"sm_{info['compute_capability_major']}{info['compute_capability_minor']}"
-    return label, compile_cuda(label, source, architecture)
+    return label, _compilers().submit(compile_cuda, label, source, architecture)
 
 
 _labels: list[str] = []
+_planned: list[bool] = []  # holds something while kernels are planned
+
+
+@functools.cache
+def _compilers() -> ThreadPoolExecutor:
+    """NVRTC leaves Python's lock alone and compiles on as many cores as it is asked to."""
+    return ThreadPoolExecutor(thread_name_prefix="nvrtc")
+
+
+@contextmanager
+def planned() -> Iterator[None]:
+    """Inside, kernels do not run but give zeros, and those that are new are being compiled, all at the same time.
+
+    A first step that is built once in here and thrown away, and then for good, waits for its slowest kernel rather than for
+    forty in a row.
+    """
+    _planned.append(True)
+    try:
+        yield
+    finally:
+        _planned.pop()
 
 
 def compile_cuda(name: str, source: str, architecture: str) -> bytes:

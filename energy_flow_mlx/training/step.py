@@ -12,6 +12,7 @@ from mlx.utils import tree_map
 from ..config import EnergyConfig
 from ..data.source import EpochOrder, PairBatch, PairDataset
 from ..models.energy_flow import EnergyFlow
+from ..ops.cuda import planned
 from .compilation import compiled, compiles
 from .loss_scale import LossScale
 from .losses import LossParts, energy_flow_loss, number
@@ -81,6 +82,7 @@ class TrainStep:
         self.scaled = config.compute_dtype == "float16"
         self.loss_scale = loss_scale or LossScale.start(config.gradient_scale_init if self.scaled else 1.0)
         self._alive = mx.array(True)
+        self._kernels_planned = not mx.cuda.is_available()
 
         def loss(
             model: EnergyFlow, batch: PairBatch, key: mx.array, step: int, scale: mx.array | float
@@ -170,9 +172,14 @@ class TrainStep:
         number_ = mx.array(step, dtype=mx.int32)
         for micro_batch, batch in enumerate(batches):
             dropout_seed, key = step_keys(self.config.seed, step, micro_batch)
-            mx.random.seed(dropout_seed)
             arrays = [mx.array(array) for array in batch[:4]]
-            sums = self._micro_batch(arrays, key, number_, self.loss_scale.scale if self.scaled else 1.0, sums)
+            scale = self.loss_scale.scale if self.scaled else 1.0
+            if not self._kernels_planned:
+                self._kernels_planned = True
+                with planned():
+                    self._sum_micro_batch(arrays, key, number_, scale, None)
+            mx.random.seed(dropout_seed)
+            sums = self._micro_batch(arrays, key, number_, scale, sums)
             # Start now, without waiting: the activations of one micro-batch are freed before the next one's are made.
             mx.async_eval(sums)
         assert sums is not None
