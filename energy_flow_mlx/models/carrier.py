@@ -11,7 +11,6 @@ from ..config import EnergyConfig
 from ..nn import GRUCell, run
 from ..nn.gru import mlx_gru, mlx_gru_step
 from ..ops.advance import bounded, on_plane, raw_move
-from ..ops.cast import cast
 from ..ops.gru_gates import gru_gates
 from ..ops.heads import heads
 from ..ops.kernel import setting
@@ -115,19 +114,16 @@ class EnergyCarrier(nn.Module):
 
     def weights(self, dtype: mx.Dtype = mx.float32) -> CarrierWeights:
         """The parameters for `recur` and `steer`, products in `dtype`. Gradients pass to the parameters."""
+        layers = [
+            LayerWeights(layer.Wx.astype(dtype), layer.Wh.astype(dtype), layer.b, layer.bhn) for layer in self.gru
+        ]
+        first = layers[0].input
+        layers[0] = layers[0]._replace(input=mx.pad(first, [(0, 0), (0, self.input_size - first.shape[1])]))
         energy_in, _, energy_out, _ = self.energy_projection
         move_in, _, move_out = self.displacement_projection
-        own = [weight for layer in self.gru for weight in (layer.Wx, layer.Wh)]
-        *products, energy_inner, move_inner = cast([*own, energy_in.weight, move_in.weight], dtype)
-        first = products[0]
-        products[0] = mx.pad(first, [(0, 0), (0, self.input_size - first.shape[1])])
-        layers = [
-            LayerWeights(of_input, of_hidden, layer.b, layer.bhn)
-            for of_input, of_hidden, layer in zip(products[::2], products[1::2], self.gru, strict=True)
-        ]
         return CarrierWeights(
             layers=layers,
-            inner=mx.concatenate([energy_inner, move_inner]),
+            inner=mx.concatenate([energy_in.weight, move_in.weight]).astype(dtype),
             inner_bias=mx.concatenate([energy_in.bias, move_in.bias]),
             energy_weight=energy_out.weight.reshape(-1),
             displacement_weight=move_out.weight,

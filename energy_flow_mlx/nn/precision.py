@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_map
 
-from ..ops.cast import cast
+from ..ops.kernel import as_type
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -22,8 +22,7 @@ def weights_in(module: nn.Module, dtype: mx.Dtype) -> Iterator[None]:
         yield
         return
     own = module.parameters()
-    names, weights = zip(*tree_flatten(own), strict=True)
-    module.update(tree_unflatten(list(zip(names, cast(weights, dtype), strict=True))))
+    module.update(tree_map(lambda weight: as_type(weight, dtype), own))
     try:
         yield
     finally:

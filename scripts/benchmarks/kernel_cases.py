@@ -12,7 +12,6 @@ from energy_flow_mlx.ops import (
     adamw,
     advance,
     bias_gelu_norm,
-    cast,
     collect,
     embedding,
     gru_gates,
@@ -179,17 +178,6 @@ def norms_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
     return Case(function, [normal(*shape) for shape in ((3 * h, h), (3 * h, h), (3 * h,), (h,)) for _ in range(2)], 0)
 
 
-def cast_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
-    """The weights of all GRU layers but the first, to bfloat16 whatever the dtype of the others."""
-    h = config.carrier_hidden_size
-    arrays = [normal(3 * h, h) for _ in range(2 * config.carrier_num_layers - 1)]
-
-    def function(kernels: bool, *a: mx.array) -> Any:
-        return cast.cast(a, mx.bfloat16, kernels=kernels)
-
-    return Case(function, arrays, len(arrays), unread=tuple(range(len(arrays))))
-
-
 # The names before a comma are those in kernels/.
 CASES: dict[str, Callable[[EnergyConfig, int, mx.Dtype], Case]] = {
     "advance": advance_case,
@@ -208,7 +196,6 @@ CASES: dict[str, Callable[[EnergyConfig, int, mx.Dtype], Case]] = {
     "masked_mean": masked_mean_case,
     "adamw": adamw_case,
     "norms": norms_case,
-    "cast": cast_case,
 }
 
 

@@ -53,8 +53,7 @@ def test_training_is_the_same_with_kernels(
         ops = {source.stem for source in folder.glob("*.metal")}
         names = [launch.name for launch in session.launches]
         idle = {op for op in ops if not any(name.startswith(f"custom_kernel_{op}_") for name in names)}
-        # In float32 there is nothing to cast.
-        assert idle == ({"cast"} if "movement_based_spawn" in changes else {"cast", "spawn", "inherit"})
+        assert idle == (set() if "movement_based_spawn" in changes else {"spawn", "inherit"})
     else:
         own_losses, own_parameters, own_born = train(**changes)
     assert own_born == born
