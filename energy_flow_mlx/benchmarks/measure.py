@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..config import EnergyConfig
+from ..training.compilation import compiled, compiles
 from ..training.losses import number
 from ..training.optimiser import named_arrays
 from .work import make_batches, make_model, make_step
@@ -87,10 +88,16 @@ def measure_model(job: Mapping[str, Any]) -> dict[str, Any]:
     else:
         inputs = mx.array(batches[0].input_embedding)
 
-        def call() -> mx.array:
+        def forward(inputs: mx.array) -> tuple[mx.array, mx.array]:
             output = model(inputs)
-            mx.eval(output.embedding, output.surface)
-            return output.embedding
+            return output.embedding, output.surface
+
+        run = compiled(forward, inputs=model.state, outputs=None) if compiles(config) else forward
+
+        def call() -> mx.array:
+            output = run(inputs)
+            mx.eval(output)
+            return output[0]
 
     first = call()
     mx.synchronize()
