@@ -107,8 +107,7 @@ def train(
         mx.random.seed(config.seed)
         model = EnergyFlow(config)
         model.text_encoder.tokeniser = data.tokeniser
-    if config.memory_budget:
-        memory.limit(config.memory_budget * memory.GB)
+    memory.limit(config.memory_budget * memory.GB)
     freeze_unreached(model)
     model.train()
     optimiser = make_optimiser(config)

@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..config import EnergyConfig
+from ..training import memory
 from ..training.compilation import compiled, compiles
 from ..training.losses import number
 from ..training.optimiser import named_arrays
@@ -67,6 +68,7 @@ def measure_model(job: Mapping[str, Any]) -> dict[str, Any]:
     counts arrays in use (weights, optimiser, activations), not MLX's cache of freed memory."""
     config = EnergyConfig.from_dict(job["config"])
     training = job["what"] == "training"
+    memory.limit(config.memory_budget * memory.GB)
     start = time.perf_counter()
     batches = make_batches(config)
     model = make_model(config, training=training, dropout=job["dropout"])

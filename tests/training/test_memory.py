@@ -65,3 +65,19 @@ def test_full_size_training_fits_the_cards_it_is_meant_for(monkeypatch: pytest.M
     assert memory.within(full, 141 * memory.GB).batch_size == 32
     # 1.25 G weights with gradients and moments take 20 GB before the first flow moves: 24 GB do not hold them.
     assert memory.within(full.replace(batch_size=1), 30 * memory.GB)
+
+
+def test_without_a_budget_a_cuda_device_keeps_room_for_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr(mx, "set_memory_limit", limits.append)
+    monkeypatch.setattr(mx, "set_cache_limit", lambda most: None)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
+    memory.limit()
+    assert limits == []
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        mx, "device_info", lambda: {"total_memory": 80 * 10**9, "max_recommended_working_set_size": 10**12}
+    )
+    memory.limit()
+    memory.limit(8 * memory.GB)
+    assert limits == [64 * 10**9, 8 * 10**9]
