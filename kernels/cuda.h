@@ -51,7 +51,7 @@ struct __align__(2) bfloat {
 #define simdgroup_index_in_threadgroup (thread_index_in_threadgroup / 32u)
 
 namespace metal {
-FUNCTION float exp(float x) { return ::__expf(x); }  // Metal's exp is the fast one too
+FUNCTION float exp(float x) { return ::__expf(x); }  // to two units in the last place, and one more for each 1 of |x|
 FUNCTION float tanh(float x) { return ::tanhf(x); }
 FUNCTION float sqrt(float x) { return ::sqrtf(x); }
 FUNCTION float rsqrt(float x) { return ::rsqrtf(x); }

@@ -46,5 +46,5 @@ FUNCTION bool is_nan(float x) { return (as_type<uint>(x) & 0x7FFFFFFFu) > 0x7F80
 FUNCTION bool is_infinite(float x) { return (as_type<uint>(x) & 0x7FFFFFFFu) == 0x7F800000u; }
 FUNCTION float not_a_number() { return as_type<float>(0x7FC00000u); }
 
-// To a unit in the last place or two. An exact division takes ten times as long.
+// CUDA's is exact to a unit in the last place or two, where a division takes ten times as long.
 FUNCTION float reciprocal(float x) { return 1.0f / x; }

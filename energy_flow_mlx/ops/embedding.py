@@ -21,16 +21,21 @@ def embedding(table: mx.array, ids: mx.array, *, kernels: bool | None = None) ->
 
     Args:
         table: [V, d].
-        ids: [...] integers in -V..V-1; negative ones count from the end. Any other gives a row of NaN, so that it shows, and no
+        ids: [...] integers of any size, in -V..V-1; negative ones count from the end. Any other gives a row of NaN, so that it shows, and no
             gradient; nothing outside the table is read.
         kernels: True or False forces the kernel or the plain graph; see `ops.kernel.use_kernel`.
+
+    Raises:
+        ValueError: ids are no integers.
 
     Returns:
         [..., d], of the dtype of `table`. Gradients of rows named several times are summed in float32, in the same order every time.
     """
+    if not mx.issubdtype(ids.dtype, mx.integer):
+        raise ValueError(f"ids: dtype {ids.dtype} came, accepted are integers")
     if not use_kernel("embedding", kernels) or not ids.size:
         return embedding_reference(table, ids)
-    numbers = as_type(mx.stop_gradient(ids), mx.int32).reshape(-1)
+    numbers = _within_int32(ids, table.shape[0]).reshape(-1)
     values: mx.array = _with_vjp()(table, numbers)[0]
     return values.reshape(*ids.shape, table.shape[1])
 
@@ -38,9 +43,19 @@ def embedding(table: mx.array, ids: mx.array, *, kernels: bool | None = None) ->
 def embedding_reference(table: mx.array, ids: mx.array) -> mx.array:
     """`embedding` in plain MLX: the specification."""
     entries = table.shape[0]
-    ids = as_type(mx.stop_gradient(ids), mx.int32)
+    ids = _within_int32(ids, entries)
     known = (ids >= -entries) & (ids < entries)
     return mx.where(known[..., None], table[mx.where(known, ids, 0)], math.nan)
+
+
+def _within_int32(ids: mx.array, entries: int) -> mx.array:
+    """ids as int32. Wider ones beyond the table stay beyond it, rather than wrap around."""
+    ids = mx.stop_gradient(ids)
+    if ids.dtype in (mx.uint32, mx.uint64):
+        ids = mx.minimum(ids, entries)
+    elif ids.dtype == mx.int64:
+        ids = mx.clip(ids, -entries - 1, entries)
+    return as_type(ids, mx.int32)
 
 
 @functools.cache

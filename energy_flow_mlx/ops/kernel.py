@@ -18,7 +18,7 @@ from .cuda import call_cuda
 
 VARIABLE = "ENERGY_FLOW_KERNELS"
 
-# Ops whose kernel was measured slower than MLX's own graph on a backend: off there unless forced.
+# Ops whose kernel was measured slower than MLX's own graph in a training step on a backend: off there unless forced.
 NOT_DEFAULT: dict[str, frozenset[str]] = {"metal": frozenset(), "cuda": frozenset()}
 
 # Elements are counted in 32 bits.

@@ -21,7 +21,7 @@ _SET_MODE = "_ZN3mlx4core16set_compile_modeENS0_11CompileModeE"
 
 
 def compiles(config: EnergyConfig) -> bool:
-    """Whether the training step is traced and replayed: as `compile_step` says; by itself on a GPU, where Python needs longer to
+    """Whether the training step (and the benchmark's forward pass) is traced and replayed: as `compile_step` says; by itself on a GPU, where Python needs longer to
     name the kernels of a step than the device to run them. On a CPU it gains nothing."""
     if config.compile_step != "auto":
         return config.compile_step == "on"
@@ -48,7 +48,10 @@ def compiled(function: Callable[..., Any], *, inputs: Any, outputs: Any) -> Call
 
 @contextmanager
 def unfused() -> Iterator[None]:
-    """Inside, functions that `mx.compile` traces keep their operations apart. Where MLX_DISABLE_COMPILE is set, nothing changes."""
+    """Inside, functions that `mx.compile` traces keep their operations apart. Where MLX_DISABLE_COMPILE is set, nothing changes.
+
+    Afterwards compilation is on, whatever `mx.disable_compile` said before: MLX does not tell.
+    """
     set_mode = None if "MLX_DISABLE_COMPILE" in os.environ else _set_mode()
     if set_mode is None:
         yield
@@ -67,7 +70,7 @@ def _set_mode() -> Callable[[int], None] | None:
     try:
         function = getattr(ctypes.CDLL(str(library)), _SET_MODE)
     except (OSError, AttributeError) as error:
-        logger.warning("MLX fuses elementwise operations, and the first step takes a minute more: %s", error)
+        logger.warning("MLX fuses elementwise operations, and the first call takes that much longer: %s", error)
         return None
     function.argtypes, function.restype = [ctypes.c_int], None
     return function

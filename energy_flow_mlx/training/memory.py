@@ -98,7 +98,7 @@ def limit(budget: float = 0.0) -> None:
     """
     if not budget:
         if mx.cuda.is_available():
-            mx.set_memory_limit(int(CUDA_SHARE * int(mx.device_info()["total_memory"])))
+            mx.set_memory_limit(int(CUDA_SHARE * int(mx.device_info(mx.gpu)["total_memory"])))
         return
     mx.set_memory_limit(int(budget))
     mx.set_cache_limit(int(budget / 4))

@@ -82,7 +82,7 @@ class TrainStep:
         self.scaled = config.compute_dtype == "float16"
         self.loss_scale = loss_scale or LossScale.start(config.gradient_scale_init if self.scaled else 1.0)
         self._alive = mx.array(True)
-        self._kernels_planned = not mx.cuda.is_available()
+        self._kernels_planned = not (mx.cuda.is_available() and mx.default_device().type == mx.gpu)
 
         def loss(
             model: EnergyFlow, batch: PairBatch, key: mx.array, step: int, scale: mx.array | float

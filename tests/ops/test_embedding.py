@@ -87,6 +87,24 @@ def test_gradient_equals_float64_differences() -> None:
     same(actual, mx.array(wanted.astype(np.float32)), 1e-5)
 
 
+@pytest.mark.parametrize("kernels", [False, True])
+def test_wide_ids_do_not_wrap_around(kernels: bool) -> None:
+    table = mx.arange(6.0).reshape(3, 2)
+    wide = [
+        mx.array(np.array([2, -3, 2**32, 3, -4, -(2**40)])),
+        mx.array(np.array([2, 0, 2**32 - 1], dtype=np.uint32)),
+        mx.array(np.array([2, 0, 2**64 - 1, 2**32], dtype=np.uint64)),
+    ]
+    for ids in wide:
+        with kernels_on(HARNESS):
+            rows = embedding(table, ids, kernels=kernels)
+            mx.eval(rows)
+        assert mx.array_equal(rows[:2], mx.array([[4.0, 5.0], [0.0, 1.0]]))
+        assert mx.all(mx.isnan(rows[2:]))
+    with pytest.raises(ValueError, match="ids: dtype .*float32 came, accepted are integers"):
+        embedding(table, mx.array([1.7]), kernels=kernels)
+
+
 def test_the_same_bits_in_any_order_of_threads() -> None:
     table, ids = arguments(5, 33, (400,), used=2)
     cotangent = mx.array(np.random.default_rng(1).standard_normal((400, 33)).astype(np.float32))

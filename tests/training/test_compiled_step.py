@@ -1,6 +1,7 @@
 """The compiled step does what the eager one does, and is traced once a shape."""
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from energy_flow_mlx.training.optimiser import make_optimiser, named_arrays
 from energy_flow_mlx.training.step import TrainStep, micro_batches
 
 
-def run(monkeypatch: pytest.MonkeyPatch, steps: int, **changes: object) -> tuple[list[float], dict[str, np.ndarray], int]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, steps: int, **changes: object
+) -> tuple[list[float], dict[str, np.ndarray], int]:
     """Losses, weights afterwards, and how often the loss was traced or run by Python."""
     config = small_config(**changes)
     model, optimiser, data = small_model(config), make_optimiser(config), small_data(config).train
@@ -63,7 +66,29 @@ def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch, changes: dict) -
     np.testing.assert_allclose(compiled, eager, rtol=2e-3 if half else 1e-5)
     for name, value in weights.items():
         if not name.endswith("key_proj.bias"):  # whose true gradient is 0: Adam scales up what rounding leaves
-            np.testing.assert_allclose(other[name], value, atol=5e-4 if half else 1e-5, err_msg=name)  # of moves of 5e-3
+            np.testing.assert_allclose(
+                other[name], value, atol=5e-4 if half else 1e-5, err_msg=name
+            )  # of moves of 5e-3
+
+
+@pytest.mark.parametrize("compile_step", ["off", "on"])
+def test_the_trial_run_that_names_kernels_changes_nothing(monkeypatch: pytest.MonkeyPatch, compile_step: str) -> None:
+    changes = {"compile_step": compile_step, "use_exploration_noise": True, "gradient_accumulation_steps": 2}
+    losses, weights, calls = run(monkeypatch, 3, **changes)
+
+    class Trying(TrainStep):
+        """As on a CUDA GPU, where the first micro-batch is tried first."""
+
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)  # type: ignore[arg-type]
+            self._kernels_planned = False
+
+    monkeypatch.setattr(sys.modules[__name__], "TrainStep", Trying)
+    tried, others, tried_calls = run(monkeypatch, 3, **changes)
+    assert tried_calls == calls + 1
+    assert tried == losses
+    for name, value in weights.items():
+        np.testing.assert_array_equal(others[name], value, err_msg=name)
 
 
 def test_compiled_by_itself_on_a_gpu() -> None:
@@ -93,7 +118,9 @@ def test_a_compiled_step_brings_no_kernels_to_compile(tmp_path: Path) -> None:
     assert not {"Exp", "Tanh", "Add"} & fused
 
 
-def test_a_disabled_compiler_stays_disabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_environment_disables_compilation_the_mode_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")  # MLX reads it at its first compilation, which was before
     with unfused():
         assert "Tanh" not in primitives(tmp_path, mx.compile(lambda x: chain(x)), mx.arange(4.0))

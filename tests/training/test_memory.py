@@ -76,7 +76,7 @@ def test_without_a_budget_a_cuda_device_keeps_room_for_the_driver(monkeypatch: p
     assert limits == []
     monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
     monkeypatch.setattr(
-        mx, "device_info", lambda: {"total_memory": 80 * 10**9, "max_recommended_working_set_size": 10**12}
+        mx, "device_info", lambda *device: {"total_memory": 80 * 10**9, "max_recommended_working_set_size": 10**12}
     )
     memory.limit()
     memory.limit(8 * memory.GB)
