@@ -22,12 +22,12 @@ from .benchmarks.compare import (
     ratios,
     weights_file,
 )
-from .benchmarks.measure import on_gpu
 from .benchmarks.processes import MeasurementFailed, run_mlx, workshop
 from .benchmarks.scenarios import SCENARIOS
 from .benchmarks.work import benchmark_config, compute_dtype, flow_steps, require_comparable, total_flops
 from .cli import Parser, add_config_flags, given_fields
 from .config import ConfigError, EnergyConfig
+from .ops.kernel import on_gpu
 
 _USAGE = "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--compare torch] [--stages] [--sweep] [...]"
 _DESCRIPTION = (

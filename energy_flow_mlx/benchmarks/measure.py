@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..config import EnergyConfig
+from ..ops.kernel import on_gpu
 from ..training import memory
 from ..training.compilation import compiled, compiles
 from ..training.losses import number
@@ -50,11 +51,6 @@ def clear_memory() -> None:
     """Forget cached memory and the peak so far."""
     mx.clear_cache()
     mx.reset_peak_memory()
-
-
-def on_gpu() -> bool:
-    """Whether MLX works on a GPU here."""
-    return bool(mx.default_device().type == mx.DeviceType.gpu)
 
 
 def device_name() -> str:

@@ -119,9 +119,7 @@ class ArrayPairs:
         )
 
     def texts(self, index: int) -> TextPair:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index must be from 0 to {len(self) - 1}, got {index}")
-        return self._pairs[index]
+        return self._pairs[check_index(index, len(self))]
 
 
 def check_indices(indices: Any, count: int) -> NDArray[np.int64]:
@@ -133,6 +131,17 @@ def check_indices(indices: Any, count: int) -> NDArray[np.int64]:
     if outside.any():
         raise IndexError(f"indices must be from 0 to {count - 1}, got {indices[outside][0]}")
     return indices.astype(np.int64)
+
+
+def check_index(index: int, count: int) -> int:
+    """`index`, in 0..count-1.
+
+    Raises:
+        IndexError: it is outside.
+    """
+    if not 0 <= index < count:
+        raise IndexError(f"index must be from 0 to {count - 1}, got {index}")
+    return index
 
 
 class EpochOrder:

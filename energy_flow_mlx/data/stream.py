@@ -17,7 +17,7 @@ from .folder import PARTS, DatasetFolder
 from .formats import read_file
 from .origin import digest
 from .records import DataError, Faults
-from .source import PairBatch, PairData, check_indices
+from .source import PairBatch, PairData, check_index, check_indices
 from .tokeniser import TokenBatch, Tokeniser
 
 _TEXTS = 100_000  # that a tokeniser learns from at most
@@ -93,9 +93,7 @@ class FolderPairs:
 
     def texts(self, index: int) -> TextPair:
         """The pair of texts at `index`; empty where the folder has none."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"index must be from 0 to {len(self) - 1}, got {index}")
-        pair = self._numbers[index]
+        pair = self._numbers[check_index(index, len(self))]
         return TextPair(
             *(self._folder.text(int(rows[pair])) or "" for rows in (self._folder.input, self._folder.target))
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .kernel import as_type, call, use_kernel
+from .kernel import as_type, call, columns_of_a_thread, use_kernel
 
 GROUP = 256
 BLOCK = 32  # threads side by side in a row, for which a threadgroup of the backward kernel works
@@ -21,8 +21,8 @@ def embedding(table: mx.array, ids: mx.array, *, kernels: bool | None = None) ->
 
     Args:
         table: [V, d].
-        ids: [...] integers of any size, in -V..V-1; negative ones count from the end. Any other gives a row of NaN, so that it shows, and no
-            gradient; nothing outside the table is read.
+        ids: [...] integers of any size, in -V..V-1; negative ones count from the end. Any other gives a row of NaN, so that it
+            shows, and no gradient; nothing outside the table is read.
         kernels: True or False forces the kernel or the plain graph; see `ops.kernel.use_kernel`.
 
     Raises:
@@ -94,5 +94,5 @@ def backward(table: mx.array, rows: mx.array, cotangent: mx.array) -> mx.array:
 def _template(table: mx.array) -> tuple[dict[str, Any], int]:
     """The template arguments, and the threads of a row."""
     size = table.shape[1]
-    width = 4 if size % 4 == 0 else 1
+    width = columns_of_a_thread(size)
     return {"T": table.dtype, "D": size, "V": width}, size // width

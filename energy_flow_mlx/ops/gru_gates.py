@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .kernel import as_type, call, setting, use_kernel
+from .kernel import as_type, call, columns_of_a_thread, setting, use_kernel
 from .numerics import sanitise
 
 ROWS = 16  # rows a thread of the backward kernel walks, and sums the biases' gradients over
@@ -153,7 +153,7 @@ def backward(
 def _template(hidden: mx.array, masked: bool, bound: float | None) -> tuple[dict[str, Any], int]:
     """The template arguments, and the threads of a row."""
     size = hidden.shape[1]
-    width = 4 if size % 4 == 0 else 1
+    width = columns_of_a_thread(size)
     template = {"T": hidden.dtype, "HD": size, "V": width, "MASKED": masked, "BOUNDED": bound is not None}
     return template, size // width
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .kernel import as_type, call, use_kernel
+from .kernel import as_type, call, columns_of_a_thread, use_kernel
 from .spawn import Births
 
 
@@ -98,5 +98,5 @@ def backward(
 def _template(rows: mx.array) -> tuple[dict[str, Any], int]:
     """The template arguments, and the number of threads."""
     size = rows.shape[1]
-    width = 4 if size % 4 == 0 else 1
+    width = columns_of_a_thread(size)
     return {"T": rows.dtype, "D": size, "V": width}, rows.size // width

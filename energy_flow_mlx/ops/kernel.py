@@ -34,6 +34,11 @@ def backend() -> str:
     return "cuda" if mx.cuda.is_available() else "metal"
 
 
+def on_gpu() -> bool:
+    """Whether MLX works on a GPU here, unless told otherwise."""
+    return bool(mx.default_device().type == mx.gpu)
+
+
 def use_kernel(op: str, wanted: bool | None = None) -> bool:
     """Whether `op` runs as a custom kernel.
 
@@ -52,7 +57,7 @@ def use_kernel(op: str, wanted: bool | None = None) -> bool:
         raise KernelError(f"{VARIABLE}={setting!r} is not accepted: it takes auto, on or off")
     if setting != "auto":
         return setting == "on"
-    return mx.default_device().type == mx.gpu and op not in NOT_DEFAULT[backend()]
+    return on_gpu() and op not in NOT_DEFAULT[backend()]
 
 
 def call(
@@ -160,6 +165,11 @@ def folders() -> list[Path]:
     """Where kernel sources lie: inside an installed package, beside the package in a checkout."""
     package = Path(__file__).resolve().parents[1]
     return [package / "kernels", package.parent / "kernels"]
+
+
+def columns_of_a_thread(size: int) -> int:
+    """How many neighbouring columns of a row of `size` a thread takes at a time: what `load_some` of kernels/common.h can load."""
+    return 4 if size % 4 == 0 else 1
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..config import EnergyConfig
+from ..ops.kernel import on_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +22,11 @@ _SET_MODE = "_ZN3mlx4core16set_compile_modeENS0_11CompileModeE"
 
 
 def compiles(config: EnergyConfig) -> bool:
-    """Whether the training step (and the benchmark's forward pass) is traced and replayed: as `compile_step` says; by itself on a GPU, where Python needs longer to
-    name the kernels of a step than the device to run them. On a CPU it gains nothing."""
+    """Whether the training step (and the benchmark's forward pass) is traced and replayed: as `compile_step` says; by itself on a
+    GPU, where Python needs longer to name the kernels of a step than the device to run them. On a CPU it gains nothing."""
     if config.compile_step != "auto":
         return config.compile_step == "on"
-    return bool(mx.default_device().type == mx.DeviceType.gpu)
+    return on_gpu()
 
 
 def compiled(function: Callable[..., Any], *, inputs: Any, outputs: Any) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from ..config import EnergyConfig
 from ..data.source import EpochOrder, PairBatch, PairDataset
 from ..models.energy_flow import EnergyFlow
 from ..ops.cuda import planned
+from ..ops.kernel import on_gpu
 from .compilation import compiled, compiles
 from .loss_scale import LossScale
 from .losses import LossParts, energy_flow_loss, number
@@ -82,7 +83,7 @@ class TrainStep:
         self.scaled = config.compute_dtype == "float16"
         self.loss_scale = loss_scale or LossScale.start(config.gradient_scale_init if self.scaled else 1.0)
         self._alive = mx.array(True)
-        self._kernels_planned = not (mx.cuda.is_available() and mx.default_device().type == mx.gpu)
+        self._kernels_planned = not (mx.cuda.is_available() and on_gpu())
 
         def loss(
             model: EnergyFlow, batch: PairBatch, key: mx.array, step: int, scale: mx.array | float
