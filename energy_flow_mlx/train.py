@@ -95,6 +95,7 @@ def train(
         mlp_baseline: train the MLP of `training.mlp` afterwards, for the final table.
     """
     watched = Profile(profile)
+    memory.hold(config)
     has_tokeniser = resume and (run / "tokenizer.json").is_file()
     data = _open(config, Tokeniser.from_file(run / "tokenizer.json") if has_tokeniser else None)
     if data.tokeniser is None and config.text_loss_weight:
@@ -107,7 +108,6 @@ def train(
         mx.random.seed(config.seed)
         model = EnergyFlow(config)
         model.text_encoder.tokeniser = data.tokeniser
-    memory.limit(config.memory_budget * memory.GB)
     freeze_unreached(model)
     model.train()
     optimiser = make_optimiser(config)

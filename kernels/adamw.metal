@@ -1,7 +1,8 @@
 // adamw: one step of AdamW on three tensors, bounded by a norm and stopped by a flag, in one pass.
 // Specification: adamw_reference in energy_flow_mlx/ops/adamw.py.
 //
-//   parameter0, gradient0, first0, second0 [n] float   first and second are Adam's moments; 1 and 2: those of the other tensors
+//   parameter0, first0, second0 [n] float   first and second are Adam's moments; 1 and 2: those of the other tensors
+//   gradient0 [n]        float, half or bfloat, and so on
 //   settings [7] float   0: rate, 1: weight decay, 2: beta1, 3: beta2, 4: eps, 5: 1 - beta1^t, 6: 1 - beta2^t
 //   factors [P] float    what the gradient of each tensor is multiplied by
 //   go [1] bool          false leaves everything as it is
@@ -23,7 +24,7 @@ FUNCTION void adam(S settings, float g, thread float& p, thread float& m, thread
 #define TENSOR(k) \
     if (i < uint(sizes[k])) { \
         float p = parameter##k[i], m = first##k[i], v = second##k[i]; \
-        if (go[0]) adam(settings, gradient##k[i] * factors[index[k]], p, m, v); \
+        if (go[0]) adam(settings, float(gradient##k[i]) * factors[index[k]], p, m, v); \
         next_parameter##k[i] = p; \
         next_first##k[i] = m; \
         next_second##k[i] = v; \

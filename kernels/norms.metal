@@ -1,7 +1,7 @@
 // norms: the sums of squares of up to 28 tensors in one launch.
 // Specification: l2_norms_reference in energy_flow_mlx/ops/norms.py, which is the root of the whole sum.
 //
-//   x0 .. x27 [size] float   tensors of any shape; those that are missing have size 0 below
+//   x0 .. x27 [size]         tensors of any shape, float, half or bfloat; those that are missing have size 0 below
 //   sizes [28] int           elements of each
 //   sums [28, GROUPS] float  sums of parts of a tensor, to be added up
 //
@@ -13,7 +13,7 @@
 template <typename P>
 FUNCTION float squares(P x, uint size, uint first, uint stride) {
     float sum = 0.0f;
-    for (uint i = first; i < size; i += stride) sum += x[i] * x[i];
+    for (uint i = first; i < size; i += stride) sum += float(x[i]) * float(x[i]);
     return sum;
 }
 

@@ -172,11 +172,17 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
         call()
         wait()
         times.append(time.perf_counter() - began)
+    peak = torch.cuda.max_memory_allocated() if cuda else None
+    began = time.perf_counter()
+    for _ in times:
+        call()
+    wait()
     return {
         "seconds": statistics.median(times),
+        "in_a_row_s": (time.perf_counter() - began) / len(times),
         "times": times,
         "first_call_s": first_call,
-        "peak_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+        "peak_bytes": peak,
         "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if sys.platform == "darwin" else 1024),
         "first_value": first,

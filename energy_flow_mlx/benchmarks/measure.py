@@ -1,21 +1,26 @@
 """How calls are timed; the whole model, and the limits of the machine."""
 
+import itertools
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from ..config import EnergyConfig
+from ..data.source import PairBatch
+from ..models.energy_flow import EnergyFlow
 from ..ops.kernel import on_gpu
 from ..training import memory
 from ..training.compilation import compiled, compiles
 from ..training.losses import number
 from ..training.optimiser import named_arrays
+from ..training.step import Launched
 from .work import make_batches, make_model, make_step
 
 LEAST_REPEATS = 3
@@ -47,6 +52,18 @@ def per_call(call: Callable[[], Any], calls: int, *, repeats: int, limit: float)
     return statistics.median(timed(burst, warmup=2, repeats=repeats, limit=limit)) / calls
 
 
+def in_a_row(start: Callable[[], Any], finish: Callable[[Any], Any], calls: int) -> float:
+    """Seconds a call where each is waited for once the next has been started, as training does."""
+    began = time.perf_counter()
+    started = start()
+    for _ in range(calls - 1):
+        following = start()
+        finish(started)
+        started = following
+    finish(started)
+    return (time.perf_counter() - began) / calls
+
+
 def clear_memory() -> None:
     """Forget cached memory and the peak so far."""
     mx.clear_cache()
@@ -64,7 +81,7 @@ def measure_model(job: Mapping[str, Any]) -> dict[str, Any]:
     counts arrays in use (weights, optimiser, activations), not MLX's cache of freed memory."""
     config = EnergyConfig.from_dict(job["config"])
     training = job["what"] == "training"
-    memory.limit(config.memory_budget * memory.GB)
+    memory.hold(config)
     start = time.perf_counter()
     batches = make_batches(config)
     model = make_model(config, training=training, dropout=job["dropout"])
@@ -73,46 +90,71 @@ def measure_model(job: Mapping[str, Any]) -> dict[str, Any]:
         began = time.perf_counter()
         mx.savez(job["save_weights"], **named_arrays(model.parameters()))
         start += time.perf_counter() - began
-    if training:
-        step = make_step(config, model)
-        done = 0
+    start_call, finish = _training(config, model, batches) if training else _forward(config, model, batches)
 
-        def call() -> mx.array:
-            nonlocal done
-            metrics = step(done, batches, config.learning_rate)
-            done += 1
-            mx.eval(model.parameters(), step.optimiser.state)
-            return metrics.loss
-    else:
-        inputs = mx.array(batches[0].input_embedding)
+    def call() -> mx.array:
+        return finish(start_call())
 
-        def forward(inputs: mx.array) -> tuple[mx.array, mx.array]:
-            output = model(inputs)
-            return output.embedding, output.surface
-
-        run = compiled(forward, inputs=model.state, outputs=None) if compiles(config) else forward
-
-        def call() -> mx.array:
-            output = run(inputs)
-            mx.eval(output)
-            return output[0]
-
-    first = call()
-    mx.synchronize()
-    first_call = time.perf_counter() - start
-    value = number(mx.sum(first))
-    clear_memory()
-    times = timed(call, warmup=job["warmup"], repeats=job["repeats"], limit=job["limit_s"])
+    with nullcontext() if training else model.weights_cast():
+        first = call()
+        mx.synchronize()
+        first_call = time.perf_counter() - start
+        value = number(mx.sum(first))
+        clear_memory()
+        times = timed(call, warmup=job["warmup"], repeats=job["repeats"], limit=job["limit_s"])
+        peak = mx.get_peak_memory()
+        row = in_a_row(start_call, finish, len(times))
     return {
         "seconds": statistics.median(times),
+        "in_a_row_s": row,
         "times": times,
         "first_call_s": first_call,
         "first_value": value,
-        "peak_bytes": mx.get_peak_memory(),
+        "peak_bytes": peak,
         "process_peak_bytes": peak_of_process(),
         "device": device_name(),
         "version": mx.__version__,  # type: ignore[attr-defined]
     }
+
+
+class _Calls(NamedTuple):
+    """`start` has the device work on a call and returns at once; `finish` waits for what came back: the loss, or the embeddings."""
+
+    start: Callable[[], Any]
+    finish: Callable[[Any], mx.array]
+
+
+def _training(config: EnergyConfig, model: EnergyFlow, batches: Sequence[PairBatch]) -> _Calls:
+    step, numbers = make_step(config, model), itertools.count()
+
+    def start() -> Launched:
+        return step.launch(next(numbers), batches, config.learning_rate)
+
+    def finish(launched: Launched) -> mx.array:
+        return step.settle(launched).loss
+
+    return _Calls(start, finish)
+
+
+def _forward(config: EnergyConfig, model: EnergyFlow, batches: Sequence[PairBatch]) -> _Calls:
+    inputs = mx.array(batches[0].input_embedding)
+
+    def forward(inputs: mx.array) -> tuple[mx.array, mx.array]:
+        output = model(inputs)
+        return output.embedding, output.surface
+
+    run = compiled(forward, inputs=model.state, outputs=None) if compiles(config) else forward
+
+    def start() -> tuple[mx.array, mx.array]:
+        output: tuple[mx.array, mx.array] = run(inputs)
+        mx.async_eval(output)
+        return output
+
+    def finish(output: tuple[mx.array, mx.array]) -> mx.array:
+        mx.eval(output)
+        return output[0]
+
+    return _Calls(start, finish)
 
 
 def peak_of_process() -> int:

@@ -1,15 +1,18 @@
 """EnergyCarrier: what a flow remembers and where it goes next."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import EnergyConfig
-from ..nn import GRUCell, run
+from ..nn import GRUCell, Linear, run
 from ..nn.gru import mlx_gru, mlx_gru_step
+from ..nn.precision import DTYPES, weight_in, weights_in
 from ..ops.advance import bounded, on_plane, raw_move
 from ..ops.gru_gates import gru_gates
 from ..ops.heads import heads
@@ -19,6 +22,8 @@ from .shapes import expect_shape
 
 DISPLACEMENT_WIDTH = 64  # inner width of the displacement head
 HISTORY = 5  # positions in a position history
+# The weights of the products that all flows share; biases and the heads' small last layers stay float32.
+_IN_PRODUCTS = re.compile(r"gru\.\d+\.W[xh]|(energy|displacement)_projection\.0\.weight")
 
 
 class CarrierOutput(NamedTuple):
@@ -79,17 +84,17 @@ class EnergyCarrier(nn.Module):
         inputs = [config.neuron_output_dim + 1] + [size] * (config.carrier_num_layers - 1)
         kind: Callable[[int, int], nn.Module] = GRUCell if config.gru_implementation == "matrix" else mlx_gru
         self.gru = [kind(width, size) for width in inputs]
-        self.energy_projection = [nn.Linear(size, size // 2), nn.GELU(), nn.Linear(size // 2, 1), nn.Tanh()]
+        self.energy_projection = [Linear(size, size // 2), nn.GELU(), Linear(size // 2, 1), nn.Tanh()]
         self.displacement_projection = [
-            nn.Linear(size, DISPLACEMENT_WIDTH), nn.GELU(), nn.Linear(DISPLACEMENT_WIDTH, 3)
+            Linear(size, DISPLACEMENT_WIDTH), nn.GELU(), Linear(DISPLACEMENT_WIDTH, 3)
         ]  # fmt: skip
         for head in (self.energy_projection, self.displacement_projection):
             for linear in head[::2]:
                 deviation = math.sqrt(2.0 / sum(linear.weight.shape))  # Xavier
                 linear.weight = deviation * mx.random.normal(linear.weight.shape)
                 linear.bias = mx.zeros_like(linear.bias)
-        self.position_memory = nn.Linear(3 * HISTORY, size // 4)
-        self.history_fusion = [nn.Linear(size + size // 4, size), nn.GELU(), nn.Linear(size, size)]
+        self.position_memory = Linear(3 * HISTORY, size // 4)
+        self.history_fusion = [Linear(size + size // 4, size), nn.GELU(), Linear(size, size)]
 
     def displacement_scale(self, training_step: int | mx.array | None) -> float | mx.array:
         """The factor on displacements: `displacement_scale` before `displacement_warmup_steps`, then multiplied by
@@ -112,10 +117,19 @@ class EnergyCarrier(nn.Module):
         """Columns of the first layer's input: F features, the energy, and zeros up to a multiple of 8, which products like."""
         return -(-(self.config.neuron_output_dim + 1) // 8) * 8
 
+    @property
+    def product_dtype(self) -> mx.Dtype:
+        """Of the GRU's and the heads' products in a model."""
+        return mx.float32 if self.config.gru_force_fp32 else DTYPES[self.config.compute_dtype]
+
+    def weights_cast(self) -> AbstractContextManager[None]:
+        """Inside, the weights of these products are in `product_dtype`."""
+        return weights_in(self, self.product_dtype, _IN_PRODUCTS.fullmatch)
+
     def weights(self, dtype: mx.Dtype = mx.float32) -> CarrierWeights:
-        """The parameters for `recur` and `steer`, products in `dtype`. Gradients pass to the parameters."""
+        """The parameters for `recur` and `steer`, products in `dtype`; their gradients too."""
         layers = [
-            LayerWeights(layer.Wx.astype(dtype), layer.Wh.astype(dtype), layer.b, layer.bhn) for layer in self.gru
+            LayerWeights(weight_in(layer.Wx, dtype), weight_in(layer.Wh, dtype), layer.b, layer.bhn) for layer in self.gru
         ]
         first = layers[0].input
         layers[0] = layers[0]._replace(input=mx.pad(first, [(0, 0), (0, self.input_size - first.shape[1])]))
@@ -123,7 +137,7 @@ class EnergyCarrier(nn.Module):
         move_in, _, move_out = self.displacement_projection
         return CarrierWeights(
             layers=layers,
-            inner=mx.concatenate([energy_in.weight, move_in.weight]).astype(dtype),
+            inner=mx.concatenate([weight_in(linear.weight, dtype) for linear in (energy_in, move_in)]),
             inner_bias=mx.concatenate([energy_in.bias, move_in.bias]),
             energy_weight=energy_out.weight.reshape(-1),
             displacement_weight=move_out.weight,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..nn import run
+from ..nn import Linear, run
 from .mapper import intermediate_size
 from .shapes import as_rows, expect_shape
 
@@ -26,9 +26,9 @@ class OutputCollector(nn.Module):
         surface = width * height
         middle = intermediate_size(embedding_dim, surface)
         self.reconstruction = [
-            nn.Linear(surface, 2 * surface), nn.GELU(), nn.LayerNorm(2 * surface), nn.Dropout(0.05),
-            nn.Linear(2 * surface, middle), nn.GELU(), nn.LayerNorm(middle), nn.Dropout(0.1),
-            nn.Linear(middle, embedding_dim),
+            Linear(surface, 2 * surface), nn.GELU(), nn.LayerNorm(2 * surface), nn.Dropout(0.05),
+            Linear(2 * surface, middle), nn.GELU(), nn.LayerNorm(middle), nn.Dropout(0.1),
+            Linear(middle, embedding_dim),
         ]  # fmt: skip
         # Untrained flows leave energies of a few hundredths; the default bias would drown them before the LayerNorm.
         first = self.reconstruction[0]

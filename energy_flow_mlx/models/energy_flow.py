@@ -1,7 +1,8 @@
 """EnergyFlow: the whole model."""
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -71,13 +72,18 @@ class EnergyFlow(nn.Module):
     def _dtype(self) -> mx.Dtype:
         return DTYPES[self.config.compute_dtype]
 
-    def mapper_cast(self) -> AbstractContextManager[None]:
-        """Inside, the mapper's weights are in `compute_dtype`: cast once for several calls of `map_to_surface`."""
-        return weights_in(self.mapper, self._dtype)
+    @contextmanager
+    def weights_cast(self) -> Iterator[None]:
+        """Inside, the weights of the products are in `compute_dtype`: cast once for any number of calls, rather than by each."""
+        with ExitStack() as stack:
+            for module in (self.mapper, self.collector, self.text_encoder):
+                stack.enter_context(weights_in(module, self._dtype))
+            stack.enter_context(self.carrier.weights_cast())
+            yield
 
     def map_to_surface(self, embeddings: mx.array) -> mx.array:
         """Embeddings [B, E] -> surfaces [B, H, W], computed in `compute_dtype`, float32."""
-        with self.mapper_cast():
+        with weights_in(self.mapper, self._dtype):
             return self.mapper.map_to_surface(embeddings.astype(self._dtype)).astype(mx.float32)
 
     def text_to_surface(self, input_ids: mx.array, attention_mask: mx.array) -> mx.array:

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..nn import run
+from ..nn import Linear, run
 from .shapes import expect_shape
 
 
@@ -30,9 +30,9 @@ class EmbeddingMapper(nn.Module):
         middle = intermediate_size(embedding_dim, surface)
         self.embedding_dim = embedding_dim
         self.projection = [
-            nn.Linear(embedding_dim, middle), nn.GELU(), nn.LayerNorm(middle), nn.Dropout(0.1),
-            nn.Linear(middle, 2 * surface), nn.GELU(), nn.LayerNorm(2 * surface), nn.Dropout(0.05),
-            nn.Linear(2 * surface, surface), nn.Tanh(),
+            Linear(embedding_dim, middle), nn.GELU(), nn.LayerNorm(middle), nn.Dropout(0.1),
+            Linear(middle, 2 * surface), nn.GELU(), nn.LayerNorm(2 * surface), nn.Dropout(0.05),
+            Linear(2 * surface, surface), nn.Tanh(),
         ]  # fmt: skip
         # Teachers give embeddings of length 1. The default bound of 1/sqrt(E) suits entries of size 1: with entries of
         # 1/sqrt(E) the bias would drown the input and every text would start as nearly the same surface.

@@ -5,6 +5,7 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..nn import Linear
 from ..ops.neuron import neuron
 from .shapes import expect_shape
 
@@ -22,11 +23,11 @@ class SimpleNeuron(nn.Module):
     def __init__(self, hidden_dim: int = 32, output_dim: int = 64) -> None:
         super().__init__()
         # The PyTorch module maps to 12 coordinates and uses 3; conversion folds the cut, and its second normalisation.
-        self.coord_encoder = nn.Linear(3, 3)
+        self.coord_encoder = Linear(3, 3)
         self.layers = [
-            nn.Linear(4, hidden_dim), nn.LayerNorm(hidden_dim), nn.GELU(),
-            nn.Linear(hidden_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.GELU(),
-            nn.Linear(hidden_dim, output_dim),
+            Linear(4, hidden_dim), nn.LayerNorm(hidden_dim), nn.GELU(),
+            Linear(hidden_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.GELU(),
+            Linear(hidden_dim, output_dim),
         ]  # fmt: skip
         for linear in (self.coord_encoder, *self.layers[::3]):
             deviation = math.sqrt(2.0 / linear.weight.shape[0])  # Kaiming, fan_out

@@ -7,7 +7,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import EnergyConfig
-from ..nn.precision import DTYPES
 from ..ops.advance import Move, advance
 from ..ops.checkpoint import recomputed
 from ..ops.collect import MAX_STEPS
@@ -110,7 +109,7 @@ class FlowProcessor(nn.Module):
         """The weights of neuron and carrier, cast and joined once for all steps."""
         config = self.config
         neuron, carrier = self._shared
-        dtype = mx.float32 if config.gru_force_fp32 else DTYPES[config.compute_dtype]
+        dtype = carrier.product_dtype
         own = neuron.weights()
         packed = wanted(config.neuron_hidden_dim, config.neuron_output_dim)
         return _Weights([pack(own)] if packed else own, carrier.weights(dtype), self._step_sizes(dtype))

@@ -11,7 +11,7 @@ from ..config import EnergyConfig
 from ..data.checks import check_texts
 from ..data.text_cache import ModelFingerprint, TextCache
 from ..data.tokeniser import Tokeniser
-from ..nn import PositionalEncoding, TransformerEncoder, run
+from ..nn import Linear, PositionalEncoding, TransformerEncoder, run
 from ..ops.embedding import embedding
 from ..ops.masked_mean import masked_mean
 from .shapes import expect_shape
@@ -35,8 +35,8 @@ class TextToCubeEncoder(nn.Module):
             config.text_num_layers, dim, config.text_num_heads, config.text_feedforward_dim
         )
         self.surface_projection = [
-            nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), nn.Dropout(0.1),
-            nn.Linear(dim, config.surface_dim), nn.Tanh(),
+            Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), nn.Dropout(0.1),
+            Linear(dim, config.surface_dim), nn.Tanh(),
         ]  # fmt: skip
         self.tokeniser: Tokeniser | None = None
         self._heads, self._surface_dim = config.text_num_heads, config.surface_dim

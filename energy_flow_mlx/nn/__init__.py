@@ -3,6 +3,7 @@
 from .attention import MultiHeadAttention
 from .bert import BertEncoder, BertSettings
 from .gru import GRUCell
+from .linear import Linear
 from .positional import PositionalEncoding
 from .sequence import run
 from .transformer import TransformerEncoder, TransformerEncoderLayer
@@ -11,6 +12,7 @@ __all__ = [
     "BertEncoder",
     "BertSettings",
     "GRUCell",
+    "Linear",
     "MultiHeadAttention",
     "PositionalEncoding",
     "TransformerEncoder",

@@ -5,6 +5,8 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
+from .linear import Linear
+
 
 class MultiHeadAttention(nn.Module):
     """Self-attention as torch.nn.MultiheadAttention computes it, with separate query, key and value projections.
@@ -20,10 +22,10 @@ class MultiHeadAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         self.heads = heads
-        self.query_proj = nn.Linear(dim, dim)
-        self.key_proj = nn.Linear(dim, dim)
-        self.value_proj = nn.Linear(dim, dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.query_proj = Linear(dim, dim)
+        self.key_proj = Linear(dim, dim)
+        self.value_proj = Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
     def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:

@@ -1,29 +1,50 @@
 """Mixed precision: master weights stay float32, a module computes with copies in another dtype."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
-
-from ..ops.kernel import as_type
+from mlx.utils import tree_map_with_path
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 @contextmanager
-def weights_in(module: nn.Module, dtype: mx.Dtype) -> Iterator[None]:
-    """Inside, the parameters of `module` are copies in `dtype`; afterwards its own arrays are back.
+def weights_in(module: nn.Module, dtype: mx.Dtype, wanted: Callable[[str], Any] = lambda name: True) -> Iterator[None]:
+    """Inside, the parameters of `module` whose names are `wanted` are copies in `dtype`; afterwards its own arrays are back.
 
-    Gradients pass through the copies to the arrays that the module has outside. Within another such block nothing is copied again.
+    Gradients pass through the copies to the arrays that the module has outside, in `dtype`. Within another such block nothing is
+    copied again.
     """
-    if dtype == mx.float32:
+    if dtype == mx.float32:  # which weights have
         yield
         return
     own = module.parameters()
-    module.update(tree_map(lambda weight: as_type(weight, dtype), own))
+    module.update(
+        tree_map_with_path(lambda name, weight: weight_in(weight, dtype) if wanted(name) else weight, own)
+    )
     try:
         yield
     finally:
         module.update(own)
+
+
+def weight_in(weight: mx.array, dtype: mx.Dtype) -> mx.array:
+    """A copy of `weight` in `dtype`; itself if it has it. The gradient of the weight is that of the copy and stays in `dtype`:
+    widened, it would be the same numbers in twice the memory."""
+    if weight.dtype == dtype:
+        return weight
+
+    @mx.custom_function
+    def copy(weight: mx.array) -> mx.array:
+        return weight.astype(dtype)
+
+    @copy.vjp
+    def gradient(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+        return cotangent
+
+    function: Any = copy
+    result: mx.array = function(weight)
+    return result

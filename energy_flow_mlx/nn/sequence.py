@@ -8,6 +8,7 @@ import mlx.nn as nn
 
 from ..ops.bias_gelu_norm import bias_gelu_norm
 from ..ops.kernel import use_kernel
+from .linear import Linear, product
 
 
 def run(layers: Sequence[Callable[[mx.array], mx.array]], x: mx.array) -> mx.array:
@@ -31,11 +32,11 @@ def run(layers: Sequence[Callable[[mx.array], mx.array]], x: mx.array) -> mx.arr
 
 def _one_kernel(layers: Sequence[Any]) -> bool:
     """Whether these are Linear with a bias, the exact GELU and LayerNorm with weight and bias."""
-    if [type(layer) for layer in layers] != [nn.Linear, nn.GELU, nn.LayerNorm]:
+    if [type(layer) for layer in layers] != [Linear, nn.GELU, nn.LayerNorm]:
         return False
     linear, gelu, norm = layers
     return "bias" in linear and gelu._approx == "none" and "bias" in norm
 
 
 def _linear_gelu_norm(linear: Any, norm: Any, x: mx.array) -> mx.array:
-    return bias_gelu_norm(x @ linear.weight.T, linear.bias, norm.weight, norm.bias, epsilon=norm.eps)
+    return bias_gelu_norm(product(x, linear.weight), linear.bias, norm.weight, norm.bias, epsilon=norm.eps)

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .attention import MultiHeadAttention
+from .linear import Linear
 
 Activation = Callable[[mx.array], mx.array]
 
@@ -33,8 +34,8 @@ class TransformerEncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.self_attn = MultiHeadAttention(dim, heads, dropout)
-        self.linear1 = nn.Linear(dim, feedforward_dim)
-        self.linear2 = nn.Linear(feedforward_dim, dim)
+        self.linear1 = Linear(dim, feedforward_dim)
+        self.linear2 = Linear(feedforward_dim, dim)
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.dropout = nn.Dropout(dropout)

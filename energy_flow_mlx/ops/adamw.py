@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .kernel import as_type, call, filler, use_kernel, whole
+from .kernel import call, filler, use_kernel, whole
 
 TENSORS = 3  # in one launch: with what they share 26 buffers, and a Metal kernel has at most 31
 
 
 class AdamTensor(NamedTuple):
-    """A tensor before the step, all of one shape; first and second are Adam's moments m and v."""
+    """A tensor before the step, all of one shape; first and second are Adam's moments m and v. float32, but for the gradient, which
+    may be in any floating-point dtype."""
 
     parameter: mx.array
     gradient: mx.array
@@ -86,8 +87,7 @@ def _launch(tensors: Sequence[AdamTensor], step: AdamStep, start: int) -> list[S
     given = [*tensors, *[AdamTensor(*[filler()] * 4)] * missing]
     inputs, outputs = {}, {}
     for position, tensor in enumerate(given):
-        own = tensor._replace(gradient=as_type(tensor.gradient, mx.float32))
-        inputs.update({f"{name}{position}": array for name, array in own._asdict().items()})
+        inputs.update({f"{name}{position}": array for name, array in tensor._asdict().items()})
         outputs.update({f"next_{name}{position}": (tensor.parameter.shape, mx.float32) for name in Stepped._fields})
     sizes = [tensor.parameter.size for tensor in given]
     inputs.update(step._asdict())

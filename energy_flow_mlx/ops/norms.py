@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from .kernel import as_type, call, filler, use_kernel, whole
+from .kernel import call, filler, use_kernel, whole
 
 TENSORS = 28  # in one launch: with sizes and sums 30 buffers, and a Metal kernel has at most 31
 GROUPS = 128  # threadgroups for each tensor: enough to keep a GPU's memory busy with a large one
@@ -31,7 +31,7 @@ def l2_norms_reference(tensors: Sequence[mx.array]) -> mx.array:
 def _sums(tensors: Sequence[mx.array]) -> mx.array:
     """Partial sums of squares [TENSORS, GROUPS] of up to TENSORS tensors."""
     missing = TENSORS - len(tensors)
-    given = [*(as_type(tensor, mx.float32) for tensor in tensors), *[filler()] * missing]
+    given = [*tensors, *[filler()] * missing]
     inputs = {f"x{position}": tensor for position, tensor in enumerate(given)}
     inputs["sizes"] = whole(*(tensor.size for tensor in tensors), *[0] * missing)
     (sums,) = call(

@@ -64,7 +64,7 @@ def energy_flow_loss(
         The loss, a scalar, and its parts.
     """
     inputs, targets = _array(batch.input_embedding), _array(batch.target_embedding)
-    with model.mapper_cast():
+    with model.weights_cast():
         out = model(inputs, key=key, training_step=training_step)
         # Both are targets. With a gradient the mapper would win by drawing all surfaces together.
         wanted = mx.stop_gradient(model.map_to_surface(mx.concatenate([targets, inputs])))

@@ -1,6 +1,7 @@
 """How much memory a training step takes, which checkpointing a budget asks for, and MLX's limits."""
 
 import math
+import os
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -12,21 +13,28 @@ from ..nn.precision import DTYPES
 from ..ops.kernel import use_kernel
 
 GB = 1e9
-# A thousand kernels may queue, and the results of all are allocated. MLX's own limit is so near the size of the device that a step
-# of the optimized preset, of 34 GB, ran out of 80 GB.
-CUDA_SHARE = 0.8
+CUDA_SHARE = 0.8  # of a CUDA device that MLX may fill; its own limit leaves nothing to CUDA and the driver
+# MLX commits so many operations at a time, lets so many commits queue, and the results of all that queue are allocated: on an H100
+# the optimized preset's step, which needs 34 GB, ran out of 80 GB.
+OPERATIONS_A_COMMIT, COMMITS = 100, 10
+OPERATIONS = "MLX_MAX_OPS_PER_BUFFER"
 
 
 class Memory(NamedTuple):
-    """Bytes of a training step, predicted: weights (with gradients and Adam's moments), flows (what the backward pass keeps of them
-    and the arrays of the step in work), and all together."""
+    """Bytes of a training step, predicted.
+
+    weights: Adam's two moments, gradients, and the copies of the weights in `compute_dtype`. flows: what the backward pass keeps
+    of them and the arrays of the step in work. update: the most that the optimiser's step holds, when the flows are gone; one
+    launch has its tensors before and after the step. total: at the worst time.
+    """
 
     weights: float
     flows: float
+    update: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.flows
+        return max(self.weights + self.flows, self.update)
 
 
 def predicted(config: EnergyConfig) -> Memory:
@@ -37,7 +45,8 @@ def predicted(config: EnergyConfig) -> Memory:
     every k-th step, and k steps whole while it goes back. A step in work takes the gradients of the products once more.
     """
     kernels = use_kernel("gru_gates")
-    size = 4 if config.gru_force_fp32 else DTYPES[config.compute_dtype].size
+    computed = DTYPES[config.compute_dtype].size
+    size = 4 if config.gru_force_fp32 else computed
     flows = config.batch_size * config.slots_per_sample
     hidden, layers = config.carrier_hidden_size, config.carrier_num_layers
     state = flows * (layers * hidden * size + 40.0)
@@ -53,7 +62,13 @@ def predicted(config: EnergyConfig) -> Memory:
         kept = math.ceil(steps / every) * state + min(every, steps) * whole
     else:
         kept = steps * whole
-    return Memory(weights=20.0 * parameters(config), flows=kept + 2.0 * flows * size * 7 * hidden)
+    number, surface = parameters(config), config.surface_dim
+    largest = 2.0 * surface * intermediate_size(config.embedding_dim, surface)
+    return Memory(
+        weights=(12.0 + 2 * computed) * number,
+        flows=kept + 2.0 * flows * size * 7 * hidden,
+        update=(12.0 + computed) * number + 12.0 * largest,
+    )
 
 
 def parameters(config: EnergyConfig) -> int:
@@ -90,15 +105,30 @@ def within(config: EnergyConfig, budget: float) -> EnergyConfig:
     return best
 
 
-def limit(budget: float = 0.0) -> None:
-    """Hold MLX to `budget` bytes: of memory in use and of freed memory that it keeps, and on a Mac of wired memory.
+def operations_a_commit(config: EnergyConfig, limit: float) -> int:
+    """How many operations MLX may commit at a time so that the results of those that queue take about a quarter of the room that a
+    step leaves of `limit` bytes. Few cost a little host time each; a large array's kernels run far longer than that."""
+    size = 4 if config.gru_force_fp32 else DTYPES[config.compute_dtype].size
+    result = float(config.batch_size * config.slots_per_sample * config.carrier_hidden_size * size)
+    room = (limit - predicted(config).total) / 4
+    return int(min(max(room / (COMMITS * result), 1), OPERATIONS_A_COMMIT))
 
-    MLX waits for the device where it holds more, so that the results of kernels that still queue do not fill the memory; what a
-    step needs at one time it takes all the same. Without a budget that is done on CUDA alone, at CUDA_SHARE of the device.
+
+def hold(config: EnergyConfig) -> None:
+    """Hold MLX to the memory budget: of arrays in use and of freed memory that it keeps, and on a Mac of wired memory.
+
+    MLX waits for the device where it holds more; what a step needs at one time it takes all the same. On CUDA the commits are made
+    small enough for the budget too, unless MLX_MAX_OPS_PER_BUFFER says how small; MLX reads that once, when it first uses the
+    device, so call this before. Without a budget that is done on CUDA alone, for CUDA_SHARE of the device.
     """
+    budget = config.memory_budget * GB
+    if mx.cuda.is_available():
+        most = budget or CUDA_SHARE * int(mx.device_info(mx.gpu)["total_memory"])
+        operations = operations_a_commit(config, most)
+        if operations < OPERATIONS_A_COMMIT:
+            os.environ.setdefault(OPERATIONS, str(operations))
+        mx.set_memory_limit(int(most))
     if not budget:
-        if mx.cuda.is_available():
-            mx.set_memory_limit(int(CUDA_SHARE * int(mx.device_info(mx.gpu)["total_memory"])))
         return
     mx.set_memory_limit(int(budget))
     mx.set_cache_limit(int(budget / 4))

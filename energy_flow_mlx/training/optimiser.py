@@ -26,13 +26,13 @@ class AdamW(optim.AdamW):
         """The parameters after one step.
 
         Args:
-            gradients: a tree of P arrays.
+            gradients: a tree of P arrays, of any floating-point dtypes.
             parameters: a tree that holds at least the same.
             factors: [P], what each gradient is multiplied by, in the order of `named_arrays`; None: 1.
             go: [1] bool; False leaves parameters and state as they are. None: True.
         """
         if not self._initialized:
-            self.init(gradients)
+            self.init(tree_map(lambda _, parameter: parameter, gradients, parameters))
         go = mx.array([True]) if go is None else go
         factors = mx.ones((len(named_arrays(gradients)),)) if factors is None else factors
         following = self.step + 1

@@ -13,10 +13,10 @@ from ..config import EnergyConfig
 from ..data.source import EpochOrder, PairBatch, PairDataset
 from ..models.energy_flow import EnergyFlow
 from ..ops.cuda import planned
-from ..ops.kernel import on_gpu
+from ..ops.kernel import as_type, on_gpu
 from .compilation import compiled, compiles
 from .loss_scale import LossScale
-from .losses import LossParts, energy_flow_loss, number
+from .losses import LossParts, energy_flow_loss
 from .optimiser import AdamW, clip_factors, gradient_norms, named_arrays
 
 
@@ -46,6 +46,7 @@ class Launched(NamedTuple):
 
     step: int
     metrics: StepMetrics
+    watched: mx.array  # [3]: loss, gradient norm, loss scale; together, as each look at the device waits for its own copy
     norms: mx.array  # [P]
     names: list[str]
     batches: Sequence[PairBatch]
@@ -112,15 +113,15 @@ class TrainStep:
         """Start step `step` on the device and return at once; `settle` what comes back."""
         loss, parts, gradients = self._sums(step, batches)
         rate = mx.array(learning_rate, dtype=mx.float32)
-        norms, total, skipped, self._alive, scaling = self._update(
+        norms, watched, skipped, self._alive, scaling = self._update(
             gradients, loss, rate, self._alive, self.loss_scale, len(batches)
         )
         metrics = _means(loss, parts, len(batches))
-        metrics = metrics._replace(gradient_norm=total, skipped=skipped, loss_scale=self.loss_scale.scale)
+        metrics = metrics._replace(gradient_norm=watched[1], skipped=skipped, loss_scale=self.loss_scale.scale)
         self.loss_scale = LossScale(*scaling)
         self.model.trained_steps = step + 1
-        mx.async_eval(metrics, norms, self.model.parameters(), self.optimiser.state, self.loss_scale, self._alive)
-        return Launched(step, metrics, norms, list(named_arrays(gradients)), batches)
+        mx.async_eval(metrics, watched, norms, self.model.parameters(), self.optimiser.state, self.loss_scale, self._alive)
+        return Launched(step, metrics, watched, norms, list(named_arrays(gradients)), batches)
 
     def _update_weights(
         self, gradients: Any, loss: mx.array, rate: mx.array, alive: mx.array, scaling: LossScale, count: int
@@ -128,16 +129,17 @@ class TrainStep:
         """Clip and update, unless a number is not finite.
 
         Returns:
-            The norms [P] of the mean gradients and of all together, whether the step was skipped, whether the run goes on, and
-            the loss scaling after the step.
+            The norms [P] of the mean gradients, what `settle` watches, whether the step was skipped, whether the run goes on,
+            and the loss scaling after the step.
         """
         scaling = LossScale(*scaling)
-        # Those of a Linear's weights come transposed: copied here, once, and not by every kernel.
+        # A slice of a joint gradient is copied here, once, and not by every kernel.
         gradients = tree_map(mx.contiguous, gradients)
         shrink = 1.0 / (count * scaling.scale) if self.scaled else mx.array(1.0 / count)
         norms = gradient_norms(gradients)[1] * shrink
         total = mx.linalg.norm(norms)
         finite = total < math.inf  # NaN is not
+        watched = mx.stack([loss / count, total, scaling.scale])
         alive = alive & (mx.abs(loss) < math.inf)
         go = alive & finite
         factors = shrink * clip_factors(norms, self.config.gradient_clip_per_tensor, self.config.gradient_clip)
@@ -145,8 +147,8 @@ class TrainStep:
         trainable = self.model.trainable_parameters()
         self.model.update(self.optimiser.apply_gradients(gradients, trainable, factors, go.reshape(1)))
         if self.scaled:
-            return norms, total, (~finite).astype(mx.int32), alive, scaling.after(finite)
-        return norms, total, (~finite).astype(mx.int32), go, scaling
+            return norms, watched, (~finite).astype(mx.int32), alive, scaling.after(finite)
+        return norms, watched, (~finite).astype(mx.int32), go, scaling
 
     def settle(self, launched: Launched) -> StepMetrics:
         """Wait for a step and look at its numbers.
@@ -155,8 +157,8 @@ class TrainStep:
             NonFiniteLoss: see `__call__`; or the float16 loss scale fell under 1.
         """
         metrics = launched.metrics
-        loss, norm = number(metrics.loss), number(metrics.gradient_norm)
-        tolerated = self.scaled and number(metrics.loss_scale) > 1.0
+        loss, norm, loss_scale = cast(list[float], launched.watched.tolist())
+        tolerated = self.scaled and loss_scale > 1.0
         if not math.isfinite(loss) or not (math.isfinite(norm) or tolerated):
             self.model.trained_steps = launched.step
             raise _non_finite(launched, loss)
@@ -165,7 +167,7 @@ class TrainStep:
     def gradients(self, step: int, batches: Sequence[PairBatch]) -> tuple[StepMetrics, Any]:
         """The metrics (loss and parts alone) and the mean gradient over the micro-batches, times the loss scale; lazy."""
         loss, parts, gradients = self._sums(step, batches)
-        return _means(loss, parts, len(batches)), tree_map(lambda g: g / len(batches), gradients)
+        return _means(loss, parts, len(batches)), tree_map(lambda g: g.astype(mx.float32) / len(batches), gradients)
 
     def _sums(self, step: int, batches: Sequence[PairBatch]) -> tuple[mx.array, LossParts, Any]:
         """Loss, parts and gradients (times the loss scale), summed over the micro-batches; lazy."""
@@ -181,6 +183,8 @@ class TrainStep:
                     self._sum_micro_batch(arrays, key, number_, scale, None)
             mx.random.seed(dropout_seed)
             sums = self._micro_batch(arrays, key, number_, scale, sums)
+            if len(batches) > 1 and micro_batch == 0:
+                sums = tree_map(lambda first: as_type(first, mx.float32), sums)  # gradients of 16-bit weights come in 16 bits
             # Start now, without waiting: the activations of one micro-batch are freed before the next one's are made.
             mx.async_eval(sums)
         assert sums is not None
@@ -202,6 +206,8 @@ class TrainStep:
 def _means(loss: mx.array, parts: LossParts, count: int) -> StepMetrics:
     """Metrics from sums over `count` micro-batches; counts of flows stay sums."""
     nothing = mx.array(0.0)
+    if count == 1:
+        return StepMetrics(loss, parts, nothing, nothing, nothing)
     surface, text, embedding, variance, *counts = parts
     mean = LossParts(surface / count, text / count, embedding / count, variance / count, *counts)
     return StepMetrics(loss / count, mean, nothing, nothing, nothing)

@@ -9,19 +9,19 @@ from mlx.utils import tree_flatten
 
 from energy_flow_mlx.models.collector import OutputCollector
 from energy_flow_mlx.models.mapper import EmbeddingMapper
-from energy_flow_mlx.nn import run
+from energy_flow_mlx.nn import Linear, run
 from energy_flow_mlx.ops.kernel import VARIABLE, build
 
 
 def layers() -> list[nn.Module]:
     mx.random.seed(0)
     made = [
-        nn.Linear(5, 7), nn.GELU(), nn.LayerNorm(7), nn.Dropout(0.0),  # one kernel
-        nn.Linear(7, 6), nn.LayerNorm(6), nn.GELU(),  # another order
-        nn.Linear(6, 6, bias=False), nn.GELU(), nn.LayerNorm(6),
-        nn.Linear(6, 6), nn.GELU("tanh"), nn.LayerNorm(6),
-        nn.Linear(6, 6), nn.GELU(), nn.LayerNorm(6, bias=False),
-        nn.Linear(6, 4), nn.GELU(),
+        Linear(5, 7), nn.GELU(), nn.LayerNorm(7), nn.Dropout(0.0),  # one kernel
+        Linear(7, 6), nn.LayerNorm(6), nn.GELU(),  # another order
+        Linear(6, 6, bias=False), nn.GELU(), nn.LayerNorm(6),
+        Linear(6, 6), nn.GELU("tanh"), nn.LayerNorm(6),
+        Linear(6, 6), nn.GELU(), nn.LayerNorm(6, bias=False),
+        Linear(6, 4), nn.GELU(),
     ]  # fmt: skip
     for layer in made:
         layer.update({name: value + 0.1 * mx.random.normal(value.shape) for name, value in layer.parameters().items()})

@@ -47,8 +47,10 @@ def reference(*given: mx.array) -> list[mx.array]:
 @backends
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("go", [True, False])
-def test_kernel_equals_reference(where: str, shapes: list[tuple[int, ...]], go: bool) -> None:
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_kernel_equals_reference(where: str, shapes: list[tuple[int, ...]], go: bool, dtype: mx.Dtype) -> None:
     given = arguments(shapes, go)
+    given[4] = given[4].astype(dtype)  # the first gradient; others beside it stay float32
     with kernels_on(where):
         new = kernel(*given)
         mx.eval(new)

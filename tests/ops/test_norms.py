@@ -81,7 +81,7 @@ def test_broken_kernels_are_noticed() -> None:
         ("threadgroup_barrier(mem_flags::mem_threadgroup);", ""),
         ("i < size;", "i <= size;"),
         ("i += stride", "i += 2 * stride"),
-        ("x[i] * x[i]", "x[i]"),
+        ("float(x[i]) * float(x[i])", "float(x[i])"),
         ("GROUPS * 256)", "GROUPS * 128)"),
         ("% GROUPS * 256", "% GROUPS * 255"),
         ("sizes[tensor]", "sizes[0]"),

@@ -1,6 +1,7 @@
 """16-bit training: weights stay float32, float16 overflows are skipped, losses stay near those of float32."""
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from training.small import overflow_a_gradient, small_config, small_data, small_model
@@ -45,6 +46,39 @@ def test_weights_surfaces_and_moments_stay_float32(dtype, gru_in_float32):
     assert output.surface.dtype == output.embedding.dtype == mx.float32
     hidden = model.processor._weights().carrier.inner.dtype
     assert hidden == (mx.float32 if gru_in_float32 else getattr(mx, dtype))
+
+
+@pytest.mark.parametrize("gru_in_float32", [True, False])
+def test_weights_cast_once_give_the_same(gru_in_float32):
+    _, model, data, _ = make_step(compute_dtype="bfloat16", gru_force_fp32=gru_in_float32)
+    model.eval()
+    inputs = mx.array(data.batch(np.arange(4)).input_embedding)
+    before, wanted = named_arrays(model.parameters()), model(inputs)
+    with model.weights_cast():
+        inside = named_arrays(model.parameters())
+        output = model(inputs)
+        mx.eval(output.embedding)
+    assert mx.array_equal(output.embedding, wanted.embedding) and mx.array_equal(output.surface, wanted.surface)
+    after = named_arrays(model.parameters())
+    assert all(after[name] is array for name, array in before.items())
+    cast = {name for name, array in inside.items() if array.dtype == mx.bfloat16}
+    in_carrier = {name for name in cast if name.startswith("carrier.")}
+    products = {"gru.0.Wx", "gru.0.Wh", "energy_projection.0.weight", "displacement_projection.0.weight"}
+    assert in_carrier == (set() if gru_in_float32 else {f"carrier.{name}" for name in products})
+    assert {name.split(".")[0] for name in cast - in_carrier} == {"mapper", "collector", "text_encoder"}
+
+
+def test_gradients_of_16_bit_weights_are_summed_over_micro_batches_in_float32():
+    step, model, data, config = make_step(compute_dtype="bfloat16")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module._p_1 = 1.0  # keeps everything, so that micro-batches of the same pairs are alike
+    batch = data.batch(np.arange(config.batch_size))
+    single = named_arrays(step.gradients(0, [batch])[1])
+    mean = named_arrays(step.gradients(0, [batch] * 3)[1])
+    assert any(mx.array_equal(g, g.astype(mx.bfloat16).astype(mx.float32)) for g in single.values())
+    for name, gradient in single.items():  # in bfloat16 the sum of three would be off by 4e-3
+        np.testing.assert_allclose(np.array(mean[name]), np.array(gradient), rtol=1e-6, atol=0, err_msg=name)
 
 
 def test_an_overflow_skips_the_step_and_halves_the_scale():
