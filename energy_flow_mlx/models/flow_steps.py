@@ -40,10 +40,23 @@ class Kept(NamedTuple):
     noise: mx.array | None
 
 
+class Transposed(NamedTuple):
+    """The weights of the products as the products take them: of each layer for input and hidden state, and of the heads. Made once
+    for all steps: even a view costs MLX's graph a node."""
+
+    layers: list[tuple[mx.array, mx.array]]
+    inner: mx.array
+
+    @classmethod
+    def of(cls, weights: CarrierWeights) -> "Transposed":
+        return cls([(layer.input.T, layer.hidden.T) for layer in weights.layers], weights.inner.T)
+
+
 def forward_step(
     sizes: StepSizes,
     packed: mx.array,
     weights: CarrierWeights,
+    transposed: Transposed,
     flows: FlowState,
     noise: mx.array | None,
     scale: mx.array,
@@ -51,14 +64,14 @@ def forward_step(
     """One move of the active flows, and what its backward pass needs."""
     x = first = sizes.neuron.forward(flows.position, flows.energy, packed)
     hidden, products = [], []
-    for layer, state in zip(weights.layers, flows.hidden, strict=True):
-        gates = x @ layer.input.T, state @ layer.hidden.T
+    for layer, (of_input, of_hidden), state in zip(weights.layers, transposed.layers, flows.hidden, strict=True):
+        gates = x @ of_input, state @ of_hidden
         x = gru_gates.forward(
             *gates, layer.bias, layer.hidden_bias, state, flows.active, masked=True, bound=sizes.bound
         )
         hidden.append(x)
         products.append(gates)
-    inner = x @ weights.inner.T
+    inner = x @ transposed.inner
     energy, displacement = heads.forward(inner, *weights[2:], scale)
     move = advance.forward(
         displacement,
@@ -205,8 +218,9 @@ def flow_life(
 
     def run(packed: mx.array, weights: CarrierWeights, flows: FlowState, first: int) -> tuple[FlowState, list[Any]]:
         trace = []
+        transposed = Transposed.of(weights)
         for noise in noises[first : first + segment]:
-            move, needed = forward_step(sizes, packed, weights, flows, noise, scale)
+            move, needed = forward_step(sizes, packed, weights, transposed, flows, noise, scale)
             flows, births = between.after(flows, move, needed.hidden)
             trace.append((needed, births))
         return flows, trace
@@ -227,9 +241,10 @@ def flow_life(
         for first in reversed(range(0, len(noises), segment)):
             trace = kept.pop()  # so that a step's arrays are free once its gradients are there
             if keep_every:
-                # Computed again when its turn comes, not before: the flows wait for the gradients that need them.
-                waiting = mx.depends([trace.position], [d.position, d.energy])[0]
-                _, trace = run(packed, whole, trace._replace(position=waiting), first)
+                # Computed again when its turn comes, not before: the flows wait for the gradients that need them. So must the
+                # hidden states: their products need nothing else, and those of all segments would be there at once.
+                position, *hidden = mx.depends([trace.position, *trace.hidden], [d.position, d.energy])
+                _, trace = run(packed, whole, trace._replace(position=position, hidden=tuple(hidden)), first)
             while trace:
                 needed, births = trace.pop()
                 more = None

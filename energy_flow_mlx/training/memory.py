@@ -62,13 +62,19 @@ def predicted(config: EnergyConfig) -> Memory:
         kept = math.ceil(steps / every) * state + min(every, steps) * whole
     else:
         kept = steps * whole
-    number, surface = parameters(config), config.surface_dim
-    largest = 2.0 * surface * intermediate_size(config.embedding_dim, surface)
+    number = parameters(config)
     return Memory(
         weights=(12.0 + 2 * computed) * number,
         flows=kept + 2.0 * flows * size * 7 * hidden,
-        update=(12.0 + computed) * number + 12.0 * largest,
+        update=(12.0 + computed) * number + largest_update(config),
     )
+
+
+def largest_update(config: EnergyConfig) -> float:
+    """Bytes that one launch of the optimiser allocates at most: the largest layer, the middle one of mapper and collector, and its
+    moments after the step."""
+    surface = config.surface_dim
+    return 12.0 * 2 * surface * intermediate_size(config.embedding_dim, surface)
 
 
 def parameters(config: EnergyConfig) -> int:
@@ -122,16 +128,16 @@ def hold(config: EnergyConfig) -> None:
     device, so call this before. Without a budget that is done on CUDA alone, for CUDA_SHARE of the device.
     """
     budget = config.memory_budget * GB
-    if mx.cuda.is_available():
+    cuda = mx.cuda.is_available()
+    if budget or cuda:
         most = budget or CUDA_SHARE * int(mx.device_info(mx.gpu)["total_memory"])
+        # MLX looks at the limit before it allocates: the largest result comes on top.
+        mx.set_memory_limit(int(max(most - largest_update(config), most / 2)))
         operations = operations_a_commit(config, most)
-        if operations < OPERATIONS_A_COMMIT:
+        if cuda and operations < OPERATIONS_A_COMMIT:
             os.environ.setdefault(OPERATIONS, str(operations))
-        mx.set_memory_limit(int(most))
-    if not budget:
-        return
-    mx.set_memory_limit(int(budget))
-    mx.set_cache_limit(int(budget / 4))
-    if mx.metal.is_available():
+    if budget:
+        mx.set_cache_limit(int(budget / 4))
+    if budget and mx.metal.is_available():
         most = int(mx.device_info()["max_recommended_working_set_size"])
         mx.set_wired_limit(min(int(budget), most))
