@@ -154,7 +154,7 @@ def masked_mean_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
 
 
 def adamw_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
-    """On as many tensors as one launch takes, each as large as the largest weight of a GRU layer."""
+    """On as many tensors as one launch takes, each as large as the largest weight of a GRU layer, with gradients in `dtype`."""
     h = config.carrier_hidden_size
     numbers = mx.array([1e-3, 1e-5, 0.9, 0.999, 1e-8, 0.1, 0.01])
 
@@ -163,19 +163,20 @@ def adamw_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
         new = adamw.adamw(tensors, adamw.AdamStep(*a[4 * adamw.TENSORS :]), kernels=kernels)
         return [array for stepped in new for array in stepped]
 
-    arrays = [normal(3 * h, h) for _ in range(4 * adamw.TENSORS)]
+    arrays = [normal(3 * h, h, dtype=dtype if n % 4 == 1 else mx.float32) for n in range(4 * adamw.TENSORS)]
     arrays[3::4] = [mx.abs(second) for second in arrays[3::4]]
     return Case(function, [*arrays, numbers, mx.ones((adamw.TENSORS,)), mx.array([True])], 0)
 
 
 def norms_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
-    """Of the weights of a GRU layer, twice."""
+    """Of the gradients of a GRU layer's weights, twice."""
     h = config.carrier_hidden_size
 
     def function(kernels: bool, *a: mx.array) -> Any:
         return norms.l2_norms(list(a), kernels=kernels)
 
-    return Case(function, [normal(*shape) for shape in ((3 * h, h), (3 * h, h), (3 * h,), (h,)) for _ in range(2)], 0)
+    shapes = [shape for shape in ((3 * h, h), (3 * h, h), (3 * h,), (h,)) for _ in range(2)]
+    return Case(function, [normal(*shape, dtype=mx.float32 if len(shape) == 1 else dtype) for shape in shapes], 0)
 
 
 # The names before a comma are those in kernels/.
