@@ -184,8 +184,7 @@ def _measure(config: EnergyConfig, arguments: Namespace) -> dict[str, Any]:
         ceilings = run_mlx(folder, {**basis, "what": "ceilings", "dtypes": sorted(dtypes)})
         results["ceilings"] = ceilings
         weights = weights_file(config, folder) if arguments.compare else None
-        _say("mlx, training and forward …")
-        results["rows"] = measure_mlx(config, plan, folder, ceilings, weights)
+        results["rows"] = measure_mlx(config, plan, folder, ceilings, weights, _say)
         if arguments.compare:
             device, variants = "gpu" if on_gpu() else "cpu", _variants(arguments)
             results["rows"] += measure_torch(config, plan, folder, ceilings, weights, variants, device, _say)

@@ -35,7 +35,12 @@ class Plan:
 
 
 def measure_mlx(
-    config: EnergyConfig, plan: Plan, folder: Path, ceilings: Mapping[str, Any], weights: Path | None
+    config: EnergyConfig,
+    plan: Plan,
+    folder: Path,
+    ceilings: Mapping[str, Any],
+    weights: Path | None,
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """A row each for the training step and the forward pass here; the first writes its initial weights to `weights`."""
     rows = []
@@ -44,6 +49,7 @@ def measure_mlx(
         job = {**_job(config, plan, what), "save_weights": save}
         measured = partial(run_mlx, folder, job, cold=plan.cold)
         rows.append(_row("mlx", compute_dtype(config), config, what, ceilings, measured))
+        say(_brief(rows[-1]))
     return rows
 
 
@@ -79,9 +85,15 @@ def measure_torch(
                 # Half of what is left: one variant that compiles for ever must not keep out all others.
                 return run_torch(folder, job, cold=plan.cold, limit=max(left / 2, min(left, 60.0)))
 
-            say(f"torch {variant}, {what} …")
             rows.append(_row("torch", variant, config, what, ceilings, measured))
+            say(_brief(rows[-1]))
     return rows
+
+
+def _brief(row: Mapping[str, Any]) -> str:
+    """A row as soon as it is there, should the rest never come."""
+    found = row["error"] if "error" in row else f"{1e3 * row['seconds']:.4g} ms, {1e3 * row['in_a_row_s']:.4g} in a row"
+    return f"{row['framework']} {row['variant']}, {row['what']}: {found}"
 
 
 def weights_file(config: EnergyConfig, folder: Path) -> Path | None:

@@ -113,11 +113,11 @@ class TrainStep:
         """Start step `step` on the device and return at once; `settle` what comes back."""
         loss, parts, gradients = self._sums(step, batches)
         rate = mx.array(learning_rate, dtype=mx.float32)
-        norms, watched, skipped, self._alive, scaling = self._update(
+        norms, total, watched, skipped, self._alive, scaling = self._update(
             gradients, loss, rate, self._alive, self.loss_scale, len(batches)
         )
         metrics = _means(loss, parts, len(batches))
-        metrics = metrics._replace(gradient_norm=watched[1], skipped=skipped, loss_scale=self.loss_scale.scale)
+        metrics = metrics._replace(gradient_norm=total, skipped=skipped, loss_scale=self.loss_scale.scale)
         self.loss_scale = LossScale(*scaling)
         self.model.trained_steps = step + 1
         mx.async_eval(metrics, watched, norms, self.model.parameters(), self.optimiser.state, self.loss_scale, self._alive)
@@ -125,11 +125,11 @@ class TrainStep:
 
     def _update_weights(
         self, gradients: Any, loss: mx.array, rate: mx.array, alive: mx.array, scaling: LossScale, count: int
-    ) -> tuple[mx.array, mx.array, mx.array, mx.array, LossScale]:
+    ) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array, LossScale]:
         """Clip and update, unless a number is not finite.
 
         Returns:
-            The norms [P] of the mean gradients, what `settle` watches, whether the step was skipped, whether the run goes on,
+            The norms [P] of the mean gradients and of all together, what `settle` watches, whether the step was skipped, whether the run goes on,
             and the loss scaling after the step.
         """
         scaling = LossScale(*scaling)
@@ -147,8 +147,8 @@ class TrainStep:
         trainable = self.model.trainable_parameters()
         self.model.update(self.optimiser.apply_gradients(gradients, trainable, factors, go.reshape(1)))
         if self.scaled:
-            return norms, watched, (~finite).astype(mx.int32), alive, scaling.after(finite)
-        return norms, watched, (~finite).astype(mx.int32), go, scaling
+            return norms, total, watched, (~finite).astype(mx.int32), alive, scaling.after(finite)
+        return norms, total, watched, (~finite).astype(mx.int32), go, scaling
 
     def settle(self, launched: Launched) -> StepMetrics:
         """Wait for a step and look at its numbers.

@@ -16,7 +16,8 @@ from energy_flow_mlx.config import EnergyConfig
 from energy_flow_mlx.data.source import EpochOrder
 from energy_flow_mlx.ops import kernel
 from energy_flow_mlx.training.losses import energy_flow_loss
-from energy_flow_mlx.training.step import micro_batches
+from energy_flow_mlx.training.optimiser import make_optimiser
+from energy_flow_mlx.training.step import TrainStep, micro_batches
 
 
 def slow_primitives(arrays: Sequence[mx.array]) -> set[str]:
@@ -70,3 +71,22 @@ def test_loss_and_gradients(kernels: str, changes: dict[str, object], monkeypatc
         value, gradients = nn.value_and_grad(model, loss)() if training else (loss(), {})
         slow = slow_primitives([value, *(array for _, array in tree_flatten(gradients))])
         assert slow == set() if kernels == "on" else slow  # off: the check itself is checked
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_whole_step(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clipping, optimiser and metrics included."""
+    monkeypatch.setenv(kernel.VARIABLE, "on")
+    monkeypatch.setattr(kernel, "backend", lambda: "metal")
+    monkeypatch.setattr(kernel, "build", unevaluated)
+    settings = config(compute_dtype=dtype)
+    model, optimiser = EnergyFlow(settings), make_optimiser(settings)
+    optimiser.init(model.trainable_parameters())
+    mx.eval(model.parameters(), optimiser.state)
+    data = small_data(settings).train
+    started: list[Any] = []
+    monkeypatch.setattr(mx, "async_eval", lambda *trees: started.extend(trees))
+    step = TrainStep(model, optimiser, settings)
+    launched = step.launch(0, micro_batches(data, EpochOrder(len(data), settings.batch_size, seed=0), 0, 2), 1e-3)
+    arrays = [array for _, array in tree_flatten([*started, launched.metrics, launched.watched, launched.norms])]
+    assert not slow_primitives(arrays)
