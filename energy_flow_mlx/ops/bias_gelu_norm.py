@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .kernel import call, setting, use_kernel
+from .kernel import as_type, call, setting, use_kernel
 
 EPSILON = 1e-5  # of torch's and MLX's LayerNorm
 FEW_ROWS = 512
@@ -38,7 +38,7 @@ def bias_gelu_norm(
     if not use_kernel("bias_gelu_norm", kernels):
         return bias_gelu_norm_reference(x, bias, gamma, beta, norm_first=norm_first, epsilon=epsilon)
     # The parameters stay float32: they are small, and their gradients are sums over all rows.
-    parameters = (parameter.astype(mx.float32) for parameter in (bias, gamma, beta))
+    parameters = (as_type(parameter, mx.float32) for parameter in (bias, gamma, beta))
     y: mx.array = _with_vjp(norm_first, epsilon)(x.reshape(-1, x.shape[-1]), *parameters)[0]
     return y.reshape(x.shape)
 

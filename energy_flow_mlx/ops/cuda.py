@@ -45,7 +45,7 @@ def cuda_source(
     parameters = [f"const {TYPES[dtype]}* __restrict__ {parameter}" for parameter, (dtype, _) in inputs.items()]
     parameters += [f"{TYPES[dtype]}* __restrict__ {parameter}" for parameter, dtype in outputs.items()]
     lines = []
-    for parameter in shapes_used(body, inputs):
+    for parameter in shapes_used(body, tuple(inputs)):
         sizes = [f"{parameter}_size_{axis}" for axis in range(inputs[parameter][1])]
         parameters += [f"int {size}" for size in sizes]
         lines.append(f"const int {parameter}_shape[] = {{{', '.join(sizes)}}};")
@@ -58,7 +58,8 @@ def cuda_source(
     return "\n".join([header, head, *lines, f'#line 1 "{name}"', body, "}", ""])
 
 
-def shapes_used(body: str, inputs: Mapping[str, Any]) -> list[str]:
+@functools.cache
+def shapes_used(body: str, inputs: tuple[str, ...]) -> list[str]:
     """The inputs whose shape a body asks for, in order."""
     return [name for name in inputs if f"{name}_shape" in body]
 
@@ -75,7 +76,7 @@ def call_cuda(
     init_value: float | None,
 ) -> list[mx.array]:
     """Run a body on the GPU; compiled at the first call with these dtypes and constants."""
-    shaped = shapes_used(body, inputs)
+    shaped = shapes_used(body, tuple(inputs))
     # Only where the body reads a shape does the number of dimensions make another kernel.
     types = tuple((key, array.dtype, array.ndim if key in shaped else 0) for key, array in inputs.items())
     results = tuple((parameter, dtype) for parameter, (_, dtype) in outputs.items())

@@ -9,8 +9,9 @@ For each op, preset and direction:
               once, and a gather reads what it returns. `mx.compile` merges some of these launches, so this is the eager graph. On a
               machine without a GPU MLX makes mx.fast.layer_norm of many primitives, and so they are counted; on one with a GPU it is one.
     kernel    the same of the graph with the custom kernel; of an input called table as much is read as is returned
-    ms        on a GPU: plain graph, plain graph under mx.compile (with --compiled), and kernel. Medians over --repeats evaluations of many
-              independent calls each, so that the time of one launch does not count. "both" is forward and backward.
+    ms        on a GPU: plain graph and kernel. Medians over --repeats evaluations of many independent calls each, so that the time of
+              one launch does not count. Python names every operation of every call, which for small arrays is most of the time; with
+              --traced each call replays a trace, as a training step does. "both" is forward and backward.
     share     must / ms, as a share of the bandwidth of a large copy that the same run measures. Inputs that fit into the cache can be over 1.
 
 Without a GPU only the counted columns are printed. Random data; each preset's largest batch whose inputs fit into --memory GB.
@@ -30,10 +31,13 @@ from counted_graph import Case, Function, both, count, floating, leaves
 from kernel_cases import CASES, fitting
 
 from energy_flow_mlx import EnergyConfig
+from energy_flow_mlx.training.compilation import compiled
 
 
-def seconds(function: Function, arrays: Sequence[mx.array], repeats: int, most: int) -> float:
+def seconds(function: Function, arrays: Sequence[mx.array], repeats: int, most: int, traced: bool = False) -> float:
     """Median time of one call. `most`: bytes that the results of the calls of one evaluation may have."""
+    if traced:
+        function = compiled(function, inputs=None, outputs=None)
     results = leaves(function(*arrays))
     mx.eval(results)
     calls = max(1, min(100, most // max(1, sum(result.nbytes for result in results))))
@@ -69,20 +73,18 @@ def measure(case: Case, counted: dict[str, dict[str, Any]], bandwidth: float, op
     for direction, figures in counted.items():
         arrays = case.arrays if direction == "forward" else [*case.arrays, *cotangents]
         make = forward if direction == "forward" else lambda kernels: both(case, kernels)
-        figures["plain_seconds"] = seconds(make(False), arrays, options.repeats, most)
-        if options.compiled:
-            figures["compiled_seconds"] = seconds(mx.compile(make(False)), arrays, options.repeats, most)
-        figures["kernel_seconds"] = seconds(make(True), arrays, options.repeats, most)
+        figures["plain_seconds"] = seconds(make(False), arrays, options.repeats, most, options.traced)
+        figures["kernel_seconds"] = seconds(make(True), arrays, options.repeats, most, options.traced)
         figures["bandwidth_share"] = figures["must_bytes"] / figures["kernel_seconds"] / bandwidth
 
 
 def line(cells: Sequence[str]) -> str:
-    widths = [28, 12, 10, 8, 10, 10, 10, 7, 7, 9, 9, 9, 7, 6]
+    widths = [28, 12, 10, 8, 10, 10, 10, 7, 7, 9, 9, 7, 6]
     pairs = zip(cells, widths, strict=False)
     return "".join(cell.ljust(width) if i in (0, 1, 3) else cell.rjust(width) + " " for i, (cell, width) in enumerate(pairs))
 
 
-HEAD = ["op", "preset", "size", "way", "must", "plain", "kernel", "plain", "kernel", "plain ms", "compiled", "kernel", "gain", "share"]
+HEAD = ["op", "preset", "size", "way", "must", "plain", "kernel", "plain", "kernel", "plain ms", "kernel", "gain", "share"]
 
 
 def formatted(entry: dict[str, Any]) -> str:
@@ -90,10 +92,8 @@ def formatted(entry: dict[str, Any]) -> str:
     launches = [str(entry[f"{name}_launches"]) for name in ("plain", "kernel")]
     cells = [entry["op"], entry["preset"], entry["size"], entry["direction"], *megabytes, *launches]
     if "kernel_seconds" in entry:
-        times = [entry.get(f"{name}_seconds") for name in ("plain", "compiled", "kernel")]
-        best = min(time for time in times[:2] if time)
-        cells += ["" if time is None else f"{1e3 * time:.4f}" for time in times]
-        cells += [f"{best / entry['kernel_seconds']:.2f}", f"{entry['bandwidth_share']:.2f}"]
+        cells += [f"{1e3 * entry[f'{name}_seconds']:.4f}" for name in ("plain", "kernel")]
+        cells += [f"{entry['plain_seconds'] / entry['kernel_seconds']:.2f}", f"{entry['bandwidth_share']:.2f}"]
     return line(cells)
 
 
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of activations")
     parser.add_argument("--repeats", type=int, default=9, help="evaluations (default: 9)")
     parser.add_argument("--memory", type=float, default=2.0, help="GB of inputs at most (default: 2)")
-    parser.add_argument("--compiled", action="store_true", help="time the plain graph under mx.compile too")
+    parser.add_argument("--traced", action="store_true", help="time replayed traces")
     parser.add_argument("--count", action="store_true", help="count only, on a GPU too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there as well")
     options = parser.parse_args()
