@@ -28,6 +28,7 @@ from .benchmarks.work import benchmark_config, compute_dtype, flow_steps, requir
 from .cli import Parser, add_config_flags, given_fields
 from .config import ConfigError, EnergyConfig
 from .ops.kernel import on_gpu
+from .training import memory
 
 _USAGE = "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--compare torch] [--stages] [--sweep] [...]"
 _DESCRIPTION = (
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = benchmark_config(
             arguments.preset, arguments.config, given_fields(arguments), as_trained=arguments.as_trained
         )
+        if config.memory_budget:
+            config = memory.within(config, config.memory_budget * memory.GB)
         if arguments.compare:
             require_comparable(config)
         for path in (arguments.json, arguments.plot):
