@@ -95,7 +95,7 @@ def train(
         mlp_baseline: train the MLP of `training.mlp` afterwards, for the final table.
     """
     watched = Profile(profile)
-    memory.hold(config)
+    memory.limit(config)
     has_tokeniser = resume and (run / "tokenizer.json").is_file()
     data = _open(config, Tokeniser.from_file(run / "tokenizer.json") if has_tokeniser else None)
     if data.tokeniser is None and config.text_loss_weight:
@@ -130,7 +130,9 @@ def train(
         print(f"{run}: {data.name}, {len(data.train)} pairs, {mx.default_device()}{products}")
         expected = memory.predicted(config).total / memory.GB
         how = f"checkpoints every {config.checkpoint_steps} steps" if config.gradient_checkpointing else "no checkpointing"
-        print(f"memory of a step: {expected:.2f} GB expected ({how})")
+        queue = memory.queued(config) / memory.GB
+        queueing = f", and about {queue:.2f} GB of results that queue" if queue else ""
+        print(f"memory of a step: {expected:.2f} GB expected ({how}){queueing}")
 
     step = TrainStep(model, optimiser, config, _loss_scale(state))
 

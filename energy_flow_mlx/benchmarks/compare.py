@@ -92,7 +92,7 @@ def measure_torch(
 
 def _brief(row: Mapping[str, Any]) -> str:
     """A row as soon as it is there, should the rest never come."""
-    found = row["error"] if "error" in row else f"{1e3 * row['seconds']:.4g} ms, {1e3 * row['in_a_row_s']:.4g} in a row"
+    found = row["error"] if "error" in row else f"{1e3 * row['seconds']:.4g} ms, {1e3 * row['pipelined_s']:.4g} pipelined"
     return f"{row['framework']} {row['variant']}, {row['what']}: {found}"
 
 

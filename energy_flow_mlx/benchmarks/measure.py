@@ -52,7 +52,7 @@ def per_call(call: Callable[[], Any], calls: int, *, repeats: int, limit: float)
     return statistics.median(timed(burst, warmup=2, repeats=repeats, limit=limit)) / calls
 
 
-def in_a_row(start: Callable[[], Any], finish: Callable[[Any], Any], calls: int) -> float:
+def pipelined(start: Callable[[], Any], finish: Callable[[Any], Any], calls: int) -> float:
     """Seconds a call where each is waited for once the next has been started, as training does."""
     began = time.perf_counter()
     started = start()
@@ -81,7 +81,7 @@ def measure_model(job: Mapping[str, Any]) -> dict[str, Any]:
     counts arrays in use (weights, optimiser, activations), not MLX's cache of freed memory."""
     config = EnergyConfig.from_dict(job["config"])
     training = job["what"] == "training"
-    memory.hold(config)
+    memory.limit(config)
     start = time.perf_counter()
     batches = make_batches(config)
     model = make_model(config, training=training, dropout=job["dropout"])
@@ -103,10 +103,10 @@ def measure_model(job: Mapping[str, Any]) -> dict[str, Any]:
         clear_memory()
         times = timed(call, warmup=job["warmup"], repeats=job["repeats"], limit=job["limit_s"])
         peak = mx.get_peak_memory()
-        row = in_a_row(start_call, finish, len(times))
+        overlapped = pipelined(start_call, finish, len(times))
     return {
         "seconds": statistics.median(times),
-        "in_a_row_s": row,
+        "pipelined_s": overlapped,
         "times": times,
         "first_call_s": first_call,
         "first_value": value,

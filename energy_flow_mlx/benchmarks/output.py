@@ -64,7 +64,7 @@ def _rows(rows: Sequence[Results]) -> str:
     header = [
         "",
         "ms",
-        "in a row",
+        "pipelined",
         "samples/s",
         "flow steps/s",
         "TFLOP/s",
@@ -81,7 +81,7 @@ def _rows(rows: Sequence[Results]) -> str:
             failures.append(f"{name}: {row['error']}")
             continue
         lines.append(
-            [name, milliseconds(row["seconds"]), milliseconds(row["in_a_row_s"]), f"{row['samples_per_s']:,.4g}", f"{row['flow_steps_per_s']:,.4g}",
+            [name, milliseconds(row["seconds"]), milliseconds(row["pipelined_s"]), f"{row['samples_per_s']:,.4g}", f"{row['flow_steps_per_s']:,.4g}",
              f"{row['tflops']:.3g}", percent(row["share_of_peak"]), gibibytes(row["peak_bytes"]),
              gibibytes(row["process_peak_bytes"]), f"{row['first_call_s']:.1f}", str(len(row["times"]))]
         )  # fmt: skip

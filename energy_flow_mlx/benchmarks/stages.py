@@ -13,6 +13,7 @@ from ..models.energy_flow import EnergyFlow
 from ..nn.precision import DTYPES, weights_in
 from ..ops.advance import advance
 from ..ops.gru_gates import gru_gates
+from ..training import memory
 from ..training.losses import energy_flow_loss
 from ..training.optimiser import clip_factors, gradient_norms, named_arrays
 from .measure import per_call, timed
@@ -36,6 +37,7 @@ def measure_stages(job: Mapping[str, Any]) -> dict[str, Any]:
     own, as often as in a micro-batch and without a wait in between.
     """
     config = EnergyConfig.from_dict(job["config"])
+    memory.limit(config)
     model = make_model(config, training=True, dropout=job["dropout"])
     repeats, limit = job["repeats"], job["limit_s"]
     rows = []
@@ -143,10 +145,12 @@ def _whole_stages(config: EnergyConfig, model: EnergyFlow, repeats: int, limit: 
     }
     parts = product_flops(config)
     backward = 2 * (sum(parts.values()) - (0 if config.text_loss_weight else parts["text encoder"]))
-    trained = sum(array.nbytes for array in named_arrays(model.trainable_parameters()).values())
+    trained, given = (
+        sum(array.nbytes for array in named_arrays(tree).values()) for tree in (model.trainable_parameters(), found)
+    )
     return [
         _row("loss (forward, whole)", 1, whole["loss"], backward / 2 + 2 * parts["mapper"], 0),
         _row("backward (whole)", 1, max(whole["gradients"] - whole["loss"], 0.0), backward, 0),
-        # The norms read the gradients; AdamW reads gradient, weight and two moments, and writes the last three.
-        _row("optimiser", 1, whole["optimiser"], 0, 8 * trained),
+        # The norms and AdamW read the gradients; AdamW reads and writes weight and both moments.
+        _row("optimiser", 1, whole["optimiser"], 0, 2 * given + 6 * trained),
     ]

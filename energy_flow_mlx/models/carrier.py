@@ -127,9 +127,11 @@ class EnergyCarrier(nn.Module):
         return weights_in(self, self.product_dtype, _IN_PRODUCTS.fullmatch)
 
     def weights(self, dtype: mx.Dtype = mx.float32) -> CarrierWeights:
-        """The parameters for `recur` and `steer`, products in `dtype`; their gradients too."""
+        """The parameters for `recur` and `steer`, products in `dtype`; in training their gradients too."""
+        here = self.training
         layers = [
-            LayerWeights(weight_in(layer.Wx, dtype), weight_in(layer.Wh, dtype), layer.b, layer.bhn) for layer in self.gru
+            LayerWeights(weight_in(layer.Wx, dtype, here), weight_in(layer.Wh, dtype, here), layer.b, layer.bhn)
+            for layer in self.gru
         ]
         first = layers[0].input
         layers[0] = layers[0]._replace(input=mx.pad(first, [(0, 0), (0, self.input_size - first.shape[1])]))
@@ -137,7 +139,7 @@ class EnergyCarrier(nn.Module):
         move_in, _, move_out = self.displacement_projection
         return CarrierWeights(
             layers=layers,
-            inner=mx.concatenate([weight_in(linear.weight, dtype) for linear in (energy_in, move_in)]),
+            inner=mx.concatenate([weight_in(linear.weight, dtype, here) for linear in (energy_in, move_in)]),
             inner_bias=mx.concatenate([energy_in.bias, move_in.bias]),
             energy_weight=energy_out.weight.reshape(-1),
             displacement_weight=move_out.weight,

@@ -49,6 +49,7 @@ class EnergyFlow(nn.Module):
         self.processor = FlowProcessor(config, self.neuron, self.carrier)
         # Saved with the weights: a trained model moves its flows with the displacement scale its training ended with.
         self.trained_steps = 0
+        self._rounded = False  # inside weights_cast
 
     def __call__(
         self,
@@ -74,12 +75,17 @@ class EnergyFlow(nn.Module):
 
     @contextmanager
     def weights_cast(self) -> Iterator[None]:
-        """Inside, the weights of the products are in `compute_dtype`: cast once for any number of calls, rather than by each."""
-        with ExitStack() as stack:
-            for module in (self.mapper, self.collector, self.text_encoder):
-                stack.enter_context(weights_in(module, self._dtype))
-            stack.enter_context(self.carrier.weights_cast())
-            yield
+        """Inside, the weights of the products are in `compute_dtype`: cast once for any number of calls of the model, rather than
+        by each. The model cannot be saved there."""
+        before, self._rounded = self._rounded, self._dtype != mx.float32
+        try:
+            with ExitStack() as stack:
+                for module in (self.mapper, self.collector, self.text_encoder):
+                    stack.enter_context(weights_in(module, self._dtype))
+                stack.enter_context(self.carrier.weights_cast())
+                yield
+        finally:
+            self._rounded = before
 
     def map_to_surface(self, embeddings: mx.array) -> mx.array:
         """Embeddings [B, E] -> surfaces [B, H, W], computed in `compute_dtype`, float32."""
@@ -92,7 +98,13 @@ class EnergyFlow(nn.Module):
             return self.text_encoder(input_ids, attention_mask).astype(mx.float32)
 
     def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:
-        """Write model.safetensors: every parameter, and `trained_steps` in its metadata."""
+        """Write model.safetensors: every parameter, and `trained_steps` in its metadata.
+
+        Raises:
+            RuntimeError: inside `weights_cast`, where weights are rounded.
+        """
+        if self._rounded:
+            raise RuntimeError(f"{path} was not written: inside weights_cast the weights are rounded to {self._dtype}")
         metadata = {"format": "mlx", "trained_steps": str(self.trained_steps)}
         mx.save_safetensors(str(path), dict(tree_flatten(self.parameters())), metadata=metadata)
 

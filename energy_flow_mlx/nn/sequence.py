@@ -39,4 +39,4 @@ def _one_kernel(layers: Sequence[Any]) -> bool:
 
 
 def _linear_gelu_norm(linear: Any, norm: Any, x: mx.array) -> mx.array:
-    return bias_gelu_norm(product(x, linear.weight), linear.bias, norm.weight, norm.bias, epsilon=norm.eps)
+    return bias_gelu_norm(product(linear, x), linear.bias, norm.weight, norm.bias, epsilon=norm.eps)

@@ -2,7 +2,7 @@
 
 import math
 import os
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 
@@ -14,18 +14,20 @@ from ..ops.kernel import use_kernel
 
 GB = 1e9
 CUDA_SHARE = 0.8  # of a CUDA device that MLX may fill; its own limit leaves nothing to CUDA and the driver
-# MLX commits so many operations at a time, lets so many commits queue, and the results of all that queue are allocated: on an H100
-# the optimized preset's step, which needs 34 GB, ran out of 80 GB.
-OPERATIONS_A_COMMIT, COMMITS = 100, 10
-OPERATIONS = "MLX_MAX_OPS_PER_BUFFER"
+# On CUDA MLX puts so many operations into a command buffer, by compute capability, and lets so many buffers queue. The results of all
+# that queue are allocated: a step of the optimized preset at batch 4, which needs 29 GB, ran out of 80 GB.
+OPERATIONS = {(9, 0): 100, (10, 0): 100, (12, 0): 100}
+OTHERS_OPERATIONS = 20
+BUFFERS = 10
+VARIABLE = "MLX_MAX_OPS_PER_BUFFER"
 
 
 class Memory(NamedTuple):
     """Bytes of a training step, predicted.
 
-    weights: Adam's two moments, gradients, and the copies of the weights in `compute_dtype`. flows: what the backward pass keeps
-    of them and the arrays of the step in work. update: the most that the optimiser's step holds, when the flows are gone; one
-    launch has its tensors before and after the step. total: at the worst time.
+    weights: with Adam's two moments, gradients, their sums over micro-batches and copies in a 16-bit `compute_dtype`. flows: what
+    the backward pass keeps of them and the arrays of the step in work. update: the most that the optimiser's step holds, when the
+    flows are gone; one launch has its tensors before and after the step. total: at the worst time.
     """
 
     weights: float
@@ -62,19 +64,21 @@ def predicted(config: EnergyConfig) -> Memory:
         kept = math.ceil(steps / every) * state + min(every, steps) * whole
     else:
         kept = steps * whole
-    number = parameters(config)
+    number, several = parameters(config), config.gradient_accumulation_steps > 1
+    copies, sums = (computed if computed < 4 else 0), (4 if several else 0)
     return Memory(
-        weights=(12.0 + 2 * computed) * number,
+        weights=(12.0 + copies + computed + sums) * number,
         flows=kept + 2.0 * flows * size * 7 * hidden,
-        update=(12.0 + computed) * number + largest_update(config),
+        update=(12.0 + (sums or computed)) * number + largest_update(config),
     )
 
 
 def largest_update(config: EnergyConfig) -> float:
-    """Bytes that one launch of the optimiser allocates at most: the largest layer, the middle one of mapper and collector, and its
-    moments after the step."""
+    """Bytes of the largest weight and its two moments, which one launch of the optimiser allocates anew: that of the middle layer
+    of mapper and collector, or the token embedding."""
     surface = config.surface_dim
-    return 12.0 * 2 * surface * intermediate_size(config.embedding_dim, surface)
+    middle = 2.0 * surface * intermediate_size(config.embedding_dim, surface)
+    return 12.0 * max(middle, config.text_vocab_size * config.text_model_dim)
 
 
 def parameters(config: EnergyConfig) -> int:
@@ -111,33 +115,52 @@ def within(config: EnergyConfig, budget: float) -> EnergyConfig:
     return best
 
 
-def operations_a_commit(config: EnergyConfig, limit: float) -> int:
-    """How many operations MLX may commit at a time so that the results of those that queue take about a quarter of the room that a
-    step leaves of `limit` bytes. Few cost a little host time each; a large array's kernels run far longer than that."""
-    size = 4 if config.gru_force_fp32 else DTYPES[config.compute_dtype].size
-    result = float(config.batch_size * config.slots_per_sample * config.carrier_hidden_size * size)
-    room = (limit - predicted(config).total) / 4
-    return int(min(max(room / (COMMITS * result), 1), OPERATIONS_A_COMMIT))
+def limit(config: EnergyConfig) -> None:
+    """Keep MLX within `memory_budget`; without one, on CUDA, within CUDA_SHARE of the device.
 
-
-def hold(config: EnergyConfig) -> None:
-    """Hold MLX to the memory budget: of arrays in use and of freed memory that it keeps, and on a Mac of wired memory.
-
-    MLX waits for the device where it holds more; what a step needs at one time it takes all the same. On CUDA the commits are made
-    small enough for the budget too, unless MLX_MAX_OPS_PER_BUFFER says how small; MLX reads that once, when it first uses the
-    device, so call this before. Without a budget that is done on CUDA alone, for CUDA_SHARE of the device.
+    Sets MLX's memory limit, beyond which it waits for the device before it allocates; what a step needs at one time it takes all
+    the same. With a budget also the limits of freed memory that MLX keeps and, on a Mac, of wired memory. On CUDA, MLX's command
+    buffers are made so small that what queues fits too: by MLX_MAX_OPS_PER_BUFFER, unless it is set already. MLX reads that once,
+    when it first uses the device: call this before.
     """
     budget = config.memory_budget * GB
-    cuda = mx.cuda.is_available()
-    if budget or cuda:
-        most = budget or CUDA_SHARE * int(mx.device_info(mx.gpu)["total_memory"])
+    device = int(mx.device_info(mx.gpu).get("total_memory", 0)) if mx.cuda.is_available() else 0
+    most = budget or CUDA_SHARE * device
+    if most:
         # MLX looks at the limit before it allocates: the largest result comes on top.
         mx.set_memory_limit(int(max(most - largest_update(config), most / 2)))
-        operations = operations_a_commit(config, most)
-        if cuda and operations < OPERATIONS_A_COMMIT:
-            os.environ.setdefault(OPERATIONS, str(operations))
+    if device and (operations := operations_a_buffer(config, most)) < _usual_operations():
+        os.environ.setdefault(VARIABLE, str(operations))
     if budget:
         mx.set_cache_limit(int(budget / 4))
     if budget and mx.metal.is_available():
-        most = int(mx.device_info()["max_recommended_working_set_size"])
-        mx.set_wired_limit(min(int(budget), most))
+        wired = int(mx.device_info()["max_recommended_working_set_size"])
+        mx.set_wired_limit(min(int(budget), wired))
+
+
+def operations_a_buffer(config: EnergyConfig, most: float) -> int:
+    """How many operations MLX may put into a command buffer so that the results of those that queue take about a quarter of the
+    room that a step leaves of `most` bytes. Small buffers cost host time; a large array's kernels run far longer than that."""
+    room = (most - predicted(config).total) / 4
+    return int(max(room / (BUFFERS * _result(config)), 1))
+
+
+def queued(config: EnergyConfig) -> float:
+    """About how many bytes the results of queued operations take beyond a step's own need: on CUDA, once `limit` was called."""
+    if not mx.cuda.is_available():
+        return 0.0
+    chosen = os.environ.get(VARIABLE, "")
+    return BUFFERS * (int(chosen) if chosen.isdecimal() else _usual_operations()) * _result(config)
+
+
+def _usual_operations() -> int:
+    """What MLX puts into a command buffer on this CUDA device."""
+    info = mx.device_info(mx.gpu)
+    capability = info.get("compute_capability_major"), info.get("compute_capability_minor")
+    return OPERATIONS.get(cast(tuple[int, int], capability), OTHERS_OPERATIONS)
+
+
+def _result(config: EnergyConfig) -> float:
+    """Bytes of a hidden state, about the mean of what an operation of a step returns."""
+    size = 4 if config.gru_force_fp32 else DTYPES[config.compute_dtype].size
+    return float(config.batch_size * config.slots_per_sample * config.carrier_hidden_size * size)

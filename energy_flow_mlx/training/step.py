@@ -46,7 +46,7 @@ class Launched(NamedTuple):
 
     step: int
     metrics: StepMetrics
-    watched: mx.array  # [3]: loss, gradient norm, loss scale; together, as each look at the device waits for its own copy
+    checked: mx.array  # [3]: loss, gradient norm, loss scale; together, as each look at the device waits for its own copy
     norms: mx.array  # [P]
     names: list[str]
     batches: Sequence[PairBatch]
@@ -113,15 +113,15 @@ class TrainStep:
         """Start step `step` on the device and return at once; `settle` what comes back."""
         loss, parts, gradients = self._sums(step, batches)
         rate = mx.array(learning_rate, dtype=mx.float32)
-        norms, total, watched, skipped, self._alive, scaling = self._update(
+        norms, total, checked, skipped, self._alive, scaling = self._update(
             gradients, loss, rate, self._alive, self.loss_scale, len(batches)
         )
         metrics = _means(loss, parts, len(batches))
         metrics = metrics._replace(gradient_norm=total, skipped=skipped, loss_scale=self.loss_scale.scale)
         self.loss_scale = LossScale(*scaling)
         self.model.trained_steps = step + 1
-        mx.async_eval(metrics, watched, norms, self.model.parameters(), self.optimiser.state, self.loss_scale, self._alive)
-        return Launched(step, metrics, watched, norms, list(named_arrays(gradients)), batches)
+        mx.async_eval(metrics, checked, norms, self.model.parameters(), self.optimiser.state, self.loss_scale, self._alive)
+        return Launched(step, metrics, checked, norms, list(named_arrays(gradients)), batches)
 
     def _update_weights(
         self, gradients: Any, loss: mx.array, rate: mx.array, alive: mx.array, scaling: LossScale, count: int
@@ -129,8 +129,8 @@ class TrainStep:
         """Clip and update, unless a number is not finite.
 
         Returns:
-            The norms [P] of the mean gradients and of all together, what `settle` watches, whether the step was skipped, whether the run goes on,
-            and the loss scaling after the step.
+            The norms [P] of the mean gradients and the norm of all together, what `settle` checks, whether the step was skipped,
+            whether the run goes on, and the loss scaling after the step.
         """
         scaling = LossScale(*scaling)
         # A slice of a joint gradient is copied here, once, and not by every kernel.
@@ -139,7 +139,7 @@ class TrainStep:
         norms = gradient_norms(gradients)[1] * shrink
         total = mx.linalg.norm(norms)
         finite = total < math.inf  # NaN is not
-        watched = mx.stack([loss / count, total, scaling.scale])
+        checked = mx.stack([loss / count, total, scaling.scale])
         alive = alive & (mx.abs(loss) < math.inf)
         go = alive & finite
         factors = shrink * clip_factors(norms, self.config.gradient_clip_per_tensor, self.config.gradient_clip)
@@ -147,8 +147,8 @@ class TrainStep:
         trainable = self.model.trainable_parameters()
         self.model.update(self.optimiser.apply_gradients(gradients, trainable, factors, go.reshape(1)))
         if self.scaled:
-            return norms, total, watched, (~finite).astype(mx.int32), alive, scaling.after(finite)
-        return norms, total, watched, (~finite).astype(mx.int32), go, scaling
+            return norms, total, checked, (~finite).astype(mx.int32), alive, scaling.after(finite)
+        return norms, total, checked, (~finite).astype(mx.int32), go, scaling
 
     def settle(self, launched: Launched) -> StepMetrics:
         """Wait for a step and look at its numbers.
@@ -157,7 +157,7 @@ class TrainStep:
             NonFiniteLoss: see `__call__`; or the float16 loss scale fell under 1.
         """
         metrics = launched.metrics
-        loss, norm, loss_scale = cast(list[float], launched.watched.tolist())
+        loss, norm, loss_scale = cast(list[float], launched.checked.tolist())
         tolerated = self.scaled and loss_scale > 1.0
         if not math.isfinite(loss) or not (math.isfinite(norm) or tolerated):
             self.model.trained_steps = launched.step
@@ -165,9 +165,12 @@ class TrainStep:
         return metrics
 
     def gradients(self, step: int, batches: Sequence[PairBatch]) -> tuple[StepMetrics, Any]:
-        """The metrics (loss and parts alone) and the mean gradient over the micro-batches, times the loss scale; lazy."""
+        """The metrics (loss and parts alone) and the mean gradient over the micro-batches, times the loss scale; lazy. Of one
+        micro-batch the gradients have the dtypes they come in, of several float32."""
         loss, parts, gradients = self._sums(step, batches)
-        return _means(loss, parts, len(batches)), tree_map(lambda g: g.astype(mx.float32) / len(batches), gradients)
+        if len(batches) > 1:
+            gradients = tree_map(lambda g: g / len(batches), gradients)
+        return _means(loss, parts, len(batches)), gradients
 
     def _sums(self, step: int, batches: Sequence[PairBatch]) -> tuple[mx.array, LossParts, Any]:
         """Loss, parts and gradients (times the loss scale), summed over the micro-batches; lazy."""
@@ -184,7 +187,9 @@ class TrainStep:
             mx.random.seed(dropout_seed)
             sums = self._micro_batch(arrays, key, number_, scale, sums)
             if len(batches) > 1 and micro_batch == 0:
-                sums = tree_map(lambda first: as_type(first, mx.float32), sums)  # gradients of 16-bit weights come in 16 bits
+                # Gradients of 16-bit weights come in 16 bits; their sum is float32.
+                loss, parts, gradients = sums
+                sums = loss, parts, tree_map(lambda first: as_type(first, mx.float32), gradients)
             # Start now, without waiting: the activations of one micro-batch are freed before the next one's are made.
             mx.async_eval(sums)
         assert sums is not None

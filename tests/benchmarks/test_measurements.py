@@ -8,7 +8,7 @@ import pytest
 from training.small import small_config
 
 from energy_flow_mlx.benchmarks import stages
-from energy_flow_mlx.benchmarks.measure import in_a_row, measure_ceilings, measure_model, timed
+from energy_flow_mlx.benchmarks.measure import measure_ceilings, measure_model, pipelined, timed
 from energy_flow_mlx.benchmarks.scenarios import SCENARIOS, measure_scenario
 from energy_flow_mlx.benchmarks.sweep import AXES, exponent, measure_sweep, sweep_points
 from energy_flow_mlx.benchmarks.work import product_flops
@@ -33,14 +33,14 @@ def test_timing_stops_at_the_limit_but_not_before_three_calls():
     assert len(timed(call, warmup=0, repeats=4, limit=60.0)) == 4
 
 
-def test_calls_in_a_row_are_waited_for_one_late():
+def test_calls_pipelined_are_waited_for_one_late():
     log = []
 
     def start():
         log.append(f"start {len(log)}")
         return log[-1]
 
-    seconds = in_a_row(start, lambda started: log.append(f"finish {started}"), 3)
+    seconds = pipelined(start, lambda started: log.append(f"finish {started}"), 3)
     assert log == ["start 0", "start 1", "finish start 0", "start 3", "finish start 1", "finish start 3"]
     assert 0 < seconds < 1
 
@@ -49,7 +49,7 @@ def test_calls_in_a_row_are_waited_for_one_late():
 def test_model_is_measured(what):
     result = measure_model(job(what))
     assert len(result["times"]) == 3 and result["seconds"] == np.median(result["times"])
-    assert result["first_call_s"] > 0 and result["in_a_row_s"] > 0 and result["peak_bytes"] > 0
+    assert result["first_call_s"] > 0 and result["pipelined_s"] > 0 and result["peak_bytes"] > 0
     assert math.isfinite(result["first_value"])
 
 

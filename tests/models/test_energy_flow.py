@@ -153,3 +153,14 @@ def test_presets_build_a_model() -> None:
         assert shapes["mapper.projection.8.weight"] == (cells, 2 * cells)
         assert shapes["collector.reconstruction.0.weight"] == (2 * cells, cells)
         assert shapes["text_encoder.surface_projection.4.weight"][0] == cells
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_in_evaluation_mode_can_be_exported(dtype: str, tmp_path: Path) -> None:
+    model = lively_model(compute_dtype=dtype)
+    x = mx.random.normal((3, 10))
+    with mx.stream(mx.cpu):
+        wanted = model(x).embedding
+        mx.export_function(str(tmp_path / "model.mlxfn"), lambda x: model(x).embedding, x)
+        (found,) = mx.import_function(str(tmp_path / "model.mlxfn"))(x)
+    np.testing.assert_allclose(np.array(found), np.array(wanted), atol=1e-6)

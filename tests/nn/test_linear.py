@@ -43,11 +43,21 @@ def test_the_gradient_of_a_copied_weight_has_the_dtype_of_the_copy() -> None:
     weight = mx.random.normal((3, 4), key=mx.random.key(0))
 
     def loss(weight: mx.array) -> mx.array:
-        return mx.sum(mx.sin(weight_in(weight, mx.bfloat16)))
+        return mx.sum(mx.sin(weight_in(weight, mx.bfloat16, training=True)))
 
     gradient = mx.grad(loss)(weight)
     assert gradient.dtype == mx.bfloat16
     wanted = mx.grad(lambda weight: mx.sum(mx.sin(weight.astype(mx.bfloat16))))(weight)
     assert wanted.dtype == mx.float32
     assert mx.array_equal(gradient.astype(mx.float32), wanted)
-    assert weight_in(weight, mx.float32) is weight
+    assert weight_in(weight, mx.float32, training=True) is weight
+
+
+@pytest.mark.parametrize("dtypes", [(mx.bfloat16, mx.float32), (mx.float32, mx.bfloat16)])
+def test_gradients_have_the_dtypes_of_what_they_belong_to(dtypes: tuple[mx.Dtype, mx.Dtype]) -> None:
+    of_x, of_weights = dtypes
+    layer = Linear(5, 7)
+    layer.set_dtype(of_weights)
+    found = gradients(layer, mx.random.normal((4, 5)).astype(of_x))
+    assert found["x"].dtype == of_x
+    assert found["weight"].dtype == found["bias"].dtype == of_weights

@@ -88,5 +88,5 @@ def test_whole_step(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx, "async_eval", lambda *trees: started.extend(trees))
     step = TrainStep(model, optimiser, settings)
     launched = step.launch(0, micro_batches(data, EpochOrder(len(data), settings.batch_size, seed=0), 0, 2), 1e-3)
-    arrays = [array for _, array in tree_flatten([*started, launched.metrics, launched.watched, launched.norms])]
+    arrays = [array for _, array in tree_flatten([*started, launched.metrics, launched.checked, launched.norms])]
     assert not slow_primitives(arrays)

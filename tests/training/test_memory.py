@@ -71,42 +71,93 @@ def test_full_size_training_fits_the_cards_it_is_meant_for(monkeypatch: pytest.M
         memory.within(full.replace(batch_size=1, compute_dtype="float32"), 24 * memory.GB)
 
 
+def test_sums_over_micro_batches_and_16_bit_copies_are_counted() -> None:
+    for dtype, single, several in (("float32", 16, 20), ("bfloat16", 16, 20)):
+        config = EnergyConfig.optimized().replace(compute_dtype=dtype)
+        for count, bytes_each in ((1, single), (4, several)):
+            found = memory.predicted(config.replace(gradient_accumulation_steps=count)).weights
+            assert found == pytest.approx(bytes_each * memory.parameters(config)), (dtype, count)
+
+
+def test_the_update_counts_where_it_takes_more_than_the_flows() -> None:
+    config = EnergyConfig.optimized().replace(compute_dtype="bfloat16", batch_size=1, gradient_checkpointing=True)
+    found = memory.predicted(config)
+    small = memory.predicted(config.replace(lattice_depth=2))
+    assert small.weights + small.flows < small.update == small.total
+    assert found.update == small.update == 14.0 * memory.parameters(config) + 12 * 20_000 * 20_000
+    assert memory.largest_update(EnergyConfig.debug()) == 12.0 * EnergyConfig.debug().text_vocab_size * 256
+
+
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The memory limits that are set, on a device of 80 GB."""
+    """The memory limits that are set, on an H100 of 80 GB."""
     found: list[int] = []
     monkeypatch.setattr(mx, "set_memory_limit", found.append)
     monkeypatch.setattr(mx, "set_cache_limit", lambda most: None)
-    facts = {"total_memory": 80 * 10**9, "max_recommended_working_set_size": 10**12}
-    monkeypatch.setattr(mx, "device_info", lambda *device: facts)
-    monkeypatch.delenv(memory.OPERATIONS, raising=False)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
+    device(monkeypatch, 80, (9, 0))
+    monkeypatch.setenv(memory.VARIABLE, "1")  # so that the test's own values go at its end
+    monkeypatch.delenv(memory.VARIABLE)
     return found
 
 
-def test_without_a_budget_a_cuda_device_keeps_room_for_the_driver(
-    limits: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = EnergyConfig.tiny()
+def device(monkeypatch: pytest.MonkeyPatch, size: int, capability: tuple[int, int]) -> None:
+    facts = {
+        "total_memory": size * 10**9, "compute_capability_major": capability[0], "compute_capability_minor": capability[1],
+        "max_recommended_working_set_size": 10**12,
+    }  # fmt: skip
+    monkeypatch.setattr(mx, "device_info", lambda *device: facts)
+
+
+def test_the_limit_leaves_room_for_the_largest_launch(limits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EnergyConfig.optimized()
+    launch = memory.largest_update(config)
+    assert launch == 12 * 20_000 * 20_000
+    memory.limit(config)
+    memory.limit(config.replace(memory_budget=32.0))
+    memory.limit(config.replace(memory_budget=8.0))
+    assert limits == [64 * 10**9 - launch, 32 * 10**9 - launch, 4 * 10**9]
+    limits.clear()
     monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
-    memory.hold(config)
+    memory.limit(config)
     assert limits == []
+    memory.limit(config.replace(memory_budget=32.0))
+    assert limits == [32 * 10**9 - launch]
     monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
-    memory.hold(config)
-    assert limits == [pytest.approx(64e9, rel=1e-3)]
-    memory.hold(config.replace(memory_budget=8.0))
-    assert limits[-1] == pytest.approx(8e9, rel=1e-3)
+    monkeypatch.setattr(mx, "device_info", lambda *device: {})
+    memory.limit(config)
+    assert limits == [32 * 10**9 - launch]  # a device that does not say its size is left alone
 
 
-def test_commits_are_small_where_results_are_large(limits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_buffers_are_small_where_results_are_large(limits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENERGY_FLOW_KERNELS", "on")
-    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
     large = EnergyConfig.optimized().replace(compute_dtype="bfloat16", batch_size=4)
-    memory.hold(EnergyConfig.debug())
-    assert memory.OPERATIONS not in os.environ  # MLX's own number
-    memory.hold(large)
-    first = int(os.environ.pop(memory.OPERATIONS))
-    memory.hold(large.replace(memory_budget=memory.predicted(large).total / memory.GB))
-    assert 1 == int(os.environ[memory.OPERATIONS]) < first < memory.OPERATIONS_A_COMMIT
-    monkeypatch.setenv(memory.OPERATIONS, "7")
-    memory.hold(large)
-    assert os.environ[memory.OPERATIONS] == "7"
+    memory.limit(EnergyConfig.debug())
+    assert memory.VARIABLE not in os.environ  # MLX's own number
+    assert memory.queued(large) == 100 * 10 * 4 * 15_000 * 1024 * 2
+    memory.limit(large)
+    first = int(os.environ.pop(memory.VARIABLE))
+    memory.limit(large.replace(memory_budget=memory.predicted(large).total / memory.GB))
+    assert 1 == int(os.environ.pop(memory.VARIABLE)) < first < 20
+    monkeypatch.setenv(memory.VARIABLE, "7")
+    memory.limit(large)
+    assert os.environ[memory.VARIABLE] == "7"
+    assert memory.queued(large) == 7 * 10 * 4 * 15_000 * 1024 * 2
+
+
+def test_command_buffers_never_grow(limits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where MLX's own are smaller, as on most cards, they stay."""
+    monkeypatch.setenv("ENERGY_FLOW_KERNELS", "on")
+    experiment = EnergyConfig.experiment().replace(compute_dtype="bfloat16")
+    device(monkeypatch, 40, (8, 0))
+    assert memory.operations_a_buffer(experiment, 32 * memory.GB) > 20
+    memory.limit(experiment)
+    assert memory.VARIABLE not in os.environ
+    device(monkeypatch, 40, (9, 0))
+    memory.limit(experiment)
+    assert 20 < int(os.environ[memory.VARIABLE]) < 100
+
+
+def test_nothing_queues_without_cuda() -> None:
+    if not mx.cuda.is_available():
+        assert memory.queued(EnergyConfig.experiment()) == 0

@@ -68,6 +68,17 @@ def test_weights_cast_once_give_the_same(gru_in_float32):
     assert {name.split(".")[0] for name in cast - in_carrier} == {"mapper", "collector", "text_encoder"}
 
 
+def test_rounded_weights_are_not_saved(tmp_path):
+    _, model, _, _ = make_step(compute_dtype="bfloat16")
+    with pytest.raises(RuntimeError, match=r"was not written: inside weights_cast"), model.weights_cast():
+        model.save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.rglob("*.safetensors"))
+    model.save_pretrained(tmp_path / "model")
+    _, exact, _, _ = make_step()
+    with exact.weights_cast():  # nothing is rounded there
+        exact.save_pretrained(tmp_path / "exact")
+
+
 def test_gradients_of_16_bit_weights_are_summed_over_micro_batches_in_float32():
     step, model, data, config = make_step(compute_dtype="bfloat16")
     for module in model.modules():
@@ -76,9 +87,15 @@ def test_gradients_of_16_bit_weights_are_summed_over_micro_batches_in_float32():
     batch = data.batch(np.arange(config.batch_size))
     single = named_arrays(step.gradients(0, [batch])[1])
     mean = named_arrays(step.gradients(0, [batch] * 3)[1])
-    assert any(mx.array_equal(g, g.astype(mx.bfloat16).astype(mx.float32)) for g in single.values())
+    in_16_bits = {name for name, gradient in single.items() if gradient.dtype == mx.bfloat16}
+    assert {"mapper.projection.4.weight", "carrier.gru.0.Wh", "text_encoder.token_embedding.weight"} <= in_16_bits
+    assert "carrier.gru.0.b" not in in_16_bits
+    assert {gradient.dtype for gradient in mean.values()} == {mx.float32}
     for name, gradient in single.items():  # in bfloat16 the sum of three would be off by 4e-3
-        np.testing.assert_allclose(np.array(mean[name]), np.array(gradient), rtol=1e-6, atol=0, err_msg=name)
+        exact = np.array(gradient.astype(mx.float32))
+        np.testing.assert_allclose(np.array(mean[name]), exact, rtol=1e-6, atol=0, err_msg=name)
+    for count in (1, 2):
+        assert step.gradients(0, [batch] * count)[0].parts.arrived.dtype == mx.int32
 
 
 def test_an_overflow_skips_the_step_and_halves_the_scale():
