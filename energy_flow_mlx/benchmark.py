@@ -46,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = benchmark_config(
             arguments.preset, arguments.config, given_fields(arguments), as_trained=arguments.as_trained
         )
-        if config.memory_budget:
-            config = memory.within(config, config.memory_budget * memory.GB)
+        config = memory.within_budget(config)
         if arguments.compare:
             require_comparable(config)
         for path in (arguments.json, arguments.plot):

@@ -55,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = arguments.resume
             config = _resumed_config(run, arguments.preset, arguments.config, fields)
         else:
-            config = layered_config(arguments.preset, arguments.config, fields)
-            if config.memory_budget:
-                config = memory.within(config, config.memory_budget * memory.GB)
+            config = memory.within_budget(layered_config(arguments.preset, arguments.config, fields))
             run = arguments.out or Path("runs") / f"{arguments.preset or 'tiny'}-seed{config.seed}"
             _refuse_used(run)
         return train(

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from ..config import EnergyConfig
 from ..nn import GRUCell, Linear, run
 from ..nn.gru import mlx_gru, mlx_gru_step
-from ..nn.precision import DTYPES, weight_in, weights_in
+from ..nn.precision import flow_dtype, weight_in, weights_in
 from ..ops.advance import bounded, on_plane, raw_move
 from ..ops.gru_gates import gru_gates
 from ..ops.heads import heads
@@ -117,14 +117,9 @@ class EnergyCarrier(nn.Module):
         """Columns of the first layer's input: F features, the energy, and zeros up to a multiple of 8, which products like."""
         return -(-(self.config.neuron_output_dim + 1) // 8) * 8
 
-    @property
-    def product_dtype(self) -> mx.Dtype:
-        """Of the GRU's and the heads' products in a model."""
-        return mx.float32 if self.config.gru_force_fp32 else DTYPES[self.config.compute_dtype]
-
     def weights_cast(self) -> AbstractContextManager[None]:
-        """Inside, the weights of these products are in `product_dtype`."""
-        return weights_in(self, self.product_dtype, _IN_PRODUCTS.fullmatch)
+        """Inside, the weights of the products that all flows share are in the flows' dtype."""
+        return weights_in(self, flow_dtype(self.config), _IN_PRODUCTS.fullmatch)
 
     def weights(self, dtype: mx.Dtype = mx.float32) -> CarrierWeights:
         """The parameters for `recur` and `steer`, products in `dtype`; in training their gradients too."""

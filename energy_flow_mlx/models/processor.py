@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import EnergyConfig
+from ..nn.precision import flow_dtype
 from ..ops.advance import Move, advance
 from ..ops.checkpoint import recomputed
 from ..ops.collect import MAX_STEPS
@@ -109,7 +110,7 @@ class FlowProcessor(nn.Module):
         """The weights of neuron and carrier, cast and joined once for all steps."""
         config = self.config
         neuron, carrier = self._shared
-        dtype = carrier.product_dtype
+        dtype = flow_dtype(config)
         own = neuron.weights()
         packed = wanted(config.neuron_hidden_dim, config.neuron_output_dim)
         return _Weights([pack(own)] if packed else own, carrier.weights(dtype), self._step_sizes(dtype))

@@ -9,9 +9,15 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
+from ..config import EnergyConfig
 from ..ops.kernel import as_type
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+
+def flow_dtype(config: EnergyConfig) -> mx.Dtype:
+    """Of what moves the flows: products and hidden state of the GRU, features, heads."""
+    return mx.float32 if config.gru_force_fp32 else DTYPES[config.compute_dtype]
 
 
 @contextmanager

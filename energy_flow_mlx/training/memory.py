@@ -9,7 +9,7 @@ import mlx.core as mx
 from ..config import ConfigError, EnergyConfig
 from ..models.carrier import DISPLACEMENT_WIDTH
 from ..models.mapper import intermediate_size
-from ..nn.precision import DTYPES
+from ..nn.precision import DTYPES, flow_dtype
 from ..ops.kernel import use_kernel
 
 GB = 1e9
@@ -47,8 +47,7 @@ def predicted(config: EnergyConfig) -> Memory:
     every k-th step, and k steps whole while it goes back. A step in work takes the gradients of the products once more.
     """
     kernels = use_kernel("gru_gates")
-    computed = DTYPES[config.compute_dtype].size
-    size = 4 if config.gru_force_fp32 else computed
+    computed, size = DTYPES[config.compute_dtype].size, flow_dtype(config).size
     flows = config.batch_size * config.slots_per_sample
     hidden, layers = config.carrier_hidden_size, config.carrier_num_layers
     state = flows * (layers * hidden * size + 40.0)
@@ -91,6 +90,11 @@ def parameters(config: EnergyConfig) -> int:
     layer = 4 * d * d + 2 * d * config.text_feedforward_dim
     text = (config.text_vocab_size + config.text_max_positions) * d + config.text_num_layers * layer + d * (d + S)
     return surfaces + gru + heads + text + h * (h + F)
+
+
+def within_budget(config: EnergyConfig) -> EnergyConfig:
+    """`within` the configuration's own memory_budget; the configuration itself if it has none."""
+    return within(config, config.memory_budget * GB) if config.memory_budget else config
 
 
 def within(config: EnergyConfig, budget: float) -> EnergyConfig:
@@ -162,5 +166,4 @@ def _usual_operations() -> int:
 
 def _result(config: EnergyConfig) -> float:
     """Bytes of a hidden state, about the mean of what an operation of a step returns."""
-    size = 4 if config.gru_force_fp32 else DTYPES[config.compute_dtype].size
-    return float(config.batch_size * config.slots_per_sample * config.carrier_hidden_size * size)
+    return float(config.batch_size * config.slots_per_sample * config.carrier_hidden_size * flow_dtype(config).size)
