@@ -106,12 +106,6 @@ class EnergyConfig:
     neuron_output_dim: int = _field(32, "F, features SimpleNeuron gives the GRU", group=MODULES, low=1)
     carrier_hidden_size: int = _field(32, "Hd, hidden size of the GRU", group=MODULES, low=4)
     carrier_num_layers: int = _field(1, "L, layers of the GRU", group=MODULES, low=1)
-    gru_implementation: str = _field(
-        "matrix",
-        "GRUCell (one product for all gates) or MLX's own nn.GRU; same weights",
-        group=MODULES,
-        choices=("matrix", "nn.GRU"),
-    )
     compute_dtype: str = _field(
         "float32",
         "dtype of products and activations; weights, positions, sums and statistics stay float32",
@@ -292,6 +286,7 @@ class EnergyConfig:
     def from_dict(cls, values: Mapping[str, Any], source: str = "configuration") -> "EnergyConfig":
         """The configuration with these fields set and the defaults elsewhere; an unknown key raises ConfigError."""
         names = [field.name for field in dataclasses.fields(cls)]
+        values = {key: value for key, value in values.items() if key not in RETIRED}
         unknown = [key for key in values if key not in names]
         if unknown:
             close = [match for key in unknown for match in difflib.get_close_matches(str(key), names, n=2)]
@@ -313,6 +308,9 @@ class EnergyConfig:
 
 
 PRESETS = ("tiny", "debug", "experiment", "optimized")
+
+# Fields of earlier versions whose choice made no difference to a model's results: their files are still read.
+RETIRED = ("gru_implementation",)
 
 # What the reference's presets share (section 4): full-size modules and the reference's optimiser settings.
 _REFERENCE: dict[str, Any] = dict(

@@ -1,4 +1,4 @@
-// advance: one move of every flow, in one pass: clip, add, reflect, clamp, test for the planes, quantise, mask.
+// advance: one move of every flow, in one pass: clip, add, reflect, clamp, test for the planes, mask.
 // Specification: advance_reference in energy_flow_mlx/ops/advance.py.
 //
 //   displacement [N, 3] T, new_energy [N] T    what the carrier wants, scaled but not clipped
@@ -6,11 +6,11 @@
 //   noise [N, 3] float                         read if NOISY
 //   active [N] bool, age [N] int               flows that are not active stay as they are
 //   forward:  next_position [N, 3] float, next_energy [N] float, terminated [N] bool, moving [N] bool (active and not terminated),
-//             plane [N] int (-1 or 1 for the plane a flow terminated on, else 0), cell [N] int, next_age [N] int, length [N] float
+//             next_age [N] int, length [N] float
 //   backward: d_next_position [N, 3] float, d_next_energy [N] float
 //             -> d_displacement [N, 3] T, d_new_energy [N] T, d_position [N, 3] float, d_energy [N] float
 //
-// A thread has one flow. Grid: N threads. Templates: T, NOISY, REFLECT, W, H.
+// A thread has one flow. Grid: N threads. Templates: T, NOISY, REFLECT.
 
 CONSTANT constexpr float LARGEST_DISPLACEMENT = 0.5f;  // per axis and step
 CONSTANT constexpr float LARGEST_COORDINATE = 10.0f;   // NaN and infinity are replaced before the clamp
@@ -21,10 +21,6 @@ FUNCTION float limit(float x, float bound) { return x < -bound ? -bound : x > bo
 // Once at the side walls; not clamped.
 FUNCTION float reflected(float x) { return x < -1.0f ? -2.0f - x : x > 1.0f ? 2.0f - x : x; }
 
-FUNCTION int nearest(float x, int points) {
-    return metal::min(metal::max(int(metal::rint((x + 1.0f) / 2.0f * float(points - 1))), 0), points - 1);
-}
-
 //// forward
     uint i = thread_position_in_grid.x;
     if (i >= uint(active_shape[0])) return;
@@ -32,7 +28,7 @@ FUNCTION int nearest(float x, int points) {
     for (int axis = 0; axis < 3; ++axis) from[axis] = to[axis] = position[3 * i + axis];
     bool on = active[i];
     float square = 0.0f;
-    int reached = 0;
+    bool reached = false;
     if (on) {
         for (int axis = 0; axis < 3; ++axis) {
             float raw = from[axis] + limit(float(displacement[3 * i + axis]), LARGEST_DISPLACEMENT);
@@ -42,14 +38,12 @@ FUNCTION int nearest(float x, int points) {
             square += (clamped - from[axis]) * (clamped - from[axis]);
             to[axis] = REFLECT && axis < 2 ? limit(reflected(raw), 1.0f) : clamped;
         }
-        reached = to[2] <= -1.0f ? -1 : to[2] >= 1.0f ? 1 : 0;
+        reached = to[2] <= -1.0f || to[2] >= 1.0f;
     }
     for (int axis = 0; axis < 3; ++axis) next_position[3 * i + axis] = to[axis];
     next_energy[i] = on ? float(new_energy[i]) : energy[i];
-    terminated[i] = reached != 0;
-    moving[i] = on && reached == 0;
-    plane[i] = reached;
-    cell[i] = nearest(to[1], H) * W + nearest(to[0], W);
+    terminated[i] = reached;
+    moving[i] = on && !reached;
     next_age[i] = age[i] + (on ? 1 : 0);
     length[i] = metal::sqrt(square);
 

@@ -6,7 +6,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -95,15 +94,14 @@ def measure_model(job: Mapping[str, Any]) -> dict[str, Any]:
     def call() -> mx.array:
         return finish(start_call())
 
-    with nullcontext() if training else model.weights_cast():
-        first = call()
-        mx.synchronize()
-        first_call = time.perf_counter() - start
-        value = number(mx.sum(first))
-        clear_memory()
-        times = timed(call, warmup=job["warmup"], repeats=job["repeats"], limit=job["limit_s"])
-        peak = mx.get_peak_memory()
-        overlapped = pipelined(start_call, finish, len(times))
+    first = call()
+    mx.synchronize()
+    first_call = time.perf_counter() - start
+    value = number(mx.sum(first))
+    clear_memory()
+    times = timed(call, warmup=job["warmup"], repeats=job["repeats"], limit=job["limit_s"])
+    peak = mx.get_peak_memory()
+    overlapped = pipelined(start_call, finish, len(times))
     return {
         "seconds": statistics.median(times),
         "pipelined_s": overlapped,

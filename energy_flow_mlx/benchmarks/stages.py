@@ -9,8 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import EnergyConfig
+from ..models.carrier import input_size
 from ..models.energy_flow import EnergyFlow
-from ..nn.precision import DTYPES, weights_in
+from ..nn.precision import DTYPES
 from ..ops.advance import advance
 from ..ops.gru_gates import gru_gates
 from ..training import memory
@@ -59,13 +60,13 @@ def _row(name: str, calls: int, seconds: float, flops: float, moved: float) -> d
 def _forward_stages(config: EnergyConfig, model: EnergyFlow) -> list[Stage]:
     batch = make_batches(config)[0]
     moves, flops = config.flow_steps, product_flops(config)
-    carrier, processor = model.carrier, model.processor
-    weights = processor._weights()  # as all moves of a micro-batch share them
-    dtype = weights.carrier.inner.dtype
+    processor, step = model.processor, model.processor.step
+    weights = step.weights(model.neuron, model.carrier)  # as all moves of a micro-batch share them
+    dtype = step.dtype
     inputs = mx.array(batch.input_embedding)
     state = processor.lattice.place_initial_energy(model.map_to_surface(inputs), dtype)
     flows, size = state.position.shape[0], config.carrier_hidden_size
-    features = mx.random.normal((flows, carrier.input_size)).astype(dtype)
+    features = mx.random.normal((flows, input_size(config))).astype(dtype)
     hidden = mx.tanh(mx.random.normal((flows, size))).astype(dtype)
     gates_in = mx.random.normal((flows, 3 * size)).astype(dtype)
     gates_hidden = mx.random.normal((flows, 3 * size)).astype(dtype)
@@ -85,8 +86,7 @@ def _forward_stages(config: EnergyConfig, model: EnergyFlow) -> list[Stage]:
 
     def moved(displacement: mx.array, energy: mx.array, position: mx.array, active: mx.array, age: mx.array) -> Any:
         return advance(
-            displacement, energy, position, energy, None, active, age,
-            width=config.lattice_width, height=config.lattice_height, reflection=config.boundary_reflection_enabled,
+            displacement, energy, position, energy, None, active, age, reflection=config.boundary_reflection_enabled
         )  # fmt: skip
 
     def collected(energy: mx.array, position: mx.array) -> mx.array:
@@ -94,8 +94,7 @@ def _forward_stages(config: EnergyConfig, model: EnergyFlow) -> list[Stage]:
 
     def embedded(surface: mx.array, *_: mx.array) -> mx.array:
         products_in = DTYPES[config.compute_dtype]
-        with weights_in(model.collector, products_in):
-            return model.collector(surface.astype(products_in)).astype(mx.float32)
+        return model.collector(surface.astype(products_in)).astype(mx.float32)
 
     matrices = [matrix for layer in weights.carrier.layers for matrix in (layer.input, layer.hidden)]
     each_layer = config.carrier_num_layers * moves
@@ -103,12 +102,12 @@ def _forward_stages(config: EnergyConfig, model: EnergyFlow) -> list[Stage]:
     return [
         Stage("mapper", 1, flops["mapper"], lambda x, *_: model.map_to_surface(x), (inputs, *parameters(model.mapper))),
         Stage("neuron", moves, flops["neuron"] / moves,
-              lambda p, e, *w: processor._features(weights._replace(neuron=list(w)), state._replace(position=p, energy=e)),
+              lambda p, e, *w: step.features(weights._replace(neuron=list(w)), state._replace(position=p, energy=e)),
               (state.position, state.energy, *weights.neuron)),
         Stage("GRU products", moves, flops["gru"] / moves, products, (features, hidden, *matrices)),
         Stage("gates", each_layer, 0.0, gates, (gates_in, gates_hidden, last.bias, last.hidden_bias, hidden, state.active)),
-        Stage("heads", moves, flops["heads"] / moves, lambda g, *_: carrier.steer(weights.carrier, g, carrier.scale(0)),
-              (hidden, *weights.carrier[1:])),
+        Stage("heads", moves, flops["heads"] / moves, lambda g, *_: step.steer(weights, g, model.carrier.scale(0)),
+              (hidden, *weights.carrier.heads)),
         Stage("advance", moves, 0.0, moved, (displacement, state.energy, state.position, state.active, state.age)),
         Stage("collect", 1, 0.0, collected, (state.energy, state.position)),
         Stage("collector", 1, flops["collector"], embedded, (surface, *parameters(model.collector))),

@@ -137,7 +137,7 @@ def notes_for_torch(config: EnergyConfig) -> list[str]:
 
 # Without a counterpart in the PyTorch implementation.
 _OURS_ALONE = {
-    "collection", "project_unfinished", "spawn_capacity", "gru_implementation", "untrained_parts", "seed", "training_steps",
+    "collection", "project_unfinished", "spawn_capacity", "untrained_parts", "seed", "training_steps",
     "learning_rate_schedule", "warmup_steps", "plateau_patience", "gradient_clip_per_tensor", "gradient_checkpointing",
     "validation_interval", "surface_loss_weight", "embedding_loss_weight", "data", "train_pairs", "validation_pairs", "test_pairs",
 }  # fmt: skip

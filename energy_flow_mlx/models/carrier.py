@@ -1,9 +1,7 @@
 """EnergyCarrier: what a flow remembers and where it goes next."""
 
 import math
-import re
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -11,10 +9,9 @@ import mlx.nn as nn
 
 from ..config import EnergyConfig
 from ..nn import GRUCell, Linear, run
-from ..nn.gru import mlx_gru, mlx_gru_step
-from ..nn.precision import flow_dtype, weight_in, weights_in
+from ..nn.gru import GRUWeights, gru_step
+from ..nn.precision import weight_in
 from ..ops.advance import bounded, on_plane, raw_move
-from ..ops.gru_gates import gru_gates
 from ..ops.heads import heads
 from ..ops.kernel import setting
 from ..ops.numerics import sanitise
@@ -22,8 +19,6 @@ from .shapes import expect_shape
 
 DISPLACEMENT_WIDTH = 64  # inner width of the displacement head
 HISTORY = 5  # positions in a position history
-# The weights of the products that all flows share; biases and the heads' small last layers stay float32.
-_IN_PRODUCTS = re.compile(r"gru\.\d+\.W[xh]|(energy|displacement)_projection\.0\.weight")
 
 
 class CarrierOutput(NamedTuple):
@@ -37,38 +32,29 @@ class CarrierOutput(NamedTuple):
     is_terminated: mx.array
 
 
-class LayerWeights(NamedTuple):
-    """One GRU layer: input [3 Hd, D] and hidden [3 Hd, Hd] in the compute dtype; bias [3 Hd] and hidden_bias [Hd] float32."""
+class HeadWeights(NamedTuple):
+    """Both heads side by side, as `ops.heads` takes them; A = Hd / 2 columns of the energy head, then M = 64 of displacement.
 
-    input: mx.array
-    hidden: mx.array
-    bias: mx.array
-    hidden_bias: mx.array
+    inner [A + M, Hd] in the dtype of the products; inner_bias [A + M], energy_weight [A], displacement_weight [3, M] and out_bias [4]
+    (energy, x, y, z) float32.
+    """
 
-
-class CarrierWeights(NamedTuple):
-    """What the steps of a flow's life share, cast and joined once: the GRU's layers and the heads' arrays for `ops.heads`."""
-
-    layers: list[LayerWeights]
-    inner: mx.array  # [Hd/2 + 64, Hd], compute dtype: the first products of both heads
+    inner: mx.array
     inner_bias: mx.array
     energy_weight: mx.array
     displacement_weight: mx.array
     out_bias: mx.array
 
-    def flat(self) -> list[mx.array]:
-        """All arrays in order."""
-        return [*(array for layer in self.layers for array in layer), *self[1:]]
 
-    @classmethod
-    def of(cls, arrays: Sequence[mx.array]) -> "CarrierWeights":
-        """The inverse of `flat`."""
-        own = len(arrays) - len(cls._fields) + 1
-        return cls([LayerWeights(*arrays[at : at + 4]) for at in range(0, own, 4)], *arrays[own:])
+class CarrierWeights(NamedTuple):
+    """The parameters as the steps of a flow's life share them: cast and joined once."""
+
+    layers: list[GRUWeights]
+    heads: HeadWeights
 
 
 class EnergyCarrier(nn.Module):
-    """An L-layer GRU and two heads, one set of weights for all flows (pytorch_energy_flow, section 2).
+    """An L-layer GRU and two heads, one set of weights for all flows of the reference.
 
         input [neuron_output, energy] -> GRU, one time step -> g [N, Hd]
         energy:       Linear(Hd, Hd/2) GELU Linear(Hd/2, 1) Tanh
@@ -82,8 +68,7 @@ class EnergyCarrier(nn.Module):
         self.config = config
         size = config.carrier_hidden_size
         inputs = [config.neuron_output_dim + 1] + [size] * (config.carrier_num_layers - 1)
-        kind: Callable[[int, int], nn.Module] = GRUCell if config.gru_implementation == "matrix" else mlx_gru
-        self.gru = [kind(width, size) for width in inputs]
+        self.gru = [GRUCell(width, size) for width in inputs]
         self.energy_projection = [Linear(size, size // 2), nn.GELU(), Linear(size // 2, 1), nn.Tanh()]
         self.displacement_projection = [
             Linear(size, DISPLACEMENT_WIDTH), nn.GELU(), Linear(DISPLACEMENT_WIDTH, 3)
@@ -112,77 +97,29 @@ class EnergyCarrier(nn.Module):
         scale_now = config.displacement_scale * config.displacement_scale_decay ** max(since // interval, 0)
         return max(scale_now, config.displacement_scale_min)
 
-    @property
-    def input_size(self) -> int:
-        """Columns of the first layer's input: F features, the energy, and zeros up to a multiple of 8, which products like."""
-        return -(-(self.config.neuron_output_dim + 1) // 8) * 8
-
-    def weights_cast(self) -> AbstractContextManager[None]:
-        """Inside, the weights of the products that all flows share are in the flows' dtype."""
-        return weights_in(self, flow_dtype(self.config), _IN_PRODUCTS.fullmatch)
-
-    def weights(self, dtype: mx.Dtype = mx.float32) -> CarrierWeights:
-        """The parameters for `recur` and `steer`, products in `dtype`; in training their gradients too."""
-        here = self.training
-        layers = [
-            LayerWeights(weight_in(layer.Wx, dtype, here), weight_in(layer.Wh, dtype, here), layer.b, layer.bhn)
-            for layer in self.gru
-        ]
-        first = layers[0].input
-        layers[0] = layers[0]._replace(input=mx.pad(first, [(0, 0), (0, self.input_size - first.shape[1])]))
-        energy_in, _, energy_out, _ = self.energy_projection
-        move_in, _, move_out = self.displacement_projection
-        return CarrierWeights(
-            layers=layers,
-            inner=mx.concatenate([weight_in(linear.weight, dtype, here) for linear in (energy_in, move_in)]),
-            inner_bias=mx.concatenate([energy_in.bias, move_in.bias]),
-            energy_weight=energy_out.weight.reshape(-1),
-            displacement_weight=move_out.weight,
-            out_bias=mx.concatenate([energy_out.bias, move_out.bias]),
-        )
-
-    def recur(
-        self,
-        weights: CarrierWeights,
-        x: mx.array,
-        hidden: Sequence[mx.array],
-        active: mx.array | None = None,
-        *,
-        own_hidden: bool = False,
-    ) -> list[mx.array]:
-        """One time step of the GRU: x [N, input_size], hidden L arrays [N, Hd] -> new hidden, L arrays [N, Hd].
-
-        Where `active` [N] is False the hidden state stays as it was.
-
-        Args:
-            x: features, energy and zeros, sanitised.
-            own_hidden: `hidden` comes from this method, so it is within the bound of outputs and need not be sanitised again.
-        """
-        config = self.config
-        guard = config.enable_gru_nan_protection
-        skip = not guard or (own_hidden and config.gru_output_clip_value <= config.gru_input_clip_value)
-        bound = config.gru_output_clip_value if guard else None
-        new = []
-        for layer, state in zip(weights.layers, hidden, strict=True):
-            state = state if skip else sanitise(state, config.gru_input_clip_value)
-            if config.gru_implementation == "matrix":
-                products = x @ layer.input.T, state @ layer.hidden.T
-                x = gru_gates(*products, layer.bias, layer.hidden_bias, state, active, bound=bound)
-            else:
-                x = mlx_gru_step(x, state, *layer)
-                x = x if active is None else mx.where(active[:, None], x, state)
-                x = x if bound is None else sanitise(x, bound)
-            new.append(x)
-        return new
-
     def scale(self, training_step: int | mx.array | None) -> mx.array:
         """`displacement_scale` as an array [1]."""
         scale = self.displacement_scale(training_step)
         return scale.reshape(1) if isinstance(scale, mx.array) else setting(scale)
 
-    def steer(self, weights: CarrierWeights, g: mx.array, scale: mx.array) -> tuple[mx.array, mx.array]:
-        """The two heads on g [N, Hd]: energy [N, 1] and displacement [N, 3] (times scale [1], not clipped), float32."""
-        return heads(g @ weights.inner.T, *weights[2:], scale)
+    def weights(self, dtype: mx.Dtype = mx.float32) -> CarrierWeights:
+        """The parameters for `recur` and `steer`, those of the products in `dtype`; in training their gradients too."""
+        layers = [cell.weights(dtype) for cell in self.gru]
+        first = layers[0].input
+        layers[0] = layers[0]._replace(input=mx.pad(first, [(0, 0), (0, input_size(self.config) - first.shape[1])]))
+        energy_in, _, energy_out, _ = self.energy_projection
+        move_in, _, move_out = self.displacement_projection
+        inner = [weight_in(linear.weight, dtype, self.training) for linear in (energy_in, move_in)]
+        return CarrierWeights(
+            layers,
+            HeadWeights(
+                inner=mx.concatenate(inner),
+                inner_bias=mx.concatenate([energy_in.bias, move_in.bias]),
+                energy_weight=energy_out.weight.reshape(-1),
+                displacement_weight=move_out.weight,
+                out_bias=mx.concatenate([energy_out.bias, move_out.bias]),
+            ),
+        )
 
     def __call__(
         self,
@@ -224,13 +161,13 @@ class EnergyCarrier(nn.Module):
         x = mx.concatenate([neuron_output, energy], axis=1)
         if config.enable_gru_nan_protection:
             x = sanitise(x, config.gru_input_clip_value)
-        x = mx.pad(x, [(0, 0), (0, self.input_size - x.shape[1])])
+        x = mx.pad(x, [(0, 0), (0, input_size(config) - x.shape[1])])
         weights = self.weights()
-        states = self.recur(weights, x, list(hidden))
+        states, _ = recur(weights.layers, x, list(hidden), bounds=hidden_bounds(config))
         g = states[-1]
         if position_history is not None:
             g = self._fuse_history(g, position_history)
-        energy, displacement = self.steer(weights, g, self.scale(training_step))
+        energy, displacement, _ = steer(weights.heads, g, self.scale(training_step))
         raw = raw_move(displacement, position, noise)
         following = bounded(raw)
         return CarrierOutput(energy, following, raw, mx.stack(states), on_plane(following))
@@ -244,3 +181,61 @@ class EnergyCarrier(nn.Module):
         history = mx.pad(history, [(0, 0), (0, HISTORY - history.shape[1]), (0, 0)])
         remembered = self.position_memory(history.reshape(g.shape[0], 3 * HISTORY))
         return run(self.history_fusion, mx.concatenate([g, remembered], axis=1))
+
+
+class HiddenBounds(NamedTuple):
+    """Bounds to which the GRU's hidden states are sanitised: as a layer reads them, and as it leaves them. None: as they are."""
+
+    read: float | None
+    left: float | None
+
+
+def hidden_bounds(config: EnergyConfig) -> HiddenBounds:
+    """The bounds for hidden states of any origin."""
+    if not config.enable_gru_nan_protection:
+        return HiddenBounds(None, None)
+    return HiddenBounds(config.gru_input_clip_value, config.gru_output_clip_value)
+
+
+def input_size(config: EnergyConfig) -> int:
+    """Columns of the first GRU layer's input: F features, the energy, and zeros up to a multiple of 8, a width at which matrix
+    products are fast."""
+    return -(-(config.neuron_output_dim + 1) // 8) * 8
+
+
+def recur(
+    layers: Sequence[GRUWeights],
+    x: mx.array,
+    hidden: Sequence[mx.array],
+    active: mx.array | None = None,
+    *,
+    bounds: HiddenBounds,
+) -> tuple[list[mx.array], list[tuple[mx.array, mx.array]]]:
+    """One time step of an L-layer GRU.
+
+    Args:
+        x: [N, input_size], features, energy and zeros, sanitised.
+        hidden: L arrays [N, Hd].
+        active: [N] bool; where False the hidden states stay as they were. None: all are active.
+
+    Returns:
+        The new hidden states, L arrays [N, Hd], and of each layer the two products [N, 3 Hd] behind its gates.
+    """
+    states, products = [], []
+    for layer, state in zip(layers, hidden, strict=True):
+        state = state if bounds.read is None else sanitise(state, bounds.read)
+        x, behind = gru_step(layer, x, state, active, bound=bounds.left)
+        states.append(x)
+        products.append(behind)
+    return states, products
+
+
+def steer(weights: HeadWeights, g: mx.array, scale: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """The two heads on g [N, Hd].
+
+    Returns:
+        energy [N, 1] and displacement [N, 3] (times scale [1], not clipped), float32, and the product [N, A + M] behind both.
+    """
+    inner = g @ weights.inner.T
+    energy, displacement = heads(inner, *weights[1:], scale)
+    return energy, displacement, inner

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..nn import Linear, run
+from ..nn import LayerNorm, Linear, run
 from .mapper import intermediate_size
 from .shapes import as_rows, expect_shape
 
@@ -26,8 +26,8 @@ class OutputCollector(nn.Module):
         surface = width * height
         middle = intermediate_size(embedding_dim, surface)
         self.reconstruction = [
-            Linear(surface, 2 * surface), nn.GELU(), nn.LayerNorm(2 * surface), nn.Dropout(0.05),
-            Linear(2 * surface, middle), nn.GELU(), nn.LayerNorm(middle), nn.Dropout(0.1),
+            Linear(surface, 2 * surface), nn.GELU(), LayerNorm(2 * surface), nn.Dropout(0.05),
+            Linear(2 * surface, middle), nn.GELU(), LayerNorm(middle), nn.Dropout(0.1),
             Linear(middle, embedding_dim),
         ]  # fmt: skip
         # Untrained flows leave energies of a few hundredths; the default bias would drown them before the LayerNorm.

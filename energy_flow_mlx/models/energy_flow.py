@@ -1,8 +1,6 @@
 """EnergyFlow: the whole model."""
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -14,7 +12,7 @@ from ..config import EnergyConfig
 from ..data.fit import check_fit
 from ..data.tokeniser import Tokeniser
 from ..files import resolve, write_folder
-from ..nn.precision import DTYPES, weights_in
+from ..nn.precision import DTYPES
 from ..tensors import check_shapes
 from .carrier import EnergyCarrier
 from .collector import OutputCollector
@@ -49,7 +47,6 @@ class EnergyFlow(nn.Module):
         self.processor = FlowProcessor(config, self.neuron, self.carrier)
         # Saved with the weights: a trained model moves its flows with the displacement scale its training ended with.
         self.trained_steps = 0
-        self._rounded = False  # inside weights_cast
 
     def __call__(
         self,
@@ -65,46 +62,23 @@ class EnergyFlow(nn.Module):
         """
         here = self.trained_steps if training_step is None else training_step
         flow = self.processor(self.map_to_surface(embeddings), steps=steps, key=key, training_step=here)
-        with weights_in(self.collector, self._dtype):
-            embedding = self.collector.collect(flow.surface.astype(self._dtype)).astype(mx.float32)
+        embedding = self.collector.collect(flow.surface.astype(self._dtype)).astype(mx.float32)
         return EnergyFlowOutput(embedding, flow.surface, flow)
 
     @property
     def _dtype(self) -> mx.Dtype:
         return DTYPES[self.config.compute_dtype]
 
-    @contextmanager
-    def weights_cast(self) -> Iterator[None]:
-        """Inside, the weights of the products are in `compute_dtype`: cast once for any number of calls of the model, rather than
-        by each. The model cannot be saved there."""
-        before, self._rounded = self._rounded, self._dtype != mx.float32
-        try:
-            with ExitStack() as stack:
-                for module in (self.mapper, self.collector, self.text_encoder):
-                    stack.enter_context(weights_in(module, self._dtype))
-                stack.enter_context(self.carrier.weights_cast())
-                yield
-        finally:
-            self._rounded = before
-
     def map_to_surface(self, embeddings: mx.array) -> mx.array:
         """Embeddings [B, E] -> surfaces [B, H, W], computed in `compute_dtype`, float32."""
-        with weights_in(self.mapper, self._dtype):
-            return self.mapper.map_to_surface(embeddings.astype(self._dtype)).astype(mx.float32)
+        return self.mapper.map_to_surface(embeddings.astype(self._dtype)).astype(mx.float32)
 
     def text_to_surface(self, input_ids: mx.array, attention_mask: mx.array) -> mx.array:
         """Tokens [B, T] -> surfaces [B, S], computed in `compute_dtype`, float32."""
-        with weights_in(self.text_encoder, self._dtype):
-            return self.text_encoder(input_ids, attention_mask).astype(mx.float32)
+        return self.text_encoder(input_ids, attention_mask).astype(mx.float32)
 
     def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:
-        """Write model.safetensors: every parameter, and `trained_steps` in its metadata.
-
-        Raises:
-            RuntimeError: inside `weights_cast`, where weights are rounded.
-        """
-        if self._rounded:
-            raise RuntimeError(f"{path} was not written: inside weights_cast the weights are rounded to {self._dtype}")
+        """Write model.safetensors: every parameter, and `trained_steps` in its metadata."""
         metadata = {"format": "mlx", "trained_steps": str(self.trained_steps)}
         mx.save_safetensors(str(path), dict(tree_flatten(self.parameters())), metadata=metadata)
 

@@ -1,6 +1,5 @@
 """EnergyLattice: the W x H x D space, and the flows in it as a structure of arrays."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -24,53 +23,18 @@ class FlowState(NamedTuple):
     active: mx.array  # [N] bool, still moving
     arrived: mx.array  # [N] bool, stands on an output plane
     sample: mx.array  # [N] int32, row of the batch
-    parent: (
-        mx.array
-    )  # [N] int32, slot (within the sample) of the flow that left this one; -1: a first flow or an empty slot
+    parent: mx.array  # [N] int32, slot within the sample of the flow that left this one; -1: a first flow or an empty slot
     children: mx.array  # [B] int32, child slots in use
     dropped: mx.array  # [] int32, flows given up so far
     overflowed: mx.array  # [] int32, children for which there was no room
 
-    def flat(self) -> list[mx.array]:
-        """All arrays, the hidden states last."""
-        return [self.position, self.energy, *self[3:], *self.hidden]
-
-    @classmethod
-    def of(cls, arrays: Sequence[mx.array]) -> "FlowState":
-        """The inverse of `flat`."""
-        rest = len(cls._fields) - 1
-        return cls(arrays[0], arrays[1], tuple(arrays[rest:]), *arrays[2:rest])
-
 
 class EnergyLattice:
-    """Geometry and placement for one configuration. Holds no weights.
-
-    The functions of `energy_flow_mlx.geometry`, with this lattice's sizes filled in, and the two ends of a flow's life.
-    """
+    """The two ends of a flow's life, for one configuration: placing flows, and collecting them. Holds no weights."""
 
     def __init__(self, config: EnergyConfig) -> None:
         self.config = config
         self.width, self.height, self.depth = config.lattice_width, config.lattice_height, config.lattice_depth
-
-    def normalise(self, lattice: mx.array) -> mx.array:
-        """Lattice coordinates [N, 3] -> positions [N, 3] in [-1, 1]."""
-        return geometry.normalise(lattice, self.width, self.height, self.depth)
-
-    def quantise(self, position: mx.array) -> mx.array:
-        """Positions [N, 3] -> nearest lattice points [N, 3] int32, ties to even."""
-        return geometry.quantise(position, self.width, self.height, self.depth)
-
-    def cell_index(self, position: mx.array) -> mx.array:
-        """Positions [N, 3] -> nearest surface cells [N] int32, iy * W + ix."""
-        return geometry.cell_index(position, self.width, self.height)
-
-    def reflect(self, position: mx.array) -> mx.array:
-        """Mirror x and y [N, 3] once at the side walls; not clamped."""
-        return geometry.reflect(position)
-
-    def nearest_plane(self, position: mx.array) -> mx.array:
-        """z [N] of the output plane nearest to positions [N, 3]; -1 on a tie."""
-        return geometry.nearest_plane(position)
 
     def place_initial_energy(self, surface: mx.array, dtype: mx.Dtype = mx.float32) -> FlowState:
         """One flow for each cell of the surfaces [B, S] or [B, H, W], on the centre plane, with the cell's value as energy.
@@ -91,7 +55,8 @@ class EnergyLattice:
             )
         index = mx.arange(cells)
         centre = mx.full((cells,), self.depth // 2)
-        first = self.normalise(mx.stack([index % self.width, index // self.width, centre], axis=1))  # [S, 3]
+        lattice = mx.stack([index % self.width, index // self.width, centre], axis=1)
+        first = geometry.normalise(lattice, self.width, self.height, self.depth)  # [S, 3]
         position = mx.pad(first, [(0, slots - cells), (0, 0)])  # [C, 3]
         energy = mx.pad(surface, [(0, 0), (0, slots - cells)])  # [B, C]
         number = batch * slots

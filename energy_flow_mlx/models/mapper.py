@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..nn import Linear, run
+from ..nn import LayerNorm, Linear, run
 from .shapes import expect_shape
 
 
@@ -30,8 +30,8 @@ class EmbeddingMapper(nn.Module):
         middle = intermediate_size(embedding_dim, surface)
         self.embedding_dim = embedding_dim
         self.projection = [
-            Linear(embedding_dim, middle), nn.GELU(), nn.LayerNorm(middle), nn.Dropout(0.1),
-            Linear(middle, 2 * surface), nn.GELU(), nn.LayerNorm(2 * surface), nn.Dropout(0.05),
+            Linear(embedding_dim, middle), nn.GELU(), LayerNorm(middle), nn.Dropout(0.1),
+            Linear(middle, 2 * surface), nn.GELU(), LayerNorm(2 * surface), nn.Dropout(0.05),
             Linear(2 * surface, surface), nn.Tanh(),
         ]  # fmt: skip
         # Teachers give embeddings of length 1. The default bound of 1/sqrt(E) suits entries of size 1: with entries of

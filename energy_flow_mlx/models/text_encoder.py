@@ -11,7 +11,8 @@ from ..config import EnergyConfig
 from ..data.checks import check_texts
 from ..data.text_cache import ModelFingerprint, TextCache
 from ..data.tokeniser import Tokeniser
-from ..nn import Linear, PositionalEncoding, TransformerEncoder, run
+from ..nn import LayerNorm, Linear, PositionalEncoding, TransformerEncoder, run
+from ..nn.precision import DTYPES, weight_in
 from ..ops.embedding import embedding
 from ..ops.masked_mean import masked_mean
 from .shapes import expect_shape
@@ -35,18 +36,20 @@ class TextToCubeEncoder(nn.Module):
             config.text_num_layers, dim, config.text_num_heads, config.text_feedforward_dim
         )
         self.surface_projection = [
-            Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), nn.Dropout(0.1),
+            Linear(dim, dim), nn.GELU(), LayerNorm(dim), nn.Dropout(0.1),
             Linear(dim, config.surface_dim), nn.Tanh(),
         ]  # fmt: skip
         self.tokeniser: Tokeniser | None = None
         self._heads, self._surface_dim = config.text_num_heads, config.surface_dim
+        self._dtype = DTYPES[config.compute_dtype]
         self._weights = ModelFingerprint()
 
     def __call__(self, input_ids: mx.array, attention_mask: mx.array) -> mx.array:
-        """input_ids [B, T] in 0..vocab-1, attention_mask [B, T] (non-zero: a token) -> surfaces [B, S]."""
+        """input_ids [B, T] in 0..vocab-1, attention_mask [B, T] (non-zero: a token) -> surfaces [B, S], in `compute_dtype`."""
         expect_shape("input_ids", input_ids, (None, None))
         expect_shape("attention_mask", attention_mask, tuple(input_ids.shape))
-        x = self.positional_encoding(embedding(self.token_embedding.weight, input_ids))
+        table = weight_in(self.token_embedding.weight, self._dtype, self.training)
+        x = self.positional_encoding(embedding(table, input_ids))
         x = self.transformer_encoder(x, attention_mask.astype(mx.bool_))
         return run(self.surface_projection, masked_mean(x, attention_mask))
 
@@ -63,7 +66,7 @@ class TextToCubeEncoder(nn.Module):
         tokeniser = self._fitting_tokeniser()
         checked = check_texts("texts", texts)
         if not checked:
-            return mx.zeros((0, self._surface_dim), self.token_embedding.weight.dtype)
+            return mx.zeros((0, self._surface_dim), self._dtype)
         if cache is None:
             return self._encode(tokeniser, checked, max_length)
         if self.training:
@@ -73,7 +76,7 @@ class TextToCubeEncoder(nn.Module):
             return np.array(self._encode(tokeniser, missing, max_length).astype(mx.float32))
 
         surfaces = cache.surfaces(f"{self.fingerprint()} {max_length}", checked, compute)
-        return mx.array(surfaces).astype(self.token_embedding.weight.dtype)
+        return mx.array(surfaces).astype(self._dtype)
 
     def fingerprint(self) -> str:
         """A hash of everything that a surface depends on beside the text and its length: weights, heads, tokeniser.

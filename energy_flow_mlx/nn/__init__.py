@@ -4,6 +4,7 @@ from .attention import MultiHeadAttention
 from .bert import BertEncoder, BertSettings
 from .gru import GRUCell
 from .linear import Linear
+from .norm import LayerNorm
 from .positional import PositionalEncoding
 from .sequence import run
 from .transformer import TransformerEncoder, TransformerEncoderLayer
@@ -12,6 +13,7 @@ __all__ = [
     "BertEncoder",
     "BertSettings",
     "GRUCell",
+    "LayerNorm",
     "Linear",
     "MultiHeadAttention",
     "PositionalEncoding",

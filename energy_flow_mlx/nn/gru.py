@@ -1,12 +1,23 @@
 """The GRU that drives the flows, in its matrix form."""
 
 import math
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from ..ops.gru_gates import gru_gates
+from .precision import weight_in
+
+
+class GRUWeights(NamedTuple):
+    """One layer: input [3 Hd, D] and hidden [3 Hd, Hd] in the dtype of the products; bias [3 Hd] and hidden_bias [Hd] float32."""
+
+    input: mx.array
+    hidden: mx.array
+    bias: mx.array
+    hidden_bias: mx.array
 
 
 class GRUCell(nn.Module):
@@ -35,25 +46,25 @@ class GRUCell(nn.Module):
 
         With `bound` the result is sanitised (NaN -> 0, +-inf -> +-10) and clipped to +-bound.
         """
-        return gru_gates(x @ self.Wx.T, hidden @ self.Wh.T, self.b, self.bhn, hidden, active, bound=bound)
+        return gru_step(self.weights(x.dtype), x, hidden, active, bound=bound)[0]
+
+    def weights(self, dtype: mx.Dtype) -> GRUWeights:
+        """The parameters, those of the products in `dtype`; in training their gradients too."""
+        input, hidden = (weight_in(weight, dtype, self.training) for weight in (self.Wx, self.Wh))
+        return GRUWeights(input, hidden, self.b, self.bhn)
 
 
-def mlx_gru(input_size: int, hidden_size: int) -> nn.GRU:
-    """MLX's own layer with the reference's initial weights."""
-    layer = nn.GRU(input_size, hidden_size)
-    initialise_gru(layer)
-    return layer
+def gru_step(
+    weights: GRUWeights, x: mx.array, hidden: mx.array, active: mx.array | None = None, *, bound: float | None = None
+) -> tuple[mx.array, tuple[mx.array, mx.array]]:
+    """One time step of a layer; see `GRUCell.__call__` for the arguments.
 
-
-def mlx_gru_step(
-    x: mx.array, hidden: mx.array, input_weight: mx.array, hidden_weight: mx.array, bias: mx.array, hidden_bias: mx.array
-) -> mx.array:
-    """One time step of MLX's own nn.GRU with these weights: x [N, D], hidden [N, Hd] -> new hidden [N, Hd]."""
-    layer = nn.GRU(1, 1)
-    layer.hidden_size = hidden.shape[1]
-    layer.Wx, layer.Wh, layer.b, layer.bhn = input_weight, hidden_weight, bias, hidden_bias
-    new: mx.array = layer(x[:, None], hidden)[:, 0]  # nn.GRU wants a time axis
-    return new
+    Returns:
+        The new hidden state [N, Hd], and what its gradient is computed from: the products of input and hidden state with their
+        weights, [N, 3 Hd] each.
+    """
+    products = x @ weights.input.T, hidden @ weights.hidden.T
+    return gru_gates(*products, weights.bias, weights.hidden_bias, hidden, active, bound=bound), products
 
 
 def initialise_gru(layer: nn.Module) -> None:

@@ -5,6 +5,8 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..ops.kernel import as_type
+
 
 class PositionalEncoding(nn.Module):
     """Adds a learned row per position; the rows start as sines and cosines.
@@ -23,7 +25,7 @@ class PositionalEncoding(nn.Module):
         self.weight = mx.stack([mx.sin(angle), mx.cos(angle)], axis=-1).reshape(positions, -1)[:, :dim]
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x [B, T, d] -> [B, T, d]; T must be at most P."""
+        """x [B, T, d] -> [B, T, d], of the dtype of x; T must be at most P."""
         if x.shape[1] > self.weight.shape[0]:
             raise ValueError(f"x: {x.shape[1]} tokens came, the positional encoding covers {self.weight.shape[0]}")
-        return x + self.weight[: x.shape[1]]
+        return x + as_type(self.weight[: x.shape[1]], x.dtype)

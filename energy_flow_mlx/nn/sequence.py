@@ -32,7 +32,8 @@ def run(layers: Sequence[Callable[[mx.array], mx.array]], x: mx.array) -> mx.arr
 
 def _one_kernel(layers: Sequence[Any]) -> bool:
     """Whether these are Linear with a bias, the exact GELU and LayerNorm with weight and bias."""
-    if [type(layer) for layer in layers] != [Linear, nn.GELU, nn.LayerNorm]:
+    kinds = (Linear, nn.GELU, nn.LayerNorm)
+    if len(layers) < 3 or not all(map(isinstance, layers, kinds)):
         return False
     linear, gelu, norm = layers
     return "bias" in linear and gelu._approx == "none" and "bias" in norm

@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from .attention import MultiHeadAttention
 from .linear import Linear
+from .norm import LayerNorm
 
 Activation = Callable[[mx.array], mx.array]
 
@@ -36,8 +37,8 @@ class TransformerEncoderLayer(nn.Module):
         self.self_attn = MultiHeadAttention(dim, heads, dropout)
         self.linear1 = Linear(dim, feedforward_dim)
         self.linear2 = Linear(feedforward_dim, dim)
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.norm1 = LayerNorm(dim, eps=eps)
+        self.norm2 = LayerNorm(dim, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.activation = activation
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..geometry import cell_index, clamp_to_lattice, reflect
+from ..geometry import clamp_to_lattice, reflect
 from .kernel import as_type, call, use_kernel
 from .numerics import clamp, sanitise
 
@@ -17,16 +17,13 @@ class Move(NamedTuple):
     """Flows after a step; those that were not active are as they were before.
 
     position [N,3] in [-1, 1]; energy [N,1]; terminated [N] bool: it reached an output plane in this step; moving [N] bool: active
-    and not terminated; plane [N] int32: -1 or 1 for the plane it terminated on, else 0; cell [N] int32: the nearest surface cell;
-    age [N] int32; length [N]: of the move as clamped, before any reflection, 0 without one.
+    and not terminated; age [N] int32; length [N]: of the move as clamped, before any reflection, 0 without one.
     """
 
     position: mx.array
     energy: mx.array
     terminated: mx.array
     moving: mx.array
-    plane: mx.array
-    cell: mx.array
     age: mx.array
     length: mx.array
 
@@ -58,8 +55,6 @@ def advance(
     active: mx.array,
     age: mx.array,
     *,
-    width: int,
-    height: int,
     reflection: bool = False,
     kernels: bool | None = None,
 ) -> Move:
@@ -78,15 +73,13 @@ def advance(
         noise: [N, 3] or None; has no gradient.
         active: [N] bool.
         age: [N] int32.
-        width, height: W and H, for `cell`.
         kernels: True or False forces the kernel or the plain graph.
     """
-    options: dict[str, Any] = {"width": width, "height": height, "reflection": reflection}
     if not use_kernel("advance", kernels):
-        return advance_reference(displacement, new_energy, position, energy, noise, active, age, **options)
+        return advance_reference(displacement, new_energy, position, energy, noise, active, age, reflection=reflection)
     noisy = noise is not None
     drift = noise if noise is not None else mx.zeros((1, 3))
-    move = _with_vjp(noisy, reflection, width, height)
+    move = _with_vjp(noisy, reflection)
     return Move(*move(displacement, new_energy, position, energy, drift, active, age))
 
 
@@ -99,8 +92,6 @@ def advance_reference(
     active: mx.array,
     age: mx.array,
     *,
-    width: int,
-    height: int,
     reflection: bool = False,
 ) -> Move:
     """`advance` in plain MLX: the specification."""
@@ -109,7 +100,6 @@ def advance_reference(
     clamped = bounded(raw)
     moved = clamp_to_lattice(reflect(sanitise(raw, LARGEST_COORDINATE))) if reflection else clamped
     terminated = active & on_plane(clamped)
-    plane = mx.where(terminated, mx.sign(mx.stop_gradient(clamped[:, 2])), 0.0).astype(mx.int32)
     # The length only decides who spawns and who is dropped, which is discrete: no gradient, and no root at 0 to guard.
     step = mx.where(active[:, None], mx.stop_gradient(clamped - position), 0.0)
     moved = mx.where(active[:, None], moved, position)
@@ -118,8 +108,6 @@ def advance_reference(
         energy=mx.where(active[:, None], new_energy.astype(mx.float32), energy),
         terminated=terminated,
         moving=active & ~terminated,
-        plane=plane,
-        cell=cell_index(moved, width, height),
         age=age + active,
         length=mx.sqrt(mx.sum(step * step, axis=1)),
     )
@@ -134,8 +122,6 @@ def forward(
     active: mx.array,
     age: mx.array,
     *,
-    width: int,
-    height: int,
     reflection: bool,
 ) -> Move:
     """The forward kernel."""
@@ -149,12 +135,10 @@ def forward(
         "next_energy": ((flows, 1), mx.float32),
         "terminated": ((flows,), mx.bool_),
         "moving": ((flows,), mx.bool_),
-        "plane": ((flows,), mx.int32),
-        "cell": ((flows,), mx.int32),
         "next_age": ((flows,), mx.int32),
         "length": ((flows,), mx.float32),
     }
-    template = {"T": displacement.dtype, "NOISY": noise is not None, "REFLECT": reflection, "W": width, "H": height}
+    template = {"T": displacement.dtype, "NOISY": noise is not None, "REFLECT": reflection}
     return Move(*call("advance", "forward", inputs, outputs, threads=flows, template=template))
 
 
@@ -185,7 +169,7 @@ def backward(
 
 
 @functools.cache
-def _with_vjp(noisy: bool, reflection: bool, width: int, height: int) -> Any:
+def _with_vjp(noisy: bool, reflection: bool) -> Any:
     """The kernel as a differentiable function of its arrays."""
 
     @mx.custom_function
@@ -199,8 +183,7 @@ def _with_vjp(noisy: bool, reflection: bool, width: int, height: int) -> Any:
         age: mx.array,
     ) -> list[mx.array]:
         drift = noise if noisy else None
-        sizes: dict[str, Any] = {"width": width, "height": height, "reflection": reflection}
-        return list(forward(displacement, new_energy, position, energy, drift, active, age, **sizes))
+        return list(forward(displacement, new_energy, position, energy, drift, active, age, reflection=reflection))
 
     @move.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:

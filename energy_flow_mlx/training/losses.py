@@ -64,15 +64,14 @@ def energy_flow_loss(
         The loss, a scalar, and its parts.
     """
     inputs, targets = _array(batch.input_embedding), _array(batch.target_embedding)
-    with model.weights_cast():
-        out = model(inputs, key=key, training_step=training_step)
-        # Both are targets. With a gradient the mapper would win by drawing all surfaces together.
-        wanted = mx.stop_gradient(model.map_to_surface(mx.concatenate([targets, inputs])))
-        target_surface, input_surface = mx.split(wanted.reshape(wanted.shape[0], -1), 2)  # [B, S] each
-        text = mx.array(0.0)
-        if config.text_loss_weight:
-            text_surface = model.text_to_surface(_array(batch.input_ids), _array(batch.attention_mask))
-            text = mx.mean(mx.square(text_surface - input_surface))
+    out = model(inputs, key=key, training_step=training_step)
+    # Both are targets. With a gradient the mapper would win by drawing all surfaces together.
+    wanted = mx.stop_gradient(model.map_to_surface(mx.concatenate([targets, inputs])))
+    target_surface, input_surface = mx.split(wanted.reshape(wanted.shape[0], -1), 2)  # [B, S] each
+    text = mx.array(0.0)
+    if config.text_loss_weight:
+        text_surface = model.text_to_surface(_array(batch.input_ids), _array(batch.attention_mask))
+        text = mx.mean(mx.square(text_surface - input_surface))
     surface = mx.mean(mx.square(out.surface - target_surface))
     embedding = mx.mean(1 - cosine(out.embedding, targets))
     loss = (

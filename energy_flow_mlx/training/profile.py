@@ -17,12 +17,10 @@ from typing import Any
 import mlx.core as mx
 
 from ..files import write_aside
-from ..models import processor
-from ..models.carrier import EnergyCarrier
 from ..models.collector import OutputCollector
 from ..models.lattice import EnergyLattice
 from ..models.mapper import EmbeddingMapper
-from ..models.processor import FlowProcessor
+from ..models.step import FlowStep
 from ..models.text_encoder import TextToCubeEncoder
 from . import step as training_step
 from .step import TrainStep
@@ -34,10 +32,10 @@ SKIPPED, TRACED = 2, 3  # steps of a run that warm up, and that are then recorde
 _STAGES: tuple[tuple[Any, str, str], ...] = (
     (EmbeddingMapper, "map_to_surface", "mapper"),
     (EnergyLattice, "place_initial_energy", "place"),
-    (FlowProcessor, "_features", "neuron"),
-    (EnergyCarrier, "recur", "GRU"),
-    (EnergyCarrier, "steer", "heads"),
-    (processor, "advance", "advance"),
+    (FlowStep, "features", "neuron"),
+    (FlowStep, "recur", "GRU"),
+    (FlowStep, "steer", "heads"),
+    (FlowStep, "move", "advance"),
     (EnergyLattice, "collect", "collect"),
     (OutputCollector, "collect", "collector"),
     (TextToCubeEncoder, "__call__", "text encoder"),

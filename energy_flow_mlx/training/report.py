@@ -44,13 +44,12 @@ def evaluate(model: EnergyFlow, data: PairDataset, batch_size: int) -> Evaluatio
     model.eval()
     sums = np.zeros(3)
     arrived = ended = 0.0
-    with model.weights_cast():
-        for batch in batches(data, batch_size):
-            loss, parts = energy_flow_loss(model, model.config, batch)
-            mx.eval(loss, parts)
-            sums += len(batch.indices) * np.array([number(loss), number(parts.embedding), number(parts.surface)])
-            arrived += number(parts.arrived)
-            ended += number(parts.ended)
+    for batch in batches(data, batch_size):
+        loss, parts = energy_flow_loss(model, model.config, batch)
+        mx.eval(loss, parts)
+        sums += len(batch.indices) * np.array([number(loss), number(parts.embedding), number(parts.surface)])
+        arrived += number(parts.arrived)
+        ended += number(parts.ended)
     model.train(training)
     loss_mean, distance, surface = (float(value) for value in sums / len(data))
     return Evaluation(loss_mean, 1 - distance, surface, arrived / max(ended, 1))

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_map
+from models.paths import KERNELS, PATHS, PLAIN, changes_of, on_path
 from models.small import SMALL, lively_model, random_surface
 
 from energy_flow_mlx import EnergyFlow, FlowResult, FlowState
+from energy_flow_mlx.geometry import cell_index
 
 SPAWN: dict[str, Any] = {
     "movement_based_spawn": True,
@@ -22,19 +24,13 @@ SIZE = st.integers(2, 9)
 seldom = settings(max_examples=12, deadline=None, derandomize=True)
 
 
-def states_of(model: EnergyFlow, surface: mx.array, steps: int | None = None) -> tuple[list[FlowState], FlowResult]:
-    """The state before the first step and after each, and the result; `_step` is followed on the instance's class."""
-    kind, states = type(model.processor), [model.processor.lattice.place_initial_energy(surface)]
-    step = kind._step
-
-    def recording(self: object, *arguments: object) -> FlowState:
-        states.append(step(self, *arguments))
-        return states[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "_step", recording)
-        result = model.processor(surface, steps=steps, key=mx.random.key(0))
-    return states, result
+def states_of(model: EnergyFlow, surface: mx.array, path: str = "evaluation") -> tuple[list[FlowState], FlowResult]:
+    """The state before the first step and after each, and the result."""
+    first = model.processor.lattice.place_initial_energy(surface)
+    with on_path(path, model) as states:
+        result = model.processor(surface, key=mx.random.key(0))
+        mx.eval(states, result)
+    return [first, *states], result
 
 
 def surfaces(values: list[float], batch: int, cells: int) -> mx.array:
@@ -48,19 +44,33 @@ def surfaces(values: list[float], batch: int, cells: int) -> mx.array:
     st.sampled_from([0.0, 1.0, 1e4, 1e30, float("inf"), float("nan")]),
     st.booleans(),
     st.sampled_from(["nearest", "bilinear"]),
+    st.sampled_from(PLAIN),
 )
 def test_positions_and_cells_stay_in_range(
-    size: tuple[int, int, int], values: list[float], factor: float, reflection: bool, collection: str
+    size: tuple[int, int, int], values: list[float], factor: float, reflection: bool, collection: str, path: str
+) -> None:
+    check_ranges(size, values, factor, reflection, collection, path)
+
+
+@pytest.mark.parametrize("path", KERNELS)
+@pytest.mark.parametrize("factor", [1.0, 1e30, float("nan")])
+def test_positions_and_cells_stay_in_range_with_kernels(factor: float, path: str) -> None:
+    values = [float("nan"), float("inf"), -0.7, 1e30, -float("inf")]
+    check_ranges((4, 3, 6), values[2:3] if factor == 1.0 else values, factor, True, "bilinear", path)
+
+
+def check_ranges(
+    size: tuple[int, int, int], values: list[float], factor: float, reflection: bool, collection: str, path: str
 ) -> None:
     width, height, depth = size
-    changes = {**SPAWN, "boundary_reflection_enabled": reflection, "collection": collection}
+    changes = {**SPAWN, **changes_of(path), "boundary_reflection_enabled": reflection, "collection": collection}
     model = lively_model(1, lattice_width=width, lattice_height=height, lattice_depth=depth, **changes)
     for module in (model.neuron, model.carrier):
         module.update(tree_map(lambda x: x * factor, module.parameters()))
-    states, result = states_of(model, surfaces(values, 2, width * height))
+    states, result = states_of(model, surfaces(values, 2, width * height), path)
     assert len(states) == depth // 2 + 1
     for state in states:
-        position, cell = np.array(state.position), np.array(model.processor.lattice.cell_index(state.position))
+        position, cell = np.array(state.position), np.array(cell_index(state.position, width, height))
         assert (np.abs(position) <= 1).all()  # false for NaN
         assert ((cell >= 0) & (cell < width * height)).all()
     assert result.surface.shape == (2, width * height)
@@ -90,9 +100,10 @@ def test_the_counts_account_for_every_flow(size: tuple[int, int, int], seed: int
         assert not (np.array(later.active) & np.array(later.arrived)).any()
 
 
-def test_children_inherit_energy_hidden_state_and_the_place_before_the_move() -> None:
-    model = lively_model(**SPAWN)
-    states, result = states_of(model, random_surface(2, model.config.surface_dim))
+@pytest.mark.parametrize("path", PATHS)
+def test_children_inherit_energy_hidden_state_and_the_place_before_the_move(path: str) -> None:
+    model = lively_model(**SPAWN, **changes_of(path))
+    states, result = states_of(model, random_surface(2, model.config.surface_dim), path)
     slots, born = model.config.slots_per_sample, 0
     for before, after in zip(states, states[1:], strict=False):
         new = np.flatnonzero((np.array(after.parent) >= 0) & (np.array(before.parent) < 0))

@@ -44,10 +44,9 @@ def missing(gradients: Gradients) -> set[str]:
     return {name for name, gradient in gradients.items() if np.abs(gradient).max() < 1e-12}
 
 
-@pytest.mark.parametrize("implementation", ["matrix", "nn.GRU"])
 @pytest.mark.parametrize("changes", [{}, {"collection": "bilinear"}, SPAWN], ids=["nearest", "bilinear", "spawn"])
-def test_the_loss_reaches_every_parameter(changes: dict, implementation: str) -> None:
-    model = lively_model(gru_implementation=implementation, **changes)
+def test_the_loss_reaches_every_parameter(changes: dict) -> None:
+    model = lively_model(**changes)
     found = gradients(model)
     assert set(found) == {name for name, _ in tree_flatten(model.parameters())}
     key_biases = {name for name in found if name.endswith("key_proj.bias")}

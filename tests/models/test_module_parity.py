@@ -36,15 +36,13 @@ def test_neuron(flows: int, lattice: tuple[int, int, int], hidden: int, features
     )
 
 
-@pytest.mark.parametrize("implementation", ["matrix", "nn.GRU"])
 @pytest.mark.parametrize(("flows", "features", "size", "layers"), [(1, 4, 5, 1), (13, 5, 9, 3)])
 @pytest.mark.parametrize("case", ["hidden", "no hidden", "history", "short history"])
-def test_carrier(implementation: str, flows: int, features: int, size: int, layers: int, case: str) -> None:
+def test_carrier(flows: int, features: int, size: int, layers: int, case: str) -> None:
     config = SMALL.replace(
         neuron_output_dim=features,
         carrier_hidden_size=size,
         carrier_num_layers=layers,
-        gru_implementation=implementation,
         displacement_scale=1.5,
     )
     torch.manual_seed(1)
@@ -94,9 +92,8 @@ def test_carrier(implementation: str, flows: int, features: int, size: int, laye
     assert np.array_equal(np.array(out.is_terminated), terminated)
 
 
-@pytest.mark.parametrize("implementation", ["matrix", "nn.GRU"])
-def test_carrier_sanitises_as_torch_does(implementation: str) -> None:
-    config = SMALL.replace(gru_implementation=implementation)
+def test_carrier_sanitises_as_torch_does() -> None:
+    config = SMALL
     torch.manual_seed(2)
     ours, theirs = EnergyCarrier(config), torch_modules.EnergyCarrier(5, 8, 2)
     load(ours, theirs, "carrier.", "carrier.", config)

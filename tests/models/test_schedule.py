@@ -5,9 +5,10 @@ import logging
 import mlx.core as mx
 import numpy as np
 import pytest
+from models.paths import on_path
 from models.small import SMALL, lively_model, random_surface
 
-from energy_flow_mlx import EnergyCarrier
+from energy_flow_mlx import EnergyCarrier, EnergyFlow
 
 SCALE = SMALL.replace(
     displacement_scale=2.0,
@@ -40,19 +41,10 @@ def test_scale_multiplies_the_move() -> None:
     np.testing.assert_allclose(np.array(early), 2 * np.array(late), rtol=1e-5)
 
 
-def count_steps(model: object, monkeypatch: pytest.MonkeyPatch, **arguments: object) -> int:
-    count = 0
-    step = type(model.processor)._step
-
-    def counting(self: object, *rest: object) -> object:
-        nonlocal count
-        count += 1
-        return step(self, *rest)
-
-    monkeypatch.setattr(type(model.processor), "_step", counting)
-    model.processor(random_surface(2, model.config.surface_dim), **arguments)
-    monkeypatch.undo()
-    return count
+def count_steps(model: EnergyFlow, path: str = "evaluation", **arguments: object) -> int:
+    with on_path(path, model) as states:
+        model.processor(random_surface(2, model.config.surface_dim), **arguments)
+    return len(states)
 
 
 def still(model: object) -> None:
@@ -61,26 +53,27 @@ def still(model: object) -> None:
     head.weight, head.bias = mx.zeros_like(head.weight), mx.zeros_like(head.bias)
 
 
-def test_adaptive_stop_once_enough_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernels", ["", ", kernels"])
+def test_adaptive_stop_once_enough_arrived(kernels: str) -> None:
+    path = f"evaluation{kernels}"
     model = lively_model(convergence_enabled=True, convergence_min_steps=1)
     head = model.carrier.displacement_projection[2]
     head.weight, head.bias = mx.zeros_like(head.weight), mx.array([0.0, 0.0, 0.5])  # all arrive in two steps
-    assert count_steps(model, monkeypatch, steps=20) == 2
-    model.train()
-    assert count_steps(model, monkeypatch, steps=20) == 20
+    assert count_steps(model, path, steps=20) == 2
+    assert count_steps(model, "by hand" if kernels else "autodiff", steps=20) == 20
     later = lively_model(convergence_enabled=True, convergence_min_steps=7)
     later.carrier.update(model.carrier.parameters())
-    assert count_steps(later, monkeypatch, steps=20) == 7
+    assert count_steps(later, path, steps=20) == 7
 
 
-def test_adaptive_stop_without_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adaptive_stop_without_progress() -> None:
     model = lively_model(convergence_enabled=True, convergence_min_steps=2, convergence_patience=3)
     still(model)
     # The first check, after step 2, sets what progress is measured from; three more without an arrival end the run.
-    assert count_steps(model, monkeypatch, steps=20) == 5
+    assert count_steps(model, steps=20) == 5
     off = lively_model()
     still(off)
-    assert count_steps(off, monkeypatch, steps=20) == 20
+    assert count_steps(off, steps=20) == 20
 
 
 def test_noise_needs_a_key_and_only_in_training() -> None:

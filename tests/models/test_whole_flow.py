@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from models import reference
 from models.parity import assert_close
+from models.paths import PATHS, changes_of, on_path
 from models.small import lively_model, random_surface
-
-from energy_flow_mlx.models.lattice import FlowState
 
 SPAWN: dict = {"movement_based_spawn": True, "spawn_movement_threshold_ratio": 0.12, "max_spawn_per_step": 2}
 CASES: dict[str, dict] = {
@@ -54,19 +53,27 @@ def drawn_noise(key: mx.array, steps: int, batch: int, slots: int, sigma: float,
     return noise
 
 
-@pytest.mark.parametrize("steps", [None, 6])
-@pytest.mark.parametrize("name", CASES)
-def test_flow_by_flow(name: str, steps: int | None) -> None:
-    model = lively_model(**CASES[name])
+def ways(name: str) -> list[tuple[str, int | None, str]]:
+    """How a case is run: (name, steps, path). Noise belongs to training; the test of states below takes the kernels' other paths."""
+    noisy = "use_exploration_noise" in CASES[name]
+    paths = ["autodiff", "recomputed", "by hand"] if noisy else ["evaluation", "recomputed", "by hand"]
+    return [(name, 6, paths[0]), *((name, None, path) for path in paths)]
+
+
+@pytest.mark.parametrize(("name", "steps", "path"), [way for name in CASES for way in ways(name)])
+def test_flow_by_flow(name: str, steps: int | None, path: str) -> None:
+    model = lively_model(**CASES[name], **changes_of(path))
     config = model.config
     surface = random_surface(3, config.surface_dim)
     key, noise, step = None, None, 11 if name == "scale" else 0
     if config.use_exploration_noise:
-        model.processor.train()
         key = mx.random.key(4)
         sizes = (steps or config.flow_steps, 3, config.slots_per_sample)
         noise = drawn_noise(key, *sizes, config.exploration_noise, config.exploration_noise_apply_to_z)
-    result = model.processor(surface, steps=steps, key=key, training_step=step)
+    with on_path(path, model) as states:
+        result = model.processor(surface, steps=steps, key=key, training_step=step)
+        mx.eval(result)
+    assert len(states) == (steps or config.flow_steps)
     expected = reference.run(model, surface, steps=steps, step=step, noise=noise)
     assert_close("surface", result.surface, expected.surface)
     assert {count: int(getattr(result, count)) for count in COUNTS} == {c: int(getattr(expected, c)) for c in COUNTS}
@@ -77,22 +84,17 @@ def test_flow_by_flow(name: str, steps: int | None) -> None:
     assert all(happened), happened
 
 
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", ["reflect", "spawn", "spawn under a bound", "filter and spawn"])
-def test_states_agree_slot_by_slot(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_agree_slot_by_slot(name: str, path: str) -> None:
     """Not the surface alone: every flow's position, energy, hidden state and age, in its deterministic slot."""
-    model = lively_model(**CASES[name])
+    model = lively_model(**CASES[name], **changes_of(path))
     config, surface = model.config, random_surface(2, model.config.surface_dim)
-    last: list[FlowState] = []
-    step = type(model.processor)._step
-
-    def recording(self: object, *arguments: object) -> FlowState:
-        last.append(step(self, *arguments))
-        return last[-1]
-
-    monkeypatch.setattr(type(model.processor), "_step", recording)
-    model.processor(surface)
+    with on_path(path, model) as states:
+        model.processor(surface)
+        mx.eval(states)
     expected = reference.run(model, surface)
-    state, slots = last[-1], config.slots_per_sample
+    state, slots = states[-1], config.slots_per_sample
     position, energy = np.array(state.position).reshape(2, slots, 3), np.array(state.energy).reshape(2, slots)
     hidden = np.array(state.hidden).reshape(config.carrier_num_layers, 2, slots, -1)
     age, active = np.array(state.age).reshape(2, slots), np.array(state.active).reshape(2, slots)

@@ -45,9 +45,8 @@ def config(**changes: object) -> EnergyConfig:
     return small_config(**{"compute_dtype": "bfloat16", "carrier_num_layers": 2, **spawning, **changes})
 
 
-@pytest.mark.parametrize("gru_implementation", ["matrix", "nn.GRU"])
-def test_initial_weights(gru_implementation: str) -> None:
-    model = EnergyFlow(config(gru_implementation=gru_implementation))
+def test_initial_weights() -> None:
+    model = EnergyFlow(config())
     assert not slow_primitives([array for _, array in tree_flatten(model.parameters())])
 
 

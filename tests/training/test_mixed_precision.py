@@ -7,6 +7,7 @@ import pytest
 from training.small import overflow_a_gradient, small_config, small_data, small_model
 
 from energy_flow_mlx.data.source import EpochOrder
+from energy_flow_mlx.nn import LayerNorm, Linear
 from energy_flow_mlx.training.loss_scale import GROWTH_INTERVAL, LARGEST_SCALE, LossScale
 from energy_flow_mlx.training.losses import number
 from energy_flow_mlx.training.optimiser import make_optimiser, named_arrays
@@ -44,39 +45,44 @@ def test_weights_surfaces_and_moments_stay_float32(dtype, gru_in_float32):
         assert all(a.dtype == mx.float32 for a in named_arrays(tree).values() if mx.issubdtype(a.dtype, mx.floating))
     output = model(mx.array(data.batch(np.arange(4)).input_embedding))
     assert output.surface.dtype == output.embedding.dtype == mx.float32
-    hidden = model.processor._weights().carrier.inner.dtype
+    hidden = model.processor.step.weights(model.neuron, model.carrier).carrier.heads.inner.dtype
     assert hidden == (mx.float32 if gru_in_float32 else getattr(mx, dtype))
 
 
 @pytest.mark.parametrize("gru_in_float32", [True, False])
-def test_weights_cast_once_give_the_same(gru_in_float32):
+def test_layers_compute_in_the_dtype_of_the_run(gru_in_float32, monkeypatch):
+    """The dtypes of every product's factors and of every LayerNorm's input, seen where MLX is called."""
     _, model, data, _ = make_step(compute_dtype="bfloat16", gru_force_fp32=gru_in_float32)
-    model.eval()
-    inputs = mx.array(data.batch(np.arange(4)).input_embedding)
-    before, wanted = named_arrays(model.parameters()), model(inputs)
-    with model.weights_cast():
-        inside = named_arrays(model.parameters())
-        output = model(inputs)
-        mx.eval(output.embedding)
-    assert mx.array_equal(output.embedding, wanted.embedding) and mx.array_equal(output.surface, wanted.surface)
-    after = named_arrays(model.parameters())
-    assert all(after[name] is array for name, array in before.items())
-    cast = {name for name, array in inside.items() if array.dtype == mx.bfloat16}
-    in_carrier = {name for name in cast if name.startswith("carrier.")}
-    products = {"gru.0.Wx", "gru.0.Wh", "energy_projection.0.weight", "displacement_projection.0.weight"}
-    assert in_carrier == (set() if gru_in_float32 else {f"carrier.{name}" for name in products})
-    assert {name.split(".")[0] for name in cast - in_carrier} == {"mapper", "collector", "text_encoder"}
+    monkeypatch.setenv("ENERGY_FLOW_KERNELS", "off")
+    batch, seen = data.batch(np.arange(2)), {}
+    kinds = (Linear, LayerNorm)
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            seen[id(module)] = name
+    dtypes: dict[str, set] = {}
 
+    def watch(kind):
+        call = kind.__call__
 
-def test_rounded_weights_are_not_saved(tmp_path):
-    _, model, _, _ = make_step(compute_dtype="bfloat16")
-    with pytest.raises(RuntimeError, match=r"was not written: inside weights_cast"), model.weights_cast():
-        model.save_pretrained(tmp_path / "model")
-    assert not list(tmp_path.rglob("*.safetensors"))
-    model.save_pretrained(tmp_path / "model")
-    _, exact, _, _ = make_step()
-    with exact.weights_cast():  # nothing is rounded there
-        exact.save_pretrained(tmp_path / "exact")
+        def watching(self, x):
+            y = call(self, x)
+            dtypes.setdefault(seen[id(self)].split(".")[0], set()).update((x.dtype, y.dtype))
+            return y
+
+        monkeypatch.setattr(kind, "__call__", watching)
+
+    for kind in kinds:
+        watch(kind)
+    for training in (True, False):
+        model.train(training)
+        dtypes.clear()
+        model(mx.array(batch.input_embedding))
+        model.text_to_surface(mx.array(batch.input_ids), mx.array(batch.attention_mask))
+        assert dtypes == {part: {mx.bfloat16} for part in ("mapper", "collector", "text_encoder")}
+    weights = model.processor.step.weights(model.neuron, model.carrier).carrier
+    products = [*(matrix for layer in weights.layers for matrix in layer[:2]), weights.heads.inner]
+    assert {matrix.dtype for matrix in products} == {mx.float32 if gru_in_float32 else mx.bfloat16}
+    assert {array.dtype for array in named_arrays(model.parameters()).values()} == {mx.float32}
 
 
 def test_gradients_of_16_bit_weights_are_summed_over_micro_batches_in_float32():

@@ -3,10 +3,13 @@
 import json
 
 import mlx.core as mx
+import numpy as np
 import pytest
+from metal_cpu import metal_on_cpu
 from training.small import arguments, small_config, small_data, small_model
 
 from energy_flow_mlx import train
+from energy_flow_mlx.ops import kernel
 from energy_flow_mlx.training import step as training_step
 from energy_flow_mlx.training.optimiser import make_optimiser, named_arrays
 from energy_flow_mlx.training.profile import SKIPPED, TRACED, Profile, ProfileError
@@ -35,6 +38,21 @@ def test_a_run_leaves_a_trace_of_its_stages(tmp_path, capsys):
         assert sum(event["name"] == "neuron" for event in inside) == 2
         whole = {event["name"]: event for event in inside}
         assert whole["backward"]["dur"] < whole["loss and gradients"]["dur"]
+
+
+@pytest.mark.parametrize("kernels", ["on", "off"])
+def test_every_stage_has_a_span_with_kernels_and_without(kernels, monkeypatch):
+    monkeypatch.setenv(kernel.VARIABLE, kernels)
+    monkeypatch.setattr(kernel, "backend", lambda: "metal")
+    config = small_config()
+    model, optimiser, profile = small_model(config), make_optimiser(config), Profile(None)
+    step = TrainStep(model, optimiser, config)
+    with metal_on_cpu(caches=[kernel.build]) as session, profile.recorded(step):
+        step(0, [small_data(config).train.batch(np.arange(4))], 1e-3)
+    names = [span["name"] for span in profile._spans]
+    assert set(names) == STAGES
+    assert [names.count(stage) for stage in ("neuron", "GRU", "heads", "advance")] == [config.flow_steps] * 4
+    assert bool(session.launches) == (kernels == "on")
 
 
 @not_metal
