@@ -6,11 +6,11 @@ from pathlib import Path
 
 from .cli import Parser
 from .config import ConfigError
-from .data.records import DataError
-from .data.source import open_data
+from .dataset.open import open_data
+from .dataset.records import DataError
 from .models.energy_flow import EnergyFlow
-from .training.mlp import mlp_row
-from .training.report import held_out_rows, table
+from .train.mlp import mlp_row
+from .train.report import held_out_rows, table
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from energy_flow_mlx import geometry
+from energy_flow_mlx.ops import geometry
 
 SIZE = st.integers(2, 9)
 anything = st.floats(width=32, allow_nan=True, allow_infinity=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import EnergyConfig
+from ..config import ModelConfig as EnergyConfig
 from ..nn import GRUCell, Linear, run
 from ..nn.gru import mlx_gru, mlx_gru_step
 from ..nn.precision import flow_dtype, weight_in, weights_in

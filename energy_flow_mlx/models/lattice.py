@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .. import geometry
-from ..config import EnergyConfig
+from ..config import ModelConfig as EnergyConfig
+from ..ops import geometry
 from ..ops.collect import collect
 from .shapes import as_rows
 

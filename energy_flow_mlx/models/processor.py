@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import EnergyConfig
+from ..config import ModelConfig as EnergyConfig
 from ..nn.precision import flow_dtype
 from ..ops.advance import Move, advance
 from ..ops.checkpoint import recomputed

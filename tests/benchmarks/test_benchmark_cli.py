@@ -6,9 +6,9 @@ import json
 import pytest
 from training.small import FIELDS
 
-from energy_flow_mlx import benchmark
-from energy_flow_mlx.benchmarks import processes
-from energy_flow_mlx.benchmarks.processes import MeasurementFailed, run_mlx, run_torch
+from energy_flow_mlx.benchmark import __main__ as benchmark
+from energy_flow_mlx.benchmark import processes
+from energy_flow_mlx.benchmark.processes import MeasurementFailed, run_mlx, run_torch
 
 QUICK = ["--repeats", "3", "--warmup", "0", "--seconds", "0.5"]
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from training.small import small_config
 
-from energy_flow_mlx.benchmarks import stages
-from energy_flow_mlx.benchmarks.measure import measure_ceilings, measure_model, pipelined, timed
-from energy_flow_mlx.benchmarks.scenarios import SCENARIOS, measure_scenario
-from energy_flow_mlx.benchmarks.sweep import AXES, exponent, measure_sweep, sweep_points
-from energy_flow_mlx.benchmarks.work import product_flops
+from energy_flow_mlx.benchmark import stages
+from energy_flow_mlx.benchmark.measure import measure_ceilings, measure_model, pipelined, timed
+from energy_flow_mlx.benchmark.scenarios import SCENARIOS, measure_scenario
+from energy_flow_mlx.benchmark.sweep import AXES, exponent, measure_sweep, sweep_points
+from energy_flow_mlx.benchmark.work import product_flops
 
 TIMING = {"warmup": 0, "repeats": 3, "limit_s": 1.0}
 

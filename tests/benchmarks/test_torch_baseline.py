@@ -9,10 +9,10 @@ import torch_model
 from models.parity import assert_close
 from training.small import small_config
 
-from energy_flow_mlx.benchmarks.processes import save_batches
-from energy_flow_mlx.benchmarks.work import make_batches, make_model, make_step
-from energy_flow_mlx.training.losses import energy_flow_loss
-from energy_flow_mlx.training.optimiser import named_arrays
+from energy_flow_mlx.benchmark.processes import save_batches
+from energy_flow_mlx.benchmark.work import make_batches, make_model, make_step
+from energy_flow_mlx.train.loss import energy_flow_loss
+from energy_flow_mlx.train.optimiser import named_arrays
 
 NAMES = ("input_embedding", "target_embedding", "input_ids", "attention_mask")
 # Moves of these sizes make flows arrive, bounce off walls and stay unfinished.

@@ -6,7 +6,7 @@ import pytest
 from training.small import small_config
 
 from energy_flow_mlx import ConfigError, EnergyConfig
-from energy_flow_mlx.benchmarks.work import (
+from energy_flow_mlx.benchmark.work import (
     STILL,
     benchmark_config,
     flow_steps,

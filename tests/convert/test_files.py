@@ -16,10 +16,9 @@ import torch
 from convert.checkpoints import ODD, Modules, checkpoint
 from safetensors.torch import load_file
 
-from energy_flow_mlx import EnergyFlow, tensors
-from energy_flow_mlx.conversion import export_torch_checkpoint
-from energy_flow_mlx.conversion.source import read_source
-from energy_flow_mlx.convert import main
+from energy_flow_mlx import EnergyFlow, export_torch_checkpoint, tensors
+from energy_flow_mlx.convert.__main__ import main
+from energy_flow_mlx.convert.source import read_source
 
 Refused = Callable[..., str]
 SCRIPT = Path(__file__).parents[2] / "scripts/export_torch_checkpoint.py"

@@ -10,10 +10,10 @@ import torch
 from convert.checkpoints import ODD, RATE, WIDE, Modules, Sizes, optimiser, save
 
 from energy_flow_mlx import EnergyFlow
-from energy_flow_mlx.convert import main
-from energy_flow_mlx.torch_keys import from_torch
-from energy_flow_mlx.training.checkpoint import load
-from energy_flow_mlx.training.optimiser import freeze_unreached, make_optimiser, named_arrays
+from energy_flow_mlx.convert.__main__ import main
+from energy_flow_mlx.convert.torch_keys import from_torch
+from energy_flow_mlx.train.checkpoint import load
+from energy_flow_mlx.train.optimiser import freeze_unreached, make_optimiser, named_arrays
 
 FLOWS, TEXTS, TOKENS = 6, 2, 5
 FOLDED = ("neuron.coord_encoder.weight", "neuron.coord_encoder.bias")

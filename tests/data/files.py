@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from energy_flow_mlx.data.formats import read_file
-from energy_flow_mlx.data.records import Faults, Place, Placed, Record
+from energy_flow_mlx.dataset.formats import read_file
+from energy_flow_mlx.dataset.records import Faults, Place, Placed, Record
 
 SOMEWHERE = Place(Path("test"), "record", 1)
 

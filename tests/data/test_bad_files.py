@@ -12,8 +12,8 @@ from data.files import efb, full_records, placed, read
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from energy_flow_mlx.data.formats import write_file
-from energy_flow_mlx.data.records import DataError, Faults
+from energy_flow_mlx.dataset.formats import write_file
+from energy_flow_mlx.dataset.records import DataError, Faults
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".efb1", ".efb2", ".pt", ".safetensors")
 FUZZ = settings(

@@ -15,15 +15,15 @@ from data.files import placed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from energy_flow_mlx.data import build as build_module
-from energy_flow_mlx.data.build import Settings, build
-from energy_flow_mlx.data.folder import PARTS, DatasetFolder, read_folder
-from energy_flow_mlx.data.formats import write_file
-from energy_flow_mlx.data.formats.rows import Selection
-from energy_flow_mlx.data.records import DataError, Record
-from energy_flow_mlx.data.split import choose, split_groups
 from energy_flow_mlx.data.teacher import HashedNgramTeacher
-from energy_flow_mlx.data.tokeniser import WordPieceTokeniser
+from energy_flow_mlx.dataset import build as build_module
+from energy_flow_mlx.dataset.build import Settings, build
+from energy_flow_mlx.dataset.folder import PARTS, DatasetFolder, read_folder
+from energy_flow_mlx.dataset.formats import write_file
+from energy_flow_mlx.dataset.formats.rows import Selection
+from energy_flow_mlx.dataset.records import DataError, Record
+from energy_flow_mlx.dataset.split import choose, split_groups
+from energy_flow_mlx.text.tokeniser import WordPieceTokeniser
 
 
 def pairs_of(folder, *parts):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from energy_flow_mlx import dataset
-from energy_flow_mlx.data.tokeniser import WordPieceTokeniser
+from energy_flow_mlx.dataset import __main__ as dataset
+from energy_flow_mlx.text.tokeniser import WordPieceTokeniser
 
 
 def run(capsys, *argv) -> tuple[int, str, str]:

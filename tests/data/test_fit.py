@@ -4,7 +4,8 @@ import pytest
 from training.small import small_config, small_model
 
 from energy_flow_mlx import ConfigError, EnergyFlow
-from energy_flow_mlx.data import Tokeniser, check_fit
+from energy_flow_mlx.config import check_fit
+from energy_flow_mlx.data import Tokeniser
 
 
 def test_what_fits_passes() -> None:

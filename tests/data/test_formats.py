@@ -11,13 +11,13 @@ import torch
 from data.files import assert_same, full_records, placed, read, records
 from hypothesis import HealthCheck, given, settings
 
-from energy_flow_mlx.conversion import export_torch_checkpoint as script
-from energy_flow_mlx.data.convert import convert
-from energy_flow_mlx.data.formats import HOLDS, read_file, write_file
-from energy_flow_mlx.data.formats.rows import Selection
-from energy_flow_mlx.data.origin import Origin
-from energy_flow_mlx.data.records import DataError, Faults, Record
-from energy_flow_mlx.data.tokeniser import WordPieceTokeniser
+from energy_flow_mlx import export_torch_checkpoint as script
+from energy_flow_mlx.dataset.convert import convert
+from energy_flow_mlx.dataset.formats import HOLDS, read_file, write_file
+from energy_flow_mlx.dataset.formats.rows import Selection
+from energy_flow_mlx.dataset.origin import Origin
+from energy_flow_mlx.dataset.records import DataError, Faults, Record
+from energy_flow_mlx.text.tokeniser import WordPieceTokeniser
 
 SUFFIXES = {"jsonl": ".jsonl", "efb1": ".efb1", "efb2": ".efb2", "pt": ".pt", "safetensors": ".safetensors"}
 

@@ -10,15 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from energy_flow_mlx.config import ConfigError
-from energy_flow_mlx.data import open_data
-from energy_flow_mlx.data.build import Settings, build
-from energy_flow_mlx.data.folder import PARTS, DatasetFolder
-from energy_flow_mlx.data.formats import write_file
 from energy_flow_mlx.data.prefetch import Prefetch
-from energy_flow_mlx.data.records import DataError, Record
-from energy_flow_mlx.data.stream import FolderPairs, InputTokens, folder_data
 from energy_flow_mlx.data.teacher import HashedNgramTeacher
-from energy_flow_mlx.data.tokeniser import WordPieceTokeniser
+from energy_flow_mlx.dataset.build import Settings, build
+from energy_flow_mlx.dataset.folder import PARTS, DatasetFolder
+from energy_flow_mlx.dataset.formats import write_file
+from energy_flow_mlx.dataset.open import open_data
+from energy_flow_mlx.dataset.records import DataError, Record
+from energy_flow_mlx.dataset.stream import FolderPairs, InputTokens, folder_data
+from energy_flow_mlx.text.tokeniser import WordPieceTokeniser
 
 SIZES = {"train": 1, "validation": 20, "test": 30, "seed": 1, "dim": 12, "vocab_size": 200, "max_length": 10}
 

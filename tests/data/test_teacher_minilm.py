@@ -9,10 +9,11 @@ import torch
 from models.parity import assert_close
 from training.small import small_config, small_model
 
-from energy_flow_mlx.data import ArrayPairs, EpochOrder, Teacher, Tokeniser, check_fit, generate_pairs, open_teacher
-from energy_flow_mlx.training.optimiser import make_optimiser
-from energy_flow_mlx.training.report import evaluate
-from energy_flow_mlx.training.step import TrainStep, micro_batches
+from energy_flow_mlx.config import check_fit
+from energy_flow_mlx.data import ArrayPairs, EpochOrder, Teacher, Tokeniser, generate_pairs, open_teacher
+from energy_flow_mlx.train.optimiser import make_optimiser
+from energy_flow_mlx.train.report import evaluate
+from energy_flow_mlx.train.step import TrainStep, micro_batches
 
 # Two sentences of one meaning and few common words each.
 PARAPHRASES = [

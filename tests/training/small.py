@@ -7,8 +7,8 @@ import numpy as np
 
 from energy_flow_mlx import EnergyConfig, EnergyFlow
 from energy_flow_mlx.data.source import PairData, built_in_data
-from energy_flow_mlx.training.optimiser import freeze_unreached
-from energy_flow_mlx.training.step import TrainStep
+from energy_flow_mlx.train.optimiser import freeze_unreached
+from energy_flow_mlx.train.step import TrainStep
 
 FIELDS = {
     "lattice_width": 3,

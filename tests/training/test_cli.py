@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 from training.small import small_config
 
-from energy_flow_mlx import EnergyConfig, train
+from energy_flow_mlx import EnergyConfig
 from energy_flow_mlx.cli import Parser, add_config_flags, flag, given_fields, layered_config
+from energy_flow_mlx.train import __main__ as train
 
 
 def parsed(*argv):

@@ -11,11 +11,11 @@ import pytest
 from training.small import small_config, small_data, small_model
 
 from energy_flow_mlx.data.source import EpochOrder
-from energy_flow_mlx.training import step as training_step
-from energy_flow_mlx.training.compilation import compiled, compiles, unfused
-from energy_flow_mlx.training.losses import number
-from energy_flow_mlx.training.optimiser import make_optimiser, named_arrays
-from energy_flow_mlx.training.step import TrainStep, micro_batches
+from energy_flow_mlx.ops.compilation import compiled, compiles, unfused
+from energy_flow_mlx.train import step as training_step
+from energy_flow_mlx.train.loss import number
+from energy_flow_mlx.train.optimiser import make_optimiser, named_arrays
+from energy_flow_mlx.train.step import TrainStep, micro_batches
 
 
 def run(

@@ -15,9 +15,9 @@ from energy_flow_mlx import EnergyFlow
 from energy_flow_mlx.config import EnergyConfig
 from energy_flow_mlx.data.source import EpochOrder
 from energy_flow_mlx.ops import kernel
-from energy_flow_mlx.training.losses import energy_flow_loss
-from energy_flow_mlx.training.optimiser import make_optimiser
-from energy_flow_mlx.training.step import TrainStep, micro_batches
+from energy_flow_mlx.train.loss import energy_flow_loss
+from energy_flow_mlx.train.optimiser import make_optimiser
+from energy_flow_mlx.train.step import TrainStep, micro_batches
 
 
 def slow_primitives(arrays: Sequence[mx.array]) -> set[str]:

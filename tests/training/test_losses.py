@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from training.small import small_config, small_data, small_model
 
-from energy_flow_mlx.training.losses import cosine, energy_flow_loss, number
-from energy_flow_mlx.training.optimiser import gradient_norms
+from energy_flow_mlx.train.loss import cosine, energy_flow_loss, number
+from energy_flow_mlx.train.optimiser import gradient_norms
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 from training.small import small_config, small_data, small_model
 
 from energy_flow_mlx import ConfigError, EnergyConfig
-from energy_flow_mlx.training import memory
-from energy_flow_mlx.training.optimiser import make_optimiser, named_arrays
-from energy_flow_mlx.training.step import TrainStep
+from energy_flow_mlx.train import memory
+from energy_flow_mlx.train.optimiser import make_optimiser, named_arrays
+from energy_flow_mlx.train.step import TrainStep
 
 on_cpu = pytest.mark.skipif(
     mx.default_device().type == mx.DeviceType.gpu, reason="a GPU's peak includes what is in flight; the CPU's is exact"

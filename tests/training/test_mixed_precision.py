@@ -7,10 +7,10 @@ import pytest
 from training.small import overflow_a_gradient, small_config, small_data, small_model
 
 from energy_flow_mlx.data.source import EpochOrder
-from energy_flow_mlx.training.loss_scale import GROWTH_INTERVAL, LARGEST_SCALE, LossScale
-from energy_flow_mlx.training.losses import number
-from energy_flow_mlx.training.optimiser import make_optimiser, named_arrays
-from energy_flow_mlx.training.step import NonFiniteLoss, TrainStep, micro_batches
+from energy_flow_mlx.train.loss import number
+from energy_flow_mlx.train.loss_scale import GROWTH_INTERVAL, LARGEST_SCALE, LossScale
+from energy_flow_mlx.train.optimiser import make_optimiser, named_arrays
+from energy_flow_mlx.train.step import NonFiniteLoss, TrainStep, micro_batches
 
 
 def make_step(**changes):

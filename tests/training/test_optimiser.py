@@ -9,7 +9,7 @@ import torch
 from mlx.utils import tree_map
 from training.small import small_config, small_model
 
-from energy_flow_mlx.training.optimiser import Plateau, clip_factors, gradient_norms, learning_rate, make_optimiser
+from energy_flow_mlx.train.optimiser import Plateau, clip_factors, gradient_norms, learning_rate, make_optimiser
 
 
 def random_arrays(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
@@ -115,7 +115,7 @@ def test_a_nan_validation_loss_counts_as_no_improvement():
 
 
 def test_frozen_parameters_are_those_no_loss_reaches():
-    from energy_flow_mlx.training.optimiser import named_arrays
+    from energy_flow_mlx.train.optimiser import named_arrays
 
     model = small_model(small_config())
     frozen = named_arrays(model.parameters()).keys() - named_arrays(model.trainable_parameters()).keys()

@@ -6,11 +6,11 @@ import mlx.core as mx
 import pytest
 from training.small import arguments, small_config, small_data, small_model
 
-from energy_flow_mlx import train
-from energy_flow_mlx.training import step as training_step
-from energy_flow_mlx.training.optimiser import make_optimiser, named_arrays
-from energy_flow_mlx.training.profile import SKIPPED, TRACED, Profile, ProfileError
-from energy_flow_mlx.training.step import TrainStep
+from energy_flow_mlx.train import __main__ as train
+from energy_flow_mlx.train import step as training_step
+from energy_flow_mlx.train.optimiser import make_optimiser, named_arrays
+from energy_flow_mlx.train.profile import SKIPPED, TRACED, Profile, ProfileError
+from energy_flow_mlx.train.step import TrainStep
 
 STAGES = {
     "mapper", "place", "neuron", "GRU", "heads", "advance", "collect", "collector", "text encoder",

@@ -5,9 +5,9 @@ import pytest
 from training.small import small_config, small_data, small_model
 
 from energy_flow_mlx.data.source import ArrayPairs, PairData
-from energy_flow_mlx.data.tokeniser import TokenBatch
-from energy_flow_mlx.training.losses import cosine
-from energy_flow_mlx.training.report import RidgeFit, Row, baselines, draw_curves, evaluate, held_out_rows, table
+from energy_flow_mlx.text.tokeniser import TokenBatch
+from energy_flow_mlx.train.loss import cosine
+from energy_flow_mlx.train.report import RidgeFit, Row, baselines, draw_curves, evaluate, held_out_rows, table
 
 
 def pairs(inputs, targets):

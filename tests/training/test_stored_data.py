@@ -9,11 +9,12 @@ from data.files import full_records, placed
 from training.small import arguments, arrays, assert_same_arrays, small_config, small_model
 from training.test_train import stop_after
 
-from energy_flow_mlx import evaluate, train
-from energy_flow_mlx.data.build import Settings, build
-from energy_flow_mlx.data.formats import write_file
-from energy_flow_mlx.data.source import open_data
-from energy_flow_mlx.training.mlp import MLP, hidden_width, mlp_row, parameter_count
+from energy_flow_mlx import evaluate
+from energy_flow_mlx.dataset.build import Settings, build
+from energy_flow_mlx.dataset.formats import write_file
+from energy_flow_mlx.dataset.open import open_data
+from energy_flow_mlx.train import __main__ as train
+from energy_flow_mlx.train.mlp import MLP, hidden_width, mlp_row, parameter_count
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,10 @@ import time
 import pytest
 from training.small import FIELDS, arguments, arrays, assert_same_arrays
 
-from energy_flow_mlx import EnergyFlow, evaluate, train
+from energy_flow_mlx import EnergyFlow, evaluate
 from energy_flow_mlx.files import COMPLETE, INCOMING, resolve
-from energy_flow_mlx.training import checkpoint
+from energy_flow_mlx.train import __main__ as train
+from energy_flow_mlx.train import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from training.small import small_config, small_data, small_model
 from energy_flow_mlx.data.source import EpochOrder
 from energy_flow_mlx.ops import kernel
 from energy_flow_mlx.ops.kernel import VARIABLE, build, folders
-from energy_flow_mlx.training.losses import number
-from energy_flow_mlx.training.optimiser import make_optimiser, named_arrays
-from energy_flow_mlx.training.step import TrainStep, micro_batches
+from energy_flow_mlx.train.loss import number
+from energy_flow_mlx.train.optimiser import make_optimiser, named_arrays
+from energy_flow_mlx.train.step import TrainStep, micro_batches
 
 STEPS = 3
 SPAWNING = {"movement_based_spawn": True, "spawn_movement_threshold_ratio": 0.03, "max_spawn_per_step": 2}
