@@ -87,7 +87,7 @@ def make_model(config: EnergyConfig, *, training: bool, dropout: bool) -> Energy
     """A model of the configuration's seed, as `train` makes it; without dropout unless asked for."""
     mx.random.seed(config.seed)
     model = EnergyFlow(config)
-    freeze_unreached(model)
+    freeze_unreached(model, config)
     model.train(training)
     if not dropout:
         for module in model.modules():

@@ -1,1 +1,1 @@
-"""Conversion of checkpoints between the PyTorch implementation and this one."""
+"""PyTorch checkpoints to model folders and back: `python -m energy_flow_mlx.convert`."""

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..config import EnergyConfig
+from ..config import ModelConfig
 from .torch_keys import Arithmetic, Arrays, from_torch, to_torch
 
 BETAS, EPS = [0.9, 0.999], 1e-8  # of the optimiser here and of torch's defaults
@@ -78,7 +78,7 @@ def read_moments(tensors: Mapping[str, np.ndarray]) -> Moments | None:
     return Moments(first, second, next(iter(counts.values())))
 
 
-def moments_from_torch(moments: Moments, config: EnergyConfig) -> Moments:
+def moments_from_torch(moments: Moments, config: ModelConfig) -> Moments:
     """Moments by torch key -> by parameter name here."""
 
     def convert(values: Arrays, arithmetic: Arithmetic) -> dict[str, np.ndarray]:
@@ -87,7 +87,7 @@ def moments_from_torch(moments: Moments, config: EnergyConfig) -> Moments:
     return Moments(convert(moments.first, FIRST), convert(moments.second, SECOND), moments.step)
 
 
-def moments_to_torch(moments: Moments, config: EnergyConfig) -> Moments:
+def moments_to_torch(moments: Moments, config: ModelConfig) -> Moments:
     """Moments by parameter name here -> by torch key."""
 
     def convert(values: Arrays, arithmetic: Arithmetic) -> dict[str, np.ndarray]:

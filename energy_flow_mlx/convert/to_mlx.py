@@ -31,6 +31,7 @@ class Conversion(NamedTuple):
     """
 
     model: EnergyFlow
+    config: EnergyConfig
     optimiser: dict[str, np.ndarray] | None
     decoder: dict[str, np.ndarray]
     decoder_moments: Moments | None
@@ -104,10 +105,10 @@ def convert(
         notes.append("optimiser's moments: absent")
     else:
         ours, decoder_moments = _split_moments(moments, source.tensors)
-        optimiser, more_rows, more_notes = _optimiser_state(ours, model, source.training)
+        optimiser, more_rows, more_notes = _optimiser_state(ours, model, config, source.training)
         rows += more_rows
         notes += more_notes
-    return Conversion(model, optimiser, decoder, decoder_moments, t5, absent, rows, notes, source)
+    return Conversion(model, config, optimiser, decoder, decoder_moments, t5, absent, rows, notes, source)
 
 
 def torch_shapes(config: EnergyConfig) -> dict[str, tuple[int, ...]]:
@@ -161,7 +162,7 @@ def write(conversion: Conversion, folder: Path, tokeniser: Path | None) -> list[
         "notes": conversion.notes,
     }
     writers: dict[str, Any] = {
-        "config.json": model.config.to_json,
+        "config.json": conversion.config.to_json,
         "model.safetensors": model.save_weights_with_steps,
         "conversion.json": lambda path: path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8"),
     }
@@ -180,7 +181,7 @@ def write(conversion: Conversion, folder: Path, tokeniser: Path | None) -> list[
     if conversion.optimiser is not None:
         steps = {"trained_steps": str(model.trained_steps)}
         arrays = {name: mx.array(value) for name, value in conversion.optimiser.items()}
-        trainer = json.dumps(_trainer_state(model, training), indent=1) + "\n"
+        trainer = json.dumps(_trainer_state(model, conversion.config, training), indent=1) + "\n"
         writers["optimizer.safetensors"] = _saver(arrays, steps)
         writers["trainer.json"] = lambda path: path.write_text(trainer, encoding="utf-8")
     write_folder(folder, writers)
@@ -226,7 +227,7 @@ def _split_moments(moments: Moments, tensors: Mapping[str, np.ndarray]) -> tuple
 
 
 def _optimiser_state(
-    moments: Moments, model: EnergyFlow, training: Mapping[str, Any]
+    moments: Moments, model: EnergyFlow, config: EnergyConfig, training: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], list[Row], list[str]]:
     groups = training.get("param_groups") or [{}]
     if len({json.dumps({k: v for k, v in group.items() if k != "params"}, sort_keys=True) for group in groups}) > 1:
@@ -240,10 +241,10 @@ def _optimiser_state(
             f"optimizer: betas {betas}, eps {eps}, amsgrad {bool(group.get('amsgrad'))} came, here AdamW has betas {BETAS}, eps {EPS} "
             "and no amsgrad; --without-optimizer leaves the moments out"
         )
-    freeze_unreached(model)
+    freeze_unreached(model, config)
     trained = {name: tuple(array.shape) for name, array in named_arrays(model.trainable_parameters()).items()}
     model.unfreeze()
-    ours = moments_from_torch(moments, model.config)
+    ours = moments_from_torch(moments, config)
     notes = [f"optimiser: moments of {sum(name in trained for name in ours.first)} parameters after {ours.step} steps"]
     dropped = [name for name in ours.first if name not in trained]
     if dropped:
@@ -251,26 +252,26 @@ def _optimiser_state(
     blank = [name for name in trained if name not in ours.first]
     if blank:
         notes.append(f"optimiser: no moments, they start at 0: {by_module(blank)}")
-    rate = float(group.get("lr", model.config.learning_rate))
+    rate = float(group.get("lr", config.learning_rate))
     rows = [
         Row(f"moments of {row.sources}", f"moments of {row.target}", row.shape, row.action)
-        for row in rows_of(from_torch(moments.first, model.config))
+        for row in rows_of(from_torch(moments.first, config))
         if row.target in trained
     ]
     return to_optimiser_state(ours, trained, rate), rows, notes
 
 
-def _trainer_state(model: EnergyFlow, training: Mapping[str, Any]) -> dict[str, Any]:
-    """trainer.json as `training.checkpoint` reads it: torch's plateau schedule goes on where it stood."""
+def _trainer_state(model: EnergyFlow, config: EnergyConfig, training: Mapping[str, Any]) -> dict[str, Any]:
+    """trainer.json as `train.checkpoint` reads it: torch's plateau schedule goes on where it stood."""
     scheduler = training.get("scheduler_state_dict") or {}
     best = scheduler.get("best")
-    rate = (training.get("param_groups") or [{}])[0].get("lr", model.config.learning_rate)
+    rate = (training.get("param_groups") or [{}])[0].get("lr", config.learning_rate)
     return {
         "step": model.trained_steps,
         "plateau": {
             "best": best if isinstance(best, int | float) and np.isfinite(best) else None,
             "waited": int(scheduler.get("num_bad_epochs") or 0),
-            "factor": rate / model.config.learning_rate,
+            "factor": rate / config.learning_rate,
         },
         "best_validation_cosine": None,
         "best_step": 0,

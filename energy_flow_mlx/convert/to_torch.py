@@ -43,17 +43,18 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
     if weights.is_file():
         read_header(weights)  # says what is wrong with a damaged file, which MLX's reader does not
     model = EnergyFlow.from_pretrained(folder)
+    config = EnergyConfig.from_json(resolve(folder, "config.json"))
     parameters = {name: np.array(array.astype(mx.float32)) for name, array in named_arrays(model.parameters()).items()}
     check_finite(str(folder), parameters)
-    converted = to_torch(parameters, model.config)
-    rows, notes = rows_of(converted), [*NOT_INVERTIBLE, *notes_for_torch(model.config)]
+    converted = to_torch(parameters, config)
+    rows, notes = rows_of(converted), [*NOT_INVERTIBLE, *notes_for_torch(config)]
 
     record_file = resolve(folder, "conversion.json")
     record = read_json(record_file) if record_file.is_file() else {}
     training = record.get("training", {})
     arrays = {key: item.value for key, item in converted.items()}
     shapes = {key: value.shape for key, value in arrays.items()}
-    config = _torch_config(model.config, record.get("torch_config", {}))
+    torch_config = _torch_config(config, record.get("torch_config", {}))
     decoder, tied = _read_decoder(folder)
     arrays |= decoder
     rows += [Row(f"text_decoder.safetensors: {key}", key, value.shape, "carried") for key, value in decoder.items()]
@@ -70,8 +71,8 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
     checkpoint: dict[str, Any] = {
         "epoch": training.get("epoch", 0),
         "global_step": model.trained_steps,
-        "config": config,
-        RECORD: fields_beside(model.config, config, shapes),
+        "config": torch_config,
+        RECORD: fields_beside(config, torch_config, shapes),
         "model_state_dict": {key: value for key, value in state.items() if key.startswith(MODEL)},
         "scheduler_state_dict": training.get("scheduler_state_dict", {}),
         "best_loss": training.get("best_loss", math.inf),
@@ -81,10 +82,10 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
     if decoder:
         checkpoint["text_decoder_state_dict"] = _without_prefix(state, PREFIX)
     if with_optimizer and resolve(folder, "optimizer.safetensors").is_file():
-        checkpoint["optimizer_state_dict"], more = torch_optimiser(folder, model.config, order, training)
+        checkpoint["optimizer_state_dict"], more = torch_optimiser(folder, config, order, training)
         notes += more
-    if model.config.untrained_parts != "none":
-        notes.append(f"untrained: {model.config.untrained_parts}")
+    if config.untrained_parts != "none":
+        notes.append(f"untrained: {config.untrained_parts}")
     others = tensors(mapper)
     write_folder(
         out,

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..config import EnergyConfig
+from ..config import ModelConfig
 
 Arrays = Mapping[str, np.ndarray]
 Pair = tuple[np.ndarray, np.ndarray]
@@ -62,7 +62,7 @@ WEIGHTS = Arithmetic(
 )
 
 
-def from_torch(state: Arrays, config: EnergyConfig, arithmetic: Arithmetic = WEIGHTS) -> dict[str, Converted]:
+def from_torch(state: Arrays, config: ModelConfig, arithmetic: Arithmetic = WEIGHTS) -> dict[str, Converted]:
     """Target name -> tensor, for a torch state dict whose keys start with neuron., carrier., input_mapper.,
     output_collector. or text_encoder. (the checkpoint's text_encoder_state_dict, prefixed).
 
@@ -99,7 +99,7 @@ def from_torch(state: Arrays, config: EnergyConfig, arithmetic: Arithmetic = WEI
     return converted
 
 
-def to_torch(parameters: Arrays, config: EnergyConfig, arithmetic: Arithmetic = WEIGHTS) -> dict[str, Converted]:
+def to_torch(parameters: Arrays, config: ModelConfig, arithmetic: Arithmetic = WEIGHTS) -> dict[str, Converted]:
     """Torch key -> tensor, the inverse of `from_torch`, in torch's order of keys inside each module.
 
     Raises:
@@ -163,12 +163,12 @@ def _renamed_back(name: str) -> str | None:
     return name if name.startswith(SAME) else None
 
 
-def _span(config: EnergyConfig) -> np.ndarray:
+def _span(config: ModelConfig) -> np.ndarray:
     """What torch divides positions by before its second normalisation."""
     return np.array([config.lattice_width - 1, config.lattice_height - 1, config.lattice_depth - 1], dtype=np.float64)
 
 
-def _fold_coordinates(state: Arrays, config: EnergyConfig, arithmetic: Arithmetic) -> dict[str, Converted]:
+def _fold_coordinates(state: Arrays, config: ModelConfig, arithmetic: Arithmetic) -> dict[str, Converted]:
     both = (state[COORD_WEIGHT], _partner(state, COORD_WEIGHT, COORD_BIAS))
     weight, bias = (value[:3].astype(np.float64) for value in both)
     weight, bias = arithmetic.fold(weight, bias, _span(config))
@@ -178,7 +178,7 @@ def _fold_coordinates(state: Arrays, config: EnergyConfig, arithmetic: Arithmeti
     }
 
 
-def _unfold_coordinates(parameters: Arrays, config: EnergyConfig, arithmetic: Arithmetic) -> dict[str, Converted]:
+def _unfold_coordinates(parameters: Arrays, config: ModelConfig, arithmetic: Arithmetic) -> dict[str, Converted]:
     both = (parameters[COORD_WEIGHT], _partner(parameters, COORD_WEIGHT, COORD_BIAS))
     weight, bias = (value.astype(np.float64) for value in both)
     weight, bias = arithmetic.unfold(weight, bias, _span(config))

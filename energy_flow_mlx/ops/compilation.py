@@ -1,4 +1,4 @@
-"""Functions that are traced once a shape and replayed."""
+"""Compilation: functions traced once a shape and replayed, and kernels compiled ahead of their first call."""
 
 import ctypes
 import functools
@@ -11,7 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..config import EnergyConfig
+from ..config import RunConfig
+from .cuda import planned
 from .kernel import on_gpu
 
 logger = logging.getLogger(__name__)
@@ -21,12 +22,22 @@ _NO_FUSE, _ENABLED = 2, 3
 _SET_MODE = "_ZN3mlx4core16set_compile_modeENS0_11CompileModeE"
 
 
-def compiles(config: EnergyConfig) -> bool:
+def compiles(config: RunConfig) -> bool:
     """Whether the training step (and the benchmark's forward pass) is traced and replayed: as `compile_step` says; by itself on a
     GPU, where Python needs longer to name the kernels of a step than the device to run them. On a CPU it gains nothing."""
     if config.compile_step != "auto":
         return config.compile_step == "on"
     return on_gpu()
+
+
+def plan_kernels(function: Callable[..., Any], *arguments: Any) -> None:
+    """On CUDA, compile the kernels of a call side by side, before the call is made for good; elsewhere do nothing.
+
+    The function is called, with kernels that give zeros. What it draws from `mx.random`, it draws: seed afterwards.
+    """
+    if mx.cuda.is_available() and on_gpu():
+        with planned():
+            function(*arguments)
 
 
 def compiled(function: Callable[..., Any], *, inputs: Any, outputs: Any) -> Callable[..., Any]:

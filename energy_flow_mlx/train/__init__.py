@@ -1,1 +1,1 @@
-"""What `python -m energy_flow_mlx.train` is made of: losses, optimiser, one step, checkpoints and the report."""
+"""Training: the loss, the optimiser, the step, checkpoints, and the run that `python -m energy_flow_mlx.train` makes of them."""

@@ -14,10 +14,13 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_unflatten
 
-from ..config import EnergyConfig
+from ..config import EnergyConfig, RunConfig
 from ..files import resolve, settle, write_aside, write_folder
 from ..models.energy_flow import EnergyFlow
+from .loss import number
+from .loss_scale import LossScale
 from .optimiser import Plateau, named_arrays
+from .step import TrainStep
 
 METRICS = "metrics.jsonl"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "trainer.json")
@@ -41,6 +44,26 @@ class TrainerState:
     loss_scale_good: int = 0
     skipped_steps: int = 0
     data_fingerprint: str = ""  # empty where it is not known, as after a conversion
+
+    def observe(self, loss: float, cosine: float, config: RunConfig) -> None:
+        """Take note of a validation: the best cosine so far, and the loss for the schedule `plateau`."""
+        if cosine > self.best_validation_cosine:
+            self.best_validation_cosine, self.best_step = cosine, self.step
+        # A validation that is there only because the run ends here must not move the rate of a run that goes on.
+        if config.learning_rate_schedule == "plateau" and self.step % config.validation_interval == 0:
+            self.plateau.observe(loss, config.plateau_patience)
+
+    def scaling(self) -> LossScale | None:
+        """Where the loss scaling of a float16 run stood; None at its start, and in other dtypes."""
+        if not self.loss_scale:
+            return None
+        return LossScale.start(self.loss_scale, self.loss_scale_good, self.skipped_steps)
+
+    def keep_scaling(self, step: TrainStep) -> None:
+        """Take over the loss scaling of a float16 run; waits for it."""
+        if step.scaled:
+            scale, good, skipped = (number(value) for value in step.loss_scale)
+            self.loss_scale, self.loss_scale_good, self.skipped_steps = scale, int(good), int(skipped)
 
 
 def save(run: Path, model: EnergyFlow, optimiser: optim.Optimizer, config: EnergyConfig, state: TrainerState) -> None:
@@ -134,11 +157,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is unfinished
     metrics = []
-    for number, line in enumerate(lines, 1):
+    for count, line in enumerate(lines, 1):
         try:
             metrics.append(json.loads(line))
         except ValueError as error:
-            raise CheckpointError(f"{path}: line {number} is not JSON: {error}") from error
+            raise CheckpointError(f"{path}: line {count} is not JSON: {error}") from error
     return metrics
 
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..config import EnergyConfig
+from ..config import RunConfig
 from ..data.source import PairBatch
 from ..models.energy_flow import EnergyFlow
 
@@ -44,7 +44,7 @@ def _array(values: Any) -> mx.array:
 
 def energy_flow_loss(
     model: EnergyFlow,
-    config: EnergyConfig,
+    config: RunConfig,
     batch: PairBatch,
     *,
     key: mx.array | None = None,

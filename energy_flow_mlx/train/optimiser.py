@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
-from ..config import EnergyConfig
+from ..config import RunConfig
 from ..models.energy_flow import EnergyFlow
 from ..ops.adamw import AdamStep, AdamTensor, adamw
 from ..ops.kernel import setting
@@ -55,21 +55,21 @@ class AdamW(optim.AdamW):
         return tree_map(put_back, gradients, self.state)
 
 
-def make_optimiser(config: EnergyConfig) -> AdamW:
+def make_optimiser(config: RunConfig) -> AdamW:
     """AdamW as torch's: bias correction, betas (0.9, 0.999), eps 1e-8, decoupled weight decay."""
     return AdamW(config.learning_rate, [0.9, 0.999], 1e-8, config.weight_decay, bias_correction=True)
 
 
-def freeze_unreached(model: EnergyFlow) -> None:
-    """Freeze the parameters that no term of the loss reaches, so that weight decay does not shrink them unseen."""
+def freeze_unreached(model: EnergyFlow, config: RunConfig) -> None:
+    """Freeze the parameters that no term of the loss reaches: weight decay would shrink them."""
     # The flows carry no position history, and the collector's dictionary form is no part of training.
     model.carrier.position_memory.freeze()
     for layer in model.carrier.history_fusion:
         layer.freeze()
     model.collector.freeze(keys="position_weights", recurse=False)
-    if not model.config.text_loss_weight:
+    if not config.text_loss_weight:
         model.text_encoder.freeze()
-    if not model.config.embedding_loss_weight:
+    if not config.embedding_loss_weight:
         model.collector.freeze()
 
 
@@ -91,7 +91,7 @@ class Plateau:
             self.factor, self.waited = self.factor / 2, 0
 
 
-def learning_rate(config: EnergyConfig, step: int, plateau: Plateau) -> float:
+def learning_rate(config: RunConfig, step: int, plateau: Plateau) -> float:
     """The rate of step `step`, counted from 0: linear warm-up to the peak, then `learning_rate_schedule`."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps

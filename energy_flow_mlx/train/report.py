@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config import RunConfig
 from ..data.source import PairBatch, PairData, PairDataset
 from ..models.energy_flow import EnergyFlow
 from .loss import energy_flow_loss, number
@@ -38,15 +39,18 @@ class Row:
     arrived: float | None = None
 
 
-def evaluate(model: EnergyFlow, data: PairDataset, batch_size: int) -> Evaluation:
-    """The model in evaluation mode (no dropout, no noise) over all pairs of `data`; its mode is put back."""
+def evaluate(model: EnergyFlow, data: PairDataset, config: RunConfig) -> Evaluation:
+    """The model in evaluation mode (no dropout, no noise) over all pairs of `data`; its mode is put back.
+
+    config: gives the batch size and the weights of the loss.
+    """
     training = model.training
     model.eval()
     sums = np.zeros(3)
     arrived = ended = 0.0
     with model.weights_cast():
-        for batch in batches(data, batch_size):
-            loss, parts = energy_flow_loss(model, model.config, batch)
+        for batch in batches(data, config.batch_size):
+            loss, parts = energy_flow_loss(model, config, batch)
             mx.eval(loss, parts)
             sums += len(batch.indices) * np.array([number(loss), number(parts.embedding), number(parts.surface)])
             arrived += number(parts.arrived)
@@ -128,9 +132,9 @@ def batches(data: PairDataset, size: int) -> Iterator[PairBatch]:
         yield data.batch(np.arange(start, min(start + size, len(data))))
 
 
-def held_out_rows(model: EnergyFlow, data: PairData, batch_size: int) -> list[Row]:
+def held_out_rows(model: EnergyFlow, data: PairData, config: RunConfig) -> list[Row]:
     """The rows of the table: the baselines and the model, on the test split."""
-    result = evaluate(model, data.test, batch_size)
+    result = evaluate(model, data.test, config)
     name = f"energy flow ({model.trained_steps} steps)"
     return [*baselines(data), Row(name, result.cosine, result.surface_mse, result.arrived)]
 

@@ -12,9 +12,8 @@ from mlx.utils import tree_map
 from ..config import EnergyConfig
 from ..data.source import EpochOrder, PairBatch, PairDataset
 from ..models.energy_flow import EnergyFlow
-from ..ops.compilation import compiled, compiles
-from ..ops.cuda import planned
-from ..ops.kernel import as_type, on_gpu
+from ..ops.compilation import compiled, compiles, plan_kernels
+from ..ops.kernel import as_type
 from .loss import LossParts, energy_flow_loss
 from .loss_scale import LossScale
 from .optimiser import AdamW, clip_factors, gradient_norms, named_arrays
@@ -50,6 +49,7 @@ class Launched(NamedTuple):
     norms: mx.array  # [P]
     names: list[str]
     batches: Sequence[PairBatch]
+    learning_rate: float
 
 
 def step_keys(seed: int, step: int, micro_batch: int) -> tuple[int, mx.array]:
@@ -84,7 +84,7 @@ class TrainStep:
         self.scaled = config.compute_dtype == "float16"
         self.loss_scale = loss_scale or LossScale.start(config.gradient_scale_init if self.scaled else 1.0)
         self._alive = mx.array(True)
-        self._kernels_planned = not (mx.cuda.is_available() and on_gpu())
+        self._kernels_planned = False
 
         def loss(
             model: EnergyFlow, batch: PairBatch, key: mx.array, step: int, scale: mx.array | float
@@ -121,7 +121,7 @@ class TrainStep:
         self.loss_scale = LossScale(*scaling)
         self.model.trained_steps = step + 1
         mx.async_eval(metrics, checked, norms, self.model.parameters(), self.optimiser.state, self.loss_scale, self._alive)
-        return Launched(step, metrics, checked, norms, list(named_arrays(gradients)), batches)
+        return Launched(step, metrics, checked, norms, list(named_arrays(gradients)), batches, learning_rate)
 
     def _update_weights(
         self, gradients: Any, loss: mx.array, rate: mx.array, alive: mx.array, scaling: LossScale, count: int
@@ -182,8 +182,7 @@ class TrainStep:
             scale = self.loss_scale.scale if self.scaled else 1.0
             if not self._kernels_planned:
                 self._kernels_planned = True
-                with planned():
-                    self._sum_micro_batch(arrays, key, number_, scale, None)
+                plan_kernels(self._sum_micro_batch, arrays, key, number_, scale, None)
             mx.random.seed(dropout_seed)
             sums = self._micro_batch(arrays, key, number_, scale, sums)
             if len(batches) > 1 and micro_batch == 0:

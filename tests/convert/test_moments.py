@@ -73,7 +73,7 @@ def test_the_next_step(sizes: Sizes, tmp_path: Path, golden: Path) -> None:
     checkpoint, mapper = save(modules, sizes, tmp_path, adam)
     assert main([str(checkpoint), "--mapper", str(mapper), "--to", str(tmp_path / "ours")]) == 0
     model = EnergyFlow.from_pretrained(tmp_path / "ours")
-    freeze_unreached(model)
+    freeze_unreached(model, model.config)
     ours = make_optimiser(model.config)
     state = load(tmp_path / "ours", model, ours)  # as --resume does
     assert state.step == 7 and state.plateau.waited == 3 and state.plateau.factor == pytest.approx(1)

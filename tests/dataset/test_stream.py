@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from data.files import full_records, placed
+from dataset.files import full_records, placed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -5,9 +5,9 @@ import json
 import mlx.core as mx
 import numpy as np
 import pytest
-from data.files import full_records, placed
-from training.small import arguments, arrays, assert_same_arrays, small_config, small_model
-from training.test_train import stop_after
+from dataset.files import full_records, placed
+from train.small import arguments, arrays, assert_same_arrays, small_config, small_model
+from train.test_train import stop_after
 
 from energy_flow_mlx import evaluate
 from energy_flow_mlx.dataset.build import Settings, build

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from metal_cpu import metal_on_cpu
 from ops.kernel_parity import HARNESS, backends
-from training.small import small_config, small_data, small_model
+from train.small import small_config, small_data, small_model
 
 from energy_flow_mlx.data.source import EpochOrder
 from energy_flow_mlx.ops import kernel

@@ -11,7 +11,7 @@ from collections import Counter
 import huggingface_hub
 import numpy as np
 import pytest
-from data.files import placed
+from dataset.files import placed
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from training.small import small_config, small_data, small_model
+from train.small import small_config, small_data, small_model
 
 from energy_flow_mlx.data.source import EpochOrder
 from energy_flow_mlx.ops.compilation import compiled, compiles, unfused

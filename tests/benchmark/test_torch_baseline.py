@@ -7,7 +7,7 @@ import torch
 import torch_baseline
 import torch_model
 from models.parity import assert_close
-from training.small import small_config
+from train.small import small_config
 
 from energy_flow_mlx.benchmark.processes import save_batches
 from energy_flow_mlx.benchmark.work import make_batches, make_model, make_step

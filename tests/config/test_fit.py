@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from training.small import small_config, small_model
+from train.small import small_config, small_model
 
 from energy_flow_mlx import ConfigError, EnergyFlow
 from energy_flow_mlx.config import check_fit

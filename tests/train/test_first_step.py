@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
-from training.small import small_config, small_data
+from train.small import small_config, small_data
 
 from energy_flow_mlx import EnergyFlow
 from energy_flow_mlx.config import EnergyConfig

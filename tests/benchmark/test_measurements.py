@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from training.small import small_config
+from train.small import small_config
 
 from energy_flow_mlx.benchmark import stages
 from energy_flow_mlx.benchmark.measure import measure_ceilings, measure_model, pipelined, timed

@@ -5,7 +5,7 @@ import os
 import mlx.core as mx
 import numpy as np
 import pytest
-from training.small import small_config, small_data, small_model
+from train.small import small_config, small_data, small_model
 
 from energy_flow_mlx import ConfigError, EnergyConfig
 from energy_flow_mlx.train import memory

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from training.small import small_config, small_data, small_model
+from train.small import small_config, small_data, small_model
 
 from energy_flow_mlx.data.source import ArrayPairs, PairData
 from energy_flow_mlx.text.tokeniser import TokenBatch
@@ -68,7 +68,7 @@ def test_the_penalty_is_chosen_on_the_validation_split():
 def test_evaluation_is_the_mean_over_all_pairs_whatever_the_batch_size():
     config = small_config()
     model, data = small_model(config), small_data(config)
-    results = [evaluate(model, data.validation, size) for size in (3, 8, 100)]
+    results = [evaluate(model, data.validation, config.replace(batch_size=size)) for size in (3, 8, 100)]
     assert model.training
     for result in results[1:]:
         assert vars(result) == pytest.approx(vars(results[0]), rel=1e-5)
@@ -83,7 +83,7 @@ def test_evaluation_is_the_mean_over_all_pairs_whatever_the_batch_size():
 def test_the_table_has_all_rows_and_the_best_last():
     config = small_config()
     model, data = small_model(config), small_data(config)
-    rows = held_out_rows(model, data, 4)
+    rows = held_out_rows(model, data, config.replace(batch_size=4))
     assert [row.method.split(" (")[0] for row in rows] == ["input itself", "mean target", "ridge regression", "energy flow"]
     text = table([Row("model", 0.5, 0.25, 1.0), Row("mean", 0.25)], "a title")
     assert text.split("\n") == [

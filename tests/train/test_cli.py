@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from training.small import small_config
+from train.small import small_config
 
 from energy_flow_mlx import EnergyConfig
 from energy_flow_mlx.cli import Parser, add_config_flags, flag, given_fields, layered_config

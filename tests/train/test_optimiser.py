@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mlx.utils import tree_map
-from training.small import small_config, small_model
+from train.small import small_config, small_model
 
 from energy_flow_mlx.train.optimiser import Plateau, clip_factors, gradient_norms, learning_rate, make_optimiser
 

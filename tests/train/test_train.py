@@ -8,12 +8,14 @@ import sys
 import time
 
 import pytest
-from training.small import FIELDS, arguments, arrays, assert_same_arrays
+from train.small import FIELDS, arguments, arrays, assert_same_arrays
 
 from energy_flow_mlx import EnergyFlow, evaluate
 from energy_flow_mlx.files import COMPLETE, INCOMING, resolve
 from energy_flow_mlx.train import __main__ as train
 from energy_flow_mlx.train import checkpoint
+from energy_flow_mlx.train import run as training_run
+from energy_flow_mlx.train.step import TrainStep
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +59,14 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_does_not(whole, tmp_p
 
 def stop_after(monkeypatch, steps):
     """Ask for a stop, as Ctrl-C does, while step `steps` runs."""
-    original = train.TrainStep.launch
+    original = TrainStep.launch
 
     def launch(self, step, batches, rate):
         if step + 1 == steps:
             os.kill(os.getpid(), signal.SIGINT)
         return original(self, step, batches, rate)
 
-    monkeypatch.setattr(train.TrainStep, "launch", launch)
+    monkeypatch.setattr(TrainStep, "launch", launch)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 5])
@@ -119,7 +121,7 @@ def test_a_finished_run_resumed_changes_nothing(whole, tmp_path, capsys):
 
 
 def test_a_non_finite_loss_ends_the_run_and_leaves_the_last_checkpoint(tmp_path, capsys, monkeypatch):
-    original = train.micro_batches
+    original = training_run.micro_batches
 
     def spoilt(data, order, step, count):
         batches = original(data, order, step, count)
@@ -127,7 +129,7 @@ def test_a_non_finite_loss_ends_the_run_and_leaves_the_last_checkpoint(tmp_path,
             batches[0].input_embedding[0] = float("nan")
         return batches
 
-    monkeypatch.setattr(train, "micro_batches", spoilt)
+    monkeypatch.setattr(training_run, "micro_batches", spoilt)
     assert train.main(arguments(tmp_path / "run")) == 1
     assert "step 3: the loss is nan" in capsys.readouterr().err
     assert EnergyFlow.from_pretrained(tmp_path / "run").trained_steps == 2

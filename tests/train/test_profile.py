@@ -4,7 +4,7 @@ import json
 
 import mlx.core as mx
 import pytest
-from training.small import arguments, small_config, small_data, small_model
+from train.small import arguments, small_config, small_data, small_model
 
 from energy_flow_mlx.train import __main__ as train
 from energy_flow_mlx.train import step as training_step

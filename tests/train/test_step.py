@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from training.small import overflow_a_gradient, small_config, small_data, small_model
+from train.small import overflow_a_gradient, small_config, small_data, small_model
 
 from energy_flow_mlx.data.source import EpochOrder, PairBatch
 from energy_flow_mlx.train.loss import number

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from data.files import efb, full_records, placed, read
+from dataset.files import efb, full_records, placed, read
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -193,7 +193,7 @@ def test_a_text_of_a_million_characters_is_read(tmp_path, suffix):
 
 
 def test_a_line_without_an_end_is_not_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("energy_flow_mlx.data.formats.lines.MAX_LINE", 1000)
+    monkeypatch.setattr("energy_flow_mlx.dataset.formats.lines.MAX_LINE", 1000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"x" * 5000 + b'\n{"text": "a", "target": "b"}\n')
     with pytest.raises(DataError, match="line 1: is over 1000 bytes long"):

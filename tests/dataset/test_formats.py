@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from data.files import assert_same, full_records, placed, read, records
+from dataset.files import assert_same, full_records, placed, read, records
 from hypothesis import HealthCheck, given, settings
 
 from energy_flow_mlx import export_torch_checkpoint as script

@@ -58,7 +58,7 @@ def small_model(config: EnergyConfig) -> EnergyFlow:
     """In training mode, with what training does not reach frozen."""
     mx.random.seed(config.seed)
     model = EnergyFlow(config)
-    freeze_unreached(model)
+    freeze_unreached(model, config)
     model.train()
     return model
 

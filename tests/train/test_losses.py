@@ -4,7 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from training.small import small_config, small_data, small_model
+from train.small import small_config, small_data, small_model
 
 from energy_flow_mlx.train.loss import cosine, energy_flow_loss, number
 from energy_flow_mlx.train.optimiser import gradient_norms

@@ -4,7 +4,7 @@ import importlib.util
 import json
 
 import pytest
-from training.small import FIELDS
+from train.small import FIELDS
 
 from energy_flow_mlx.benchmark import __main__ as benchmark
 from energy_flow_mlx.benchmark import processes

@@ -6,7 +6,7 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
-from training.small import small_config, small_data, small_model
+from train.small import small_config, small_data, small_model
 
 from energy_flow_mlx import EnergyFlow
 from energy_flow_mlx.files import COMPLETE, INCOMING, resolve, settle, write_folder
@@ -32,7 +32,7 @@ def saved(tmp_path):
 
 def loaded(run):
     model = EnergyFlow.from_pretrained(run)
-    freeze_unreached(model)
+    freeze_unreached(model, model.config)
     optimiser = make_optimiser(model.config)
     return model, optimiser, checkpoint.load(run, model, optimiser)
 

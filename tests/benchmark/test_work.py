@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from training.small import small_config
+from train.small import small_config
 
 from energy_flow_mlx import ConfigError, EnergyConfig
 from energy_flow_mlx.benchmark.work import (
