@@ -138,7 +138,7 @@ def test_without_torch(files: tuple[Path, Path], export: Path, tmp_path: Path) -
         "import sys, importlib.util as u; real = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'torch' else real(name, *a)\n"
         "sys.modules['torch'] = None\n"
-        "from energy_flow_mlx.convert import main; sys.exit(main(sys.argv[1:]))"
+        "from energy_flow_mlx.convert.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
 
     def run(source: Path, *more: str) -> subprocess.CompletedProcess[str]:

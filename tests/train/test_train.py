@@ -160,7 +160,8 @@ def test_ctrl_c_in_a_terminal_saves_and_exits_130(tmp_path):
 # Kills itself where the write stands: while a file is written, before and after the commit, between the moves.
 _KILLED = """
 import os, signal, sys
-from energy_flow_mlx import files, train
+from energy_flow_mlx import files
+from energy_flow_mlx.train import __main__ as train
 countdown = int(sys.argv.pop(1))
 def counted(original):
     def call(*arguments):
