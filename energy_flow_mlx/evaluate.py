@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .cli import Parser
-from .config import ConfigError
-from .data.records import DataError
-from .data.source import open_data
+from .config import ConfigError, EnergyConfig
+from .dataset.open import data_of_run
+from .dataset.records import DataError
+from .files import resolve
 from .models.energy_flow import EnergyFlow
-from .training.mlp import mlp_row
-from .training.report import held_out_rows, table
+from .train.mlp import mlp_row
+from .train.report import held_out_rows, table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,25 +27,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         model = EnergyFlow.from_pretrained(arguments.run)
         changes = {"data": arguments.data, "batch_size": arguments.batch_size}
-        config = model.config.replace(**{name: value for name, value in changes.items() if value is not None})
-        data = open_data(
-            config.data,
-            train=config.train_pairs,
-            validation=config.validation_pairs,
-            test=config.test_pairs,
-            seed=config.seed,
-            dim=config.embedding_dim,
-            vocab_size=config.text_vocab_size,
-            max_length=config.text_max_length,
-            tokeniser=model.text_encoder.tokeniser,
-        )
-        if data.tokeniser is None:
-            config = model.config = config.replace(text_loss_weight=0)
+        config = EnergyConfig.from_json(resolve(arguments.run, "config.json"))
+        config = config.replace(**{name: value for name, value in changes.items() if value is not None})
+        data = data_of_run(config, model.text_encoder.tokeniser)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        rows = held_out_rows(model, data, config.batch_size)
+        if data.tokeniser is None:
+            config = config.replace(text_loss_weight=0)
+        rows = held_out_rows(model, data, config)
         if arguments.mlp_baseline:
             rows.append(mlp_row(model, data, config))
     except (DataError, ConfigError) as error:

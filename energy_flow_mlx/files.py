@@ -7,6 +7,7 @@ A folder of files that belong together (weights, optimiser and trainer state of 
     move each file  into FOLDER/           a kill here leaves a mix, which `resolve` reads as the new set
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -68,6 +69,15 @@ def resolve(folder: str | os.PathLike[str], name: str) -> Path:
     """Where the current version of the file `name` lies, whether or not the last write was settled. Changes nothing."""
     committed = Path(folder) / COMPLETE / name
     return committed if committed.is_file() else Path(folder) / name
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal text."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -1,11 +1,12 @@
 """Data: the built-in corpus, teachers, tokenisers, and the interface through which pairs reach training."""
 
+from ..config import check_fit
+from ..text.cache import TextCache
+from ..text.tokeniser import TokenBatch, Tokeniser, WordPieceTokeniser
 from .corpus import Splits, TextPair, corpus_size, generate_pairs, split_pairs
-from .fit import check_fit
-from .source import ArrayPairs, EpochOrder, PairBatch, PairData, PairDataset, built_in_data, open_data
+from .source import ArrayPairs, EpochOrder, PairBatch, PairData, PairDataset, built_in_data
 from .teacher import EncoderTeacher, HashedNgramTeacher, Teacher, open_teacher
-from .text_cache import TextCache
-from .tokeniser import TokenBatch, Tokeniser, WordPieceTokeniser, open_tokeniser
+from .tokenisers import open_tokeniser
 
 __all__ = [
     "ArrayPairs",
@@ -26,7 +27,6 @@ __all__ = [
     "check_fit",
     "corpus_size",
     "generate_pairs",
-    "open_data",
     "open_teacher",
     "open_tokeniser",
     "split_pairs",

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from mlx.utils import tree_flatten
 
+from ..checks import check_int
 from ..config import read_mapping
 from ..nn.bert import ACTIVATIONS, BertEncoder, BertSettings
 from ..tensors import FLOATS, as_dtype, check_finite, check_shapes, listing, read_header, read_tensors
-from .checks import check_int
 
 FILES = ("config.json", "model.safetensors")
 DTYPES = ("float32", "float16", "bfloat16")

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+from ..checks import check_int
 from . import lexicon
-from .checks import check_int
 from .permute import mix, permuted, shuffle
 
 MAX_SEED = (1 << 32) - 1

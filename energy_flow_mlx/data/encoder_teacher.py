@@ -9,11 +9,11 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import check_int, check_texts
 from ..ops.masked_mean import masked_mean
+from ..text.tokeniser import TokenBatch, Tokeniser
 from .bert_folder import FILES, LoadedEncoder, load_encoder
-from .checks import check_int, check_texts
 from .model_files import locate
-from .tokeniser import TokenBatch, Tokeniser
 
 POOLINGS = ("mean", "cls")
 _VERSION = 1  # of what is computed; goes into the fingerprint

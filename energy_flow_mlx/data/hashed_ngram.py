@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import EMPTY_TEXT, check_int, check_texts
+from ..checks import EMPTY_TEXT, check_int, check_texts
 
 _BUCKETS = 8192
 _WORD = re.compile(r"\w+")

@@ -1,10 +1,13 @@
 """Seeded orders that are the same on every platform and Python version.
 
-They rest on integer hashing and on `random.Random.random`, whose stream Python guarantees.
+They rest on integer hashing, on `random.Random.random`, whose stream Python guarantees, and on PCG64, whose stream NumPy guarantees.
 """
 
 import random
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 _MASK = (1 << 64) - 1
 
@@ -40,3 +43,9 @@ def shuffle(items: list[Any], seed: int) -> None:
     for last in range(len(items) - 1, 0, -1):
         other = int(draw() * (last + 1))
         items[last], items[other] = items[other], items[last]
+
+
+def seeded_order(count: int, *seed: int) -> NDArray[np.int64]:
+    """A permutation [count] of 0..count-1. It sorts raw PCG64 output, a stream that NumPy guarantees, as it does not
+    guarantee Generator.permutation's."""
+    return np.argsort(np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count), kind="stable")

@@ -1,16 +1,16 @@
 """The one interface through which data reaches training: batches of embeddings and tokens, asked for by index."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import check_int
+from ..checks import check_int
+from ..text.tokeniser import TokenBatch, Tokeniser
 from .corpus import TextPair, generate_pairs, split_pairs
+from .permute import seeded_order
 from .teacher import HashedNgramTeacher, Teacher
-from .tokeniser import TokenBatch, Tokeniser
 
 
 class PairBatch(NamedTuple):
@@ -178,9 +178,7 @@ class EpochOrder:
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if self._cached is None or self._cached[0] != epoch:
-            # Sorting raw PCG64 output: NumPy guarantees that stream, and does not guarantee Generator.permutation's.
-            keys = np.random.PCG64(np.random.SeedSequence([self.seed, epoch])).random_raw(self.count)
-            self._cached = epoch, np.argsort(keys, kind="stable")
+            self._cached = epoch, seeded_order(self.count, self.seed, epoch)
         return self._cached[1]
 
 
@@ -216,45 +214,6 @@ def built_in_data(
     parts = [ArrayPairs.embed(pairs, teacher, tokeniser, max_length) for pairs in splits]
     name = f"builtin (seed {seed}, teacher {teacher.name})"
     return PairData(parts[0], parts[1], parts[2], tokeniser, name, fingerprint=name)
-
-
-def open_data(
-    spec: str,
-    *,
-    train: int,
-    validation: int,
-    test: int,
-    seed: int,
-    dim: int,
-    vocab_size: int,
-    max_length: int,
-    tokeniser: Tokeniser | None = None,
-) -> PairData:
-    """The data that `spec` names; the other arguments are those of `built_in_data`.
-
-    Args:
-        spec: builtin; a dataset folder, all of whose pairs are used in the parts that it has; or a data file, which is
-            split with `validation`, `test` and `seed` (see `stream.file_data`).
-
-    Raises:
-        FileNotFoundError: a file of the folder is missing.
-        ValueError: there is no such data, or it is damaged or does not fit; the text lists what is accepted.
-    """
-    if spec == "builtin":
-        return built_in_data(train, validation, test, seed, dim, vocab_size, max_length, tokeniser)
-    from .stream import file_data, folder_data  # they give what this module defines
-
-    path = Path(spec)
-    if path.is_dir():
-        return folder_data(path, dim=dim, vocab_size=vocab_size, max_length=max_length, tokeniser=tokeniser)
-    if path.is_file():
-        return file_data(
-            path, validation=validation, test=test, seed=seed, dim=dim, vocab_size=vocab_size, max_length=max_length,
-            tokeniser=tokeniser,
-        )  # fmt: skip
-    raise ValueError(
-        f"data must be builtin, a folder that `python -m energy_flow_mlx.dataset build` made, or a data file, got {spec!r}"
-    )
 
 
 def _embeddings(name: str, array: NDArray[np.float32], count: int) -> NDArray[np.float32]:

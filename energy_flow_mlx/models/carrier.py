@@ -7,7 +7,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import EnergyConfig
+from ..config import ModelConfig
 from ..nn import GRUCell, Linear, run
 from ..nn.gru import GRUWeights, gru_step
 from ..nn.precision import weight_in
@@ -63,7 +63,7 @@ class EnergyCarrier(nn.Module):
     Inputs and hidden state, and again the GRU's outputs, are sanitised unless `enable_gru_nan_protection` is off.
     """
 
-    def __init__(self, config: EnergyConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         size = config.carrier_hidden_size
@@ -190,14 +190,14 @@ class HiddenBounds(NamedTuple):
     left: float | None
 
 
-def hidden_bounds(config: EnergyConfig) -> HiddenBounds:
+def hidden_bounds(config: ModelConfig) -> HiddenBounds:
     """The bounds for hidden states of any origin."""
     if not config.enable_gru_nan_protection:
         return HiddenBounds(None, None)
     return HiddenBounds(config.gru_input_clip_value, config.gru_output_clip_value)
 
 
-def input_size(config: EnergyConfig) -> int:
+def input_size(config: ModelConfig) -> int:
     """Columns of the first GRU layer's input: F features, the energy, and zeros up to a multiple of 8, a width at which matrix
     products are fast."""
     return -(-(config.neuron_output_dim + 1) // 8) * 8

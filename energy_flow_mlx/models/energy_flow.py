@@ -8,12 +8,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..config import EnergyConfig
-from ..data.fit import check_fit
-from ..data.tokeniser import Tokeniser
+from ..config import ModelConfig, check_fit, read_config
 from ..files import resolve, write_folder
 from ..nn.precision import DTYPES
 from ..tensors import check_shapes
+from ..text.tokeniser import Tokeniser
 from .carrier import EnergyCarrier
 from .collector import OutputCollector
 from .mapper import EmbeddingMapper
@@ -36,7 +35,7 @@ class EnergyFlow(nn.Module):
     Weights start at random from `mx.random`; seed it first for a reproducible model.
     """
 
-    def __init__(self, config: EnergyConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.neuron = SimpleNeuron(config.neuron_hidden_dim, config.neuron_output_dim)
@@ -103,7 +102,7 @@ class EnergyFlow(nn.Module):
                 raise FileNotFoundError(
                     f"{folder / name} is missing: a model folder holds config.json and model.safetensors"
                 )
-        model = cls(EnergyConfig.from_json(resolve(folder, "config.json")))
+        model = cls(read_config(resolve(folder, "config.json")))
         path = resolve(folder, "model.safetensors")
         loaded = mx.load(str(path), return_metadata=True)
         weights, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .. import geometry
-from ..config import EnergyConfig
+from ..config import ModelConfig
+from ..ops import geometry
 from ..ops.collect import collect
 from .shapes import as_rows
 
@@ -32,7 +32,7 @@ class FlowState(NamedTuple):
 class EnergyLattice:
     """The two ends of a flow's life, for one configuration: placing flows, and collecting them. Holds no weights."""
 
-    def __init__(self, config: EnergyConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         self.config = config
         self.width, self.height, self.depth = config.lattice_width, config.lattice_height, config.lattice_depth
 

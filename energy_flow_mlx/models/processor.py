@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import EnergyConfig
+from ..config import ModelConfig
 from ..ops.collect import MAX_STEPS
 from .carrier import EnergyCarrier
 from .lattice import EnergyLattice, FlowState
@@ -37,7 +37,7 @@ class FlowResult(NamedTuple):
 class FlowProcessor(nn.Module):
     """Drives all flows of a batch at once. It has no weights of its own: it uses those of `neuron` and `carrier`."""
 
-    def __init__(self, config: EnergyConfig, neuron: SimpleNeuron, carrier: EnergyCarrier) -> None:
+    def __init__(self, config: ModelConfig, neuron: SimpleNeuron, carrier: EnergyCarrier) -> None:
         super().__init__()
         self.config = config
         self.lattice = EnergyLattice(config)
@@ -129,7 +129,7 @@ class FlowProcessor(nn.Module):
 class _AdaptiveStop:
     """Stops a run early once enough flows have arrived, or none does any more. Reads counts: evaluation only."""
 
-    def __init__(self, config: EnergyConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         self.config = config
         self.best, self.idle = -1, 0
 

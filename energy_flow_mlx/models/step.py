@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..config import EnergyConfig
+from ..config import ModelConfig
 from ..nn.gru import GRUWeights
 from ..nn.precision import flow_dtype
 from ..ops import gru_gates, heads
@@ -73,7 +73,7 @@ class FlowStep:
     Then flows that reached a plane arrive, those that hardly moved are dropped, and those that moved far leave children.
     """
 
-    def __init__(self, config: EnergyConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         self.config = config
         self.dtype = flow_dtype(config)
         bounds = hidden_bounds(config)

@@ -7,14 +7,14 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ..config import EnergyConfig
-from ..data.checks import check_texts
-from ..data.text_cache import ModelFingerprint, TextCache
-from ..data.tokeniser import Tokeniser
+from ..checks import check_texts
+from ..config import ModelConfig
 from ..nn import LayerNorm, Linear, PositionalEncoding, TransformerEncoder, run
 from ..nn.precision import DTYPES, weight_in
 from ..ops.embedding import embedding
 from ..ops.masked_mean import masked_mean
+from ..text.cache import ModelFingerprint, TextCache
+from ..text.tokeniser import Tokeniser
 from .shapes import expect_shape
 
 
@@ -27,7 +27,7 @@ class TextToCubeEncoder(nn.Module):
     `tokeniser` is needed by `encode` alone; `EnergyFlow.from_pretrained` sets it.
     """
 
-    def __init__(self, config: EnergyConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.text_model_dim
         self.token_embedding = nn.Embedding(config.text_vocab_size, dim)

@@ -5,13 +5,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..config import EnergyConfig
+from ..config import ModelConfig
 from ..ops.kernel import as_type
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
-def flow_dtype(config: EnergyConfig) -> mx.Dtype:
+def flow_dtype(config: ModelConfig) -> mx.Dtype:
     """Of what moves the flows: products and hidden state of the GRU, features, heads."""
     return mx.float32 if config.gru_force_fp32 else DTYPES[config.compute_dtype]
 

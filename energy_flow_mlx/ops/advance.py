@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..geometry import clamp_to_lattice, reflect
+from .geometry import clamp_to_lattice, reflect
 from .kernel import as_type, call, use_kernel
 from .numerics import clamp, sanitise
 

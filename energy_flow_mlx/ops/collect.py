@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..geometry import cell_index, distance_to_plane
+from .geometry import cell_index, distance_to_plane
 from .kernel import call, use_kernel
 
 # exp overflows fp32 at 88. Weights are at most 1 + steps / 10 (|energy| <= 1 behind the tanh, distance >= 0), so up to

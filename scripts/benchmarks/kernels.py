@@ -31,7 +31,7 @@ from counted_graph import Case, Function, both, count, floating, leaves
 from kernel_cases import CASES, fitting
 
 from energy_flow_mlx import EnergyConfig
-from energy_flow_mlx.training.compilation import compiled
+from energy_flow_mlx.ops.compilation import compiled
 
 
 def seconds(function: Function, arrays: Sequence[mx.array], repeats: int, most: int, traced: bool = False) -> float:

@@ -9,8 +9,8 @@ import torch
 from convert.checkpoints import ODD, Modules, save
 from convert.test_moments import train
 
-from energy_flow_mlx.conversion import export_torch_checkpoint
-from energy_flow_mlx.convert import main
+from energy_flow_mlx import export_torch_checkpoint
+from energy_flow_mlx.convert.__main__ import main
 
 Refused = Callable[..., str]
 

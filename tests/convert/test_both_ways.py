@@ -11,7 +11,7 @@ from convert.test_moments import train
 from models.parity import assert_close
 
 from energy_flow_mlx import EnergyConfig, EnergyFlow
-from energy_flow_mlx.convert import main
+from energy_flow_mlx.convert.__main__ import main
 
 RNG = np.random.default_rng(0)
 

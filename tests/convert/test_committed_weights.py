@@ -11,7 +11,7 @@ from models.test_golden import MODULES
 from safetensors.numpy import load_file
 
 from energy_flow_mlx import EnergyFlow
-from energy_flow_mlx.convert import main
+from energy_flow_mlx.convert.__main__ import main
 
 WEIGHTS = Path(__file__).parents[2] / "weights/golden"
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from energy_flow_mlx import EnergyFlow
-from energy_flow_mlx.conversion.decoder import recover_t5_config
-from energy_flow_mlx.convert import main
+from energy_flow_mlx.convert.__main__ import main
+from energy_flow_mlx.convert.decoder import recover_t5_config
 
 Refused = Callable[..., str]
 

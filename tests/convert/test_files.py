@@ -16,10 +16,9 @@ import torch
 from convert.checkpoints import ODD, Modules, checkpoint
 from safetensors.torch import load_file
 
-from energy_flow_mlx import EnergyFlow, tensors
-from energy_flow_mlx.conversion import export_torch_checkpoint
-from energy_flow_mlx.conversion.source import read_source
-from energy_flow_mlx.convert import main
+from energy_flow_mlx import EnergyFlow, export_torch_checkpoint, tensors
+from energy_flow_mlx.convert.__main__ import main
+from energy_flow_mlx.convert.source import read_source
 
 Refused = Callable[..., str]
 SCRIPT = Path(__file__).parents[2] / "scripts/export_torch_checkpoint.py"
@@ -139,7 +138,7 @@ def test_without_torch(files: tuple[Path, Path], export: Path, tmp_path: Path) -
         "import sys, importlib.util as u; real = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'torch' else real(name, *a)\n"
         "sys.modules['torch'] = None\n"
-        "from energy_flow_mlx.convert import main; sys.exit(main(sys.argv[1:]))"
+        "from energy_flow_mlx.convert.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
 
     def run(source: Path, *more: str) -> subprocess.CompletedProcess[str]:

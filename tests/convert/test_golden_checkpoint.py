@@ -11,10 +11,9 @@ from models.parity import assert_close
 from models.test_golden import FLOWS, MODULES, Recorded
 from safetensors.numpy import load_file
 
-from energy_flow_mlx import EnergyFlow
-from energy_flow_mlx.conversion import export_torch_checkpoint
-from energy_flow_mlx.conversion.torch_optimiser import in_torch_order
-from energy_flow_mlx.convert import main
+from energy_flow_mlx import EnergyFlow, export_torch_checkpoint
+from energy_flow_mlx.convert.__main__ import main
+from energy_flow_mlx.convert.torch_optimiser import in_torch_order
 
 
 @pytest.fixture(scope="module", params=["checkpoint", "export"])

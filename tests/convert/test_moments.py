@@ -10,10 +10,10 @@ import torch
 from convert.checkpoints import ODD, RATE, WIDE, Modules, Sizes, optimiser, save
 
 from energy_flow_mlx import EnergyFlow
-from energy_flow_mlx.convert import main
-from energy_flow_mlx.torch_keys import from_torch
-from energy_flow_mlx.training.checkpoint import load
-from energy_flow_mlx.training.optimiser import freeze_unreached, make_optimiser, named_arrays
+from energy_flow_mlx.convert.__main__ import main
+from energy_flow_mlx.convert.torch_keys import from_torch
+from energy_flow_mlx.train.checkpoint import load
+from energy_flow_mlx.train.optimiser import freeze_unreached, make_optimiser, named_arrays
 
 FLOWS, TEXTS, TOKENS = 6, 2, 5
 FOLDED = ("neuron.coord_encoder.weight", "neuron.coord_encoder.bias")
@@ -73,7 +73,7 @@ def test_the_next_step(sizes: Sizes, tmp_path: Path, golden: Path) -> None:
     checkpoint, mapper = save(modules, sizes, tmp_path, adam)
     assert main([str(checkpoint), "--mapper", str(mapper), "--to", str(tmp_path / "ours")]) == 0
     model = EnergyFlow.from_pretrained(tmp_path / "ours")
-    freeze_unreached(model)
+    freeze_unreached(model, model.config)
     ours = make_optimiser(model.config)
     state = load(tmp_path / "ours", model, ours)  # as --resume does
     assert state.step == 7 and state.plateau.waited == 3 and state.plateau.factor == pytest.approx(1)

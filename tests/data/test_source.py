@@ -13,8 +13,8 @@ from energy_flow_mlx.data import (
     TokenBatch,
     WordPieceTokeniser,
     built_in_data,
-    open_data,
 )
+from energy_flow_mlx.dataset.open import open_data
 
 SIZES = {"train": 400, "validation": 50, "test": 60, "seed": 1, "dim": 48, "vocab_size": 500, "max_length": 20}
 

@@ -14,7 +14,7 @@ from data.encoders import TEXTS, change_config, change_weights, random_model, sa
 
 from energy_flow_mlx.data import HashedNgramTeacher, Tokeniser, open_teacher
 from energy_flow_mlx.data.encoder_teacher import batches
-from energy_flow_mlx.data.tokeniser import TokenBatch
+from energy_flow_mlx.text.tokeniser import TokenBatch
 
 Refused = Callable[..., str]
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from models.parity import assert_close
-from training.small import small_config, small_model
+from train.small import small_config, small_model
 
-from energy_flow_mlx.data import ArrayPairs, EpochOrder, Teacher, Tokeniser, check_fit, generate_pairs, open_teacher
-from energy_flow_mlx.training.optimiser import make_optimiser
-from energy_flow_mlx.training.report import evaluate
-from energy_flow_mlx.training.step import TrainStep, micro_batches
+from energy_flow_mlx.config import check_fit
+from energy_flow_mlx.data import ArrayPairs, EpochOrder, Teacher, Tokeniser, generate_pairs, open_teacher
+from energy_flow_mlx.train.optimiser import make_optimiser
+from energy_flow_mlx.train.report import evaluate
+from energy_flow_mlx.train.step import TrainStep, micro_batches
 
 # Two sentences of one meaning and few common words each.
 PARAPHRASES = [
@@ -89,5 +90,5 @@ def test_trains_on_384_numbers(teacher: Teacher) -> None:
         step(number, micro_batches(train, order, number, 1), config.learning_rate)
     mean = train.batch(np.arange(len(train))).target_embedding.mean(axis=0)
     baseline = float((held_out.batch(np.arange(len(held_out))).target_embedding @ mean).mean() / np.linalg.norm(mean))
-    ours = evaluate(model, held_out, 16).cosine
+    ours = evaluate(model, held_out, config).cosine
     assert ours > baseline + 0.02, (ours, baseline)

@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import load_file
 
 from energy_flow_mlx import EnergyConfig, EnergyFlow
-from energy_flow_mlx.torch_keys import from_torch
+from energy_flow_mlx.convert.torch_keys import from_torch
 
 CONFIG = EnergyConfig(
     lattice_width=6,

@@ -14,7 +14,7 @@ import torch
 from mlx.utils import tree_flatten
 
 from energy_flow_mlx import EnergyConfig
-from energy_flow_mlx.torch_keys import from_torch
+from energy_flow_mlx.convert.torch_keys import from_torch
 
 Arrays = Mapping[str, np.ndarray]
 TOLERANCE = 1e-4

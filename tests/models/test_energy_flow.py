@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from models.small import SMALL, lively_model
 
 from energy_flow_mlx import EnergyConfig, EnergyFlow
-from energy_flow_mlx.data.tokeniser import WordPieceTokeniser
+from energy_flow_mlx.text.tokeniser import WordPieceTokeniser
 
 TEXTS = ["a small red cat", "two cats", "", "red red red"]
 

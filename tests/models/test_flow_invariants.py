@@ -12,7 +12,7 @@ from models.paths import KERNELS, PATHS, PLAIN, changes_of, on_path
 from models.small import SMALL, lively_model, random_surface
 
 from energy_flow_mlx import EnergyFlow, FlowResult, FlowState
-from energy_flow_mlx.geometry import cell_index
+from energy_flow_mlx.ops.geometry import cell_index
 
 SPAWN: dict[str, Any] = {
     "movement_based_spawn": True,

@@ -12,7 +12,7 @@ import pytest
 from models.small import lively_model
 
 from energy_flow_mlx import ops
-from energy_flow_mlx.training.compilation import unfused
+from energy_flow_mlx.ops.compilation import unfused
 
 STEPS = 24
 WIDE = {"carrier_hidden_size": 64, "carrier_num_layers": 3, "lattice_depth": 2 * STEPS, "batch_size": 64}

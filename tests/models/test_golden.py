@@ -11,7 +11,8 @@ from models.golden import CONFIG, golden_model
 from models.parity import assert_close, gradients_in_torch_terms
 from safetensors.numpy import load_file
 
-from energy_flow_mlx import CarrierOutput, EnergyFlow, geometry
+from energy_flow_mlx import CarrierOutput, EnergyFlow
+from energy_flow_mlx.ops import geometry
 
 Recorded = dict[str, np.ndarray]
 

@@ -9,7 +9,7 @@ from models.small import lively_model
 
 from energy_flow_mlx import EnergyFlow
 from energy_flow_mlx.data.source import PairBatch
-from energy_flow_mlx.training.losses import energy_flow_loss
+from energy_flow_mlx.train.loss import energy_flow_loss
 
 Gradients = dict[str, np.ndarray]
 SPAWN: dict = {

@@ -9,7 +9,7 @@ from models.parity import TOLERANCE, assert_agree, assert_close, gradients_in_to
 from models.small import SMALL
 
 from energy_flow_mlx import EmbeddingMapper, EnergyCarrier, OutputCollector, SimpleNeuron, TextToCubeEncoder
-from energy_flow_mlx.torch_keys import from_torch
+from energy_flow_mlx.convert.torch_keys import from_torch
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""adamw: kernel against reference; torch's AdamW is compared in tests/training/test_optimiser.py."""
+"""adamw: kernel against reference; torch's AdamW is compared in tests/train/test_optimiser.py."""
 
 import mlx.core as mx
 import numpy as np

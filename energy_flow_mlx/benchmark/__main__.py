@@ -1,0 +1,212 @@
+"""python -m energy_flow_mlx.benchmark: how fast a preset trains and runs here, beside the machine's limits and torch."""
+
+import importlib.util
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .. import blas
+from ..cli import Parser, add_config_flags, given_fields
+from ..config import ConfigError, EnergyConfig
+from ..ops.kernel import on_gpu
+from ..train import memory
+from . import output
+from .compare import TORCH_CPU, TORCH_CUDA, TORCH_EAGER, WHATS, Plan, measure_mlx, measure_torch, ratios, weights_file
+from .processes import MeasurementFailed, run_mlx, workshop
+from .scenarios import SCENARIOS
+from .work import benchmark_config, compute_dtype, flow_steps, require_comparable, total_flops
+
+_USAGE = "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--compare torch] [--stages] [--sweep] [...]"
+_DESCRIPTION = (
+    "Time the forward pass and the training step of a preset. Spawning, exploration noise and dropout are off, and a step "
+    "has one micro-batch, unless --as-trained or a flag asks for them. Each figure comes from a process of its own; "
+    "times are medians of calls that are waited for; memory counts arrays in use in the timed calls."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, 1 (a measurement of the model here failed), 2 (refused)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _require(arguments)
+        config = benchmark_config(
+            arguments.preset, arguments.config, given_fields(arguments), as_trained=arguments.as_trained
+        )
+        config = memory.within_budget(config)
+        if arguments.compare:
+            require_comparable(config)
+        for path in (arguments.json, arguments.plot):
+            if path is not None and not path.absolute().parent.is_dir():
+                raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        results = _measure(config, arguments)
+    except MeasurementFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(output.text(results))
+    if arguments.json is not None:
+        output.write_json(arguments.json, results)
+    if arguments.plot is not None:
+        output.draw(arguments.plot, results)
+    return int(any("error" in row for row in results["rows"] if row["framework"] == "mlx"))
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m energy_flow_mlx.benchmark", usage=_USAGE, description=_DESCRIPTION)
+    parser.add_argument(
+        "--compare", choices=("torch",), help="time the vectorised torch baseline too; needs torch and a clone"
+    )
+    parser.add_argument(
+        "--stages", action="store_true", help="time the stages of a step, each beside the machine's limit"
+    )
+    parser.add_argument("--sweep", action="store_true", help="grow B, W*H, D and Hd, and fit how time and memory grow")
+    parser.add_argument(
+        "--scenario",
+        action="append",
+        choices=SCENARIOS,
+        default=[],
+        help="a small training, on CPU and GPU; repeatable",
+    )
+    parser.add_argument("--scenario-steps", type=int, default=200, metavar="N", help="its steps (default: 200)")
+    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="timed calls (default: 20)")
+    parser.add_argument(
+        "--warmup", type=int, default=3, metavar="N", help="calls before them, after the first (default: 3)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="stop timing a row after S seconds and 3 calls (default: 30)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures here (.png, .svg or .pdf)")
+    parser.add_argument(
+        "--as-trained",
+        action="store_true",
+        help="with spawning, noise, dropout and accumulation as the preset has them",
+    )
+    parser.add_argument(
+        "--warm-cache", action="store_true", help="keep the caches of compiled kernels: the first call is no cold one"
+    )
+    parser.add_argument("--torch-eager", action="store_true", help="torch without torch.compile")
+    parser.add_argument(
+        "--torch-variants", metavar="LIST", help="precision/gru/mode, joined by commas; see scripts/torch_baseline.py"
+    )
+    parser.add_argument(
+        "--torch-limit", type=float, default=420.0, metavar="S", help="seconds for all of torch; what is left over is reported as left out (default: 420)"
+    )  # fmt: skip
+    add_config_flags(parser)
+    return parser
+
+
+def _require(arguments: Namespace) -> None:
+    for name, least in (("repeats", 1), ("warmup", 0), ("scenario_steps", 1)):
+        if getattr(arguments, name) < least:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {getattr(arguments, name)} is not accepted: it takes a whole number from {least}"
+            )
+    if arguments.compare is None:
+        for name in ("torch_eager", "torch_variants"):
+            if getattr(arguments, name):
+                raise ConfigError(f"--{name.replace('_', '-')} is accepted with --compare torch alone")
+        return
+    if arguments.as_trained:
+        raise ConfigError(
+            "--as-trained is not accepted with --compare torch: the baseline has no spawning and no noise"
+        )
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError("--compare torch needs PyTorch, which is not installed: pip install torch (or '.[convert]')")
+    for variant in _variants(arguments):
+        parts = variant.split("/")
+        if len(parts) != 3 or parts[0] not in ("fp32", "bf16") or parts[1] not in ("cell", "cudnn"):
+            raise ConfigError(
+                f"--torch-variants: {variant!r} came, accepted are fp32 or bf16 / cell or cudnn / a mode, as in {TORCH_CUDA[0]}"
+            )
+
+
+def _variants(arguments: Namespace) -> tuple[str, ...]:
+    if arguments.torch_variants:
+        return tuple(arguments.torch_variants.split(","))
+    if arguments.torch_eager or sys.platform == "darwin":  # torch.compile is an experiment on Metal
+        return TORCH_EAGER
+    return TORCH_CUDA if on_gpu() else TORCH_CPU
+
+
+def _measure(config: EnergyConfig, arguments: Namespace) -> dict[str, Any]:
+    plan = Plan(
+        warmup=arguments.warmup,
+        repeats=arguments.repeats,
+        limit_s=arguments.seconds,
+        dropout=arguments.as_trained,
+        cold=not arguments.warm_cache,
+        torch_limit_s=arguments.torch_limit,
+    )
+    flows = config.batch_size * config.slots_per_sample
+    title = f"{arguments.preset or 'tiny'}: batch {config.batch_size}, {flows:,} flows, {config.flow_steps} steps, {compute_dtype(config)}"
+    results: dict[str, Any] = {
+        "title": title,
+        "config": config.to_dict(),
+        "mlx": mx.__version__,  # type: ignore[attr-defined]
+        "blas": blas.description(),
+        "counted": {
+            what: {"flops": total_flops(config, what), "flow_steps": flow_steps(config, what)} for what in WHATS
+        },
+    }
+    _say(title + (f"; products on the CPU use {blas.description()}" if blas.description() and not on_gpu() else ""))
+    with workshop() as folder:
+        basis = {
+            "config": config.to_dict(),
+            "repeats": plan.repeats,
+            "limit_s": min(plan.limit_s, 10.0),
+            "dropout": plan.dropout,
+        }
+        dtypes = {"float32", "bfloat16", compute_dtype(config)} if on_gpu() else {compute_dtype(config)}
+        _say("ceilings …")
+        ceilings = run_mlx(folder, {**basis, "what": "ceilings", "dtypes": sorted(dtypes)})
+        results["ceilings"] = ceilings
+        weights = weights_file(config, folder) if arguments.compare else None
+        results["rows"] = measure_mlx(config, plan, folder, ceilings, weights, _say)
+        if arguments.compare:
+            device, variants = "gpu" if on_gpu() else "cpu", _variants(arguments)
+            results["rows"] += measure_torch(config, plan, folder, ceilings, weights, variants, device, _say)
+            results["ratios"] = ratios(results["rows"])
+        if arguments.stages:
+            _say("stages …")
+            stages = run_mlx(folder, {**basis, "what": "stages"})["stages"]
+            results["stages"] = [_beside_limit(stage, ceilings, compute_dtype(config)) for stage in stages]
+        if arguments.sweep:
+            _say("sweep …")
+            results["sweep"] = run_mlx(folder, {**basis, "what": "sweep"})
+        results["scenarios"] = []
+        for scenario in arguments.scenario:
+            _say(f"scenario {scenario} …")
+            job = {**basis, "what": "scenario", "scenario": scenario, "steps": arguments.scenario_steps}
+            results["scenarios"].append(run_mlx(folder, job))
+    return results
+
+
+def _beside_limit(stage: Mapping[str, Any], ceilings: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The stage with the least time its products and its traffic need at the ceilings, and the share of it."""
+    limit = max(stage["flops"] / ceilings["flops"][dtype], stage["bytes"] / ceilings["bytes_per_s"])
+    share = limit / stage["seconds"] if stage["seconds"] else None
+    return {**stage, "limit_seconds": limit, "share_of_limit": share}
+
+
+def _say(line: str) -> None:
+    """Progress goes to standard error: standard output has the tables alone."""
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""One measurement in a process of its own: `python -m energy_flow_mlx.benchmark.job JOB.json RESULT.json`."""
+
+import json
+import sys
+from pathlib import Path
+
+from .measure import measure_ceilings, measure_model
+from .scenarios import measure_scenario
+from .stages import measure_stages
+from .sweep import measure_sweep
+
+KINDS = {
+    "forward": measure_model,
+    "training": measure_model,
+    "ceilings": measure_ceilings,
+    "stages": measure_stages,
+    "sweep": measure_sweep,
+    "scenario": measure_scenario,
+}
+
+if __name__ == "__main__":
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    Path(sys.argv[2]).write_text(json.dumps(KINDS[job["what"]](job)), encoding="utf-8")

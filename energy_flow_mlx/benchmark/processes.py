@@ -1,0 +1,92 @@
+"""Measurements in child processes, one at a time, so that none shares memory, caches or compiled kernels with another."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.source import PairBatch
+
+BASELINE = Path(__file__).resolve().parents[2] / "scripts" / "torch_baseline.py"
+# Where compiled kernels are kept: MLX's and the driver's on CUDA, torch's. Metal's cache belongs to macOS.
+CACHES = ("MLX_PTX_CACHE_DIR", "CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+
+
+class MeasurementFailed(RuntimeError):
+    """A child process failed or ran over its time; the text has the last line it wrote."""
+
+
+@contextmanager
+def workshop() -> Iterator[Path]:
+    """A folder for the jobs of one benchmark, removed at its end."""
+    with tempfile.TemporaryDirectory(prefix="energy-flow-benchmark-") as folder:
+        yield Path(folder)
+
+
+def run_mlx(folder: Path, job: Mapping[str, Any], *, cold: bool = True) -> dict[str, Any]:
+    """The result of a job of `python -m energy_flow_mlx.benchmark.job`.
+
+    Raises:
+        MeasurementFailed: the process failed.
+    """
+    return _run(folder, [sys.executable, "-m", "energy_flow_mlx.benchmark.job"], job, cold, None)
+
+
+def run_torch(folder: Path, job: Mapping[str, Any], *, cold: bool = True, limit: float | None = None) -> dict[str, Any]:
+    """The result of a job of scripts/torch_baseline.py, killed after `limit` seconds.
+
+    Raises:
+        MeasurementFailed: the process failed or was killed, or the script is not there.
+    """
+    if not BASELINE.is_file():
+        raise MeasurementFailed(f"{BASELINE} is missing: --compare torch runs in a clone of the repository")
+    return _run(folder, [sys.executable, str(BASELINE)], job, cold, limit)
+
+
+def save_batches(path: Path, batches: Sequence[PairBatch]) -> None:
+    """Write the batches for the torch process."""
+    arrays = {f"{name}.{k}": value for k, batch in enumerate(batches) for name, value in batch._asdict().items()}
+    np.savez(path, count=np.array(len(batches)), **arrays)
+
+
+def _run(folder: Path, command: list[str], job: Mapping[str, Any], cold: bool, limit: float | None) -> dict[str, Any]:
+    number = len(list(folder.glob("*.job.json")))
+    job_file, result_file = folder / f"{number}.job.json", folder / f"{number}.result.json"
+    job_file.write_text(json.dumps(job), encoding="utf-8")
+    environment = dict(os.environ)
+    if cold:
+        for name in CACHES:
+            (folder / f"{number}.cache").mkdir(exist_ok=True)
+            environment[name] = str(folder / f"{number}.cache" / name.lower())
+            Path(environment[name]).mkdir()
+    log = folder / f"{number}.log"
+    with log.open("wb") as output:
+        # In a session of its own: torch's compiler starts processes too, and all must go together.
+        child = subprocess.Popen(
+            [*command, str(job_file), str(result_file)],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = child.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            raise MeasurementFailed(f"not done after {limit:.0f} s") from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    if code or not result_file.is_file():
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        raise MeasurementFailed(f"exit code {code}: {lines[-1] if lines else 'no message'}")
+    result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
+    return result

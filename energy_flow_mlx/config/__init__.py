@@ -1,0 +1,22 @@
+"""Every setting, declared once: `ModelConfig` (a model), `RunConfig` (a run), `EnergyConfig` (both, flat)."""
+
+from .energy import PRESETS, EnergyConfig, read_config
+from .fields import ConfigError, Fields, accepted, field_names, read_mapping
+from .fit import check_data_fit, check_fit
+from .model import ModelConfig
+from .run import RunConfig
+
+__all__ = [
+    "PRESETS",
+    "ConfigError",
+    "EnergyConfig",
+    "Fields",
+    "ModelConfig",
+    "RunConfig",
+    "accepted",
+    "check_data_fit",
+    "check_fit",
+    "field_names",
+    "read_config",
+    "read_mapping",
+]

@@ -1,0 +1,75 @@
+"""What a run does: optimisation, loss, data."""
+
+from dataclasses import dataclass
+
+from .fields import ConfigError, Fields, field
+from .model import TRAINING
+
+LOSS, DATA = "loss", "data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Fields):
+    """How a model is trained and evaluated, and on what.
+
+    Raises:
+        ConfigError: a value has the wrong type or is out of range, or two fields contradict each other.
+    """
+
+    # Training
+    seed: int = field(0, "seed of weights, data, order, dropout and noise", group=TRAINING, low=0, high=2**31 - 1)
+    training_steps: int = field(600, "optimiser steps in a run", group=TRAINING, low=1)
+    batch_size: int = field(32, "pairs in a micro-batch", group=TRAINING, low=1)
+    gradient_accumulation_steps: int = field(1, "micro-batches in one optimiser step", group=TRAINING, low=1)
+    learning_rate: float = field(2e-3, "peak learning rate of AdamW", group=TRAINING, above=0)
+    weight_decay: float = field(1e-5, "decoupled weight decay of AdamW", group=TRAINING, low=0)
+    learning_rate_schedule: str = field(
+        "cosine",
+        "after warm-up: cosine to a tenth, halved on a plateau, or constant",
+        group=TRAINING,
+        choices=("cosine", "plateau", "constant"),
+    )
+    warmup_steps: int = field(30, "steps of linear warm-up", group=TRAINING, low=0)
+    plateau_patience: int = field(
+        10, "validations without a better loss before the rate is halved (plateau)", group=TRAINING, low=0
+    )
+    gradient_clip: float = field(1.0, "bound of the global gradient norm; 0: none", group=TRAINING, low=0)
+    gradient_clip_per_tensor: float = field(
+        0.0, "bound of each tensor's gradient norm, applied first; 0: none", group=TRAINING, low=0
+    )
+    gradient_scale_init: float = field(
+        65536.0, "loss scale a float16 run starts with; it adapts", group=TRAINING, above=0
+    )
+    memory_budget: float = field(
+        0.0, "GB a step may take: checkpointing is chosen to fit, and MLX held to it; 0: as gradient_checkpointing says",
+        group=TRAINING, low=0,
+    )  # fmt: skip
+    compile_step: str = field(
+        "auto", "trace the training step once and replay it; auto: on a GPU", group=TRAINING, choices=("auto", "on", "off")
+    )
+    validation_interval: int = field(100, "steps between validations", group=TRAINING, low=1)
+    checkpoint_interval: int = field(100, "steps between checkpoints", group=TRAINING, low=1)
+    log_interval: int = field(10, "steps between lines of metrics.jsonl", group=TRAINING, low=1)
+
+    # The loss
+    surface_loss_weight: float = field(1.0, "weight of the surface term", group=LOSS, low=0)
+    text_loss_weight: float = field(0.1, "weight of the text encoder's term", group=LOSS, low=0)
+    embedding_loss_weight: float = field(1.0, "weight of 1 - cosine(embedding, target)", group=LOSS, low=0)
+
+    # The data
+    data: str = field(
+        "builtin",
+        "where pairs come from; builtin: generated sentences with a hashed n-gram teacher; a dataset folder; a data file",
+        group=DATA,
+    )
+    train_pairs: int = field(20_000, "pairs to train on (builtin)", group=DATA, low=1)
+    validation_pairs: int = field(1_000, "held-out pairs watched while training (builtin, file)", group=DATA, low=2)
+    test_pairs: int = field(1_000, "held-out pairs for the final table (builtin, file)", group=DATA, low=2)
+    text_max_length: int = field(16, "tokens of a text; longer ones are cut", group=DATA, low=3)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.surface_loss_weight == self.text_loss_weight == self.embedding_loss_weight == 0:
+            raise ConfigError(
+                "surface_loss_weight, text_loss_weight and embedding_loss_weight are all 0: at least one must be positive"
+            )

@@ -1,1 +1,0 @@
-"""Conversion of checkpoints between the PyTorch implementation and this one."""

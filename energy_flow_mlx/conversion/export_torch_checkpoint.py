@@ -1,1 +1,0 @@
-../../scripts/export_torch_checkpoint.py

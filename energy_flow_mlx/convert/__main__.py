@@ -1,0 +1,91 @@
+"""python -m energy_flow_mlx.convert SRC --to DIR: PyTorch checkpoints to model folders, and with --to-torch back."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..cli import Parser
+from . import to_mlx, to_torch
+from .source import read_source
+from .summary import table
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, or 2 when a file or an argument is refused."""
+    options = _parser().parse_args(argv)
+    try:
+        if options.to_torch:
+            _refuse_for_torch(options)
+            rows, notes = to_torch.convert_to_torch(
+                options.source, options.to, options.dtype, not options.without_optimizer
+            )
+            files = ["checkpoint.pt", "mapper.pt"]
+            headers = ("here", "torch")
+        else:
+            overrides = dict(_assignment(text) for text in options.set)
+            source = read_source(options.source, options.mapper, options.config, not options.without_optimizer)
+            conversion = to_mlx.convert(source, options.dtype, options.init_missing, overrides)
+            files = to_mlx.write(conversion, options.to, options.tokenizer)
+            rows, notes, headers = conversion.rows, conversion.notes, ("torch", "here")
+            if conversion.untrained:
+                notes = [*notes, f"untrained, initialised at random: {', '.join(conversion.untrained)}"]
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(rows, headers))
+    print("\n".join(notes))
+    print(f"{options.to}: {', '.join(files)}")
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m energy_flow_mlx.convert", description=__doc__)
+    parser.add_argument(
+        "source", type=Path, metavar="SRC",
+        help="a folder of scripts/export_torch_checkpoint.py, a .safetensors file, or a .pt checkpoint (needs torch); "
+        "with --to-torch: a model folder",
+    )  # fmt: skip
+    parser.add_argument("--to", type=Path, metavar="DIR", required=True, help="the new folder")
+    parser.add_argument(
+        "--mapper", type=Path, metavar="FILE", help="input_mapper.* and output_collector.*, .pt or .safetensors"
+    )
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="the text encoder's tokenizer.json")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="the torch configuration as JSON (default: the source's)"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the weights (default: %(default)s)")
+    parser.add_argument(
+        "--init-missing", action="store_true", help="initialise mapper, collector or text encoder if absent"
+    )
+    parser.add_argument("--without-optimizer", action="store_true", help="leave the optimiser's moments out")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a field of the configuration that wins over the source's",
+    )
+    parser.add_argument(
+        "--to-torch", action="store_true", help="the way back: write checkpoint.pt and mapper.pt (needs torch)"
+    )
+    return parser
+
+
+def _refuse_for_torch(options: argparse.Namespace) -> None:
+    given = [name for name in ("mapper", "tokenizer", "config", "init_missing", "set") if getattr(options, name)]
+    if given:
+        raise ValueError(f"--{', --'.join(given).replace('_', '-')} has no meaning with --to-torch")
+
+
+def _assignment(text: str) -> tuple[str, str | bool]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text}: accepted is NAME=VALUE")
+    return name, {"true": True, "false": False}.get(value.lower(), value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""A model folder becomes a torch checkpoint, checkpoint.pt and mapper.pt."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import EnergyConfig
+from ..files import resolve, write_folder
+from ..models.energy_flow import EnergyFlow
+from ..tensors import check_finite, read_header, read_tensors
+from ..train.optimiser import named_arrays
+from .decoder import PREFIX
+from .settings import RECORD, config_to_torch, fields_beside, notes_for_torch
+from .source import read_json, require_torch
+from .summary import Row, rows_of
+from .to_mlx import check_empty
+from .torch_keys import to_torch
+from .torch_optimiser import in_torch_order, torch_optimiser
+
+MODEL, ENCODER, MAPPER = ("neuron.", "carrier."), "text_encoder.", ("input_mapper.", "output_collector.")
+WRITE_HINT = "writing .pt files needs torch: pip install torch"
+NOT_INVERTIBLE = (
+    "not invertible: neuron.coord_encoder's outputs 3 to 11, which nothing uses, are 0",
+    "not invertible: the summed biases of the gates r and z are all in bias_ih, bias_hh holds 0 there",
+)
+
+
+def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) -> tuple[list[Row], list[str]]:
+    """Write `checkpoint.pt`, laid out as the PyTorch trainer's, and `mapper.pt` into `out`; returns table rows and notes.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing, damaged, holds NaN or does not fit; names it.
+    """
+    check_empty(out)
+    require_torch(out, WRITE_HINT)
+    import torch
+
+    weights = resolve(folder, "model.safetensors")
+    if weights.is_file():
+        read_header(weights)  # says what is wrong with a damaged file, which MLX's reader does not
+    model = EnergyFlow.from_pretrained(folder)
+    config = EnergyConfig.from_json(resolve(folder, "config.json"))
+    parameters = {name: np.array(array.astype(mx.float32)) for name, array in named_arrays(model.parameters()).items()}
+    check_finite(str(folder), parameters)
+    converted = to_torch(parameters, config)
+    rows, notes = rows_of(converted), [*NOT_INVERTIBLE, *notes_for_torch(config)]
+
+    record_file = resolve(folder, "conversion.json")
+    record = read_json(record_file) if record_file.is_file() else {}
+    training = record.get("training", {})
+    arrays = {key: item.value for key, item in converted.items()}
+    shapes = {key: value.shape for key, value in arrays.items()}
+    torch_config = _torch_config(config, record.get("torch_config", {}))
+    decoder, tied = _read_decoder(folder)
+    arrays |= decoder
+    rows += [Row(f"text_decoder.safetensors: {key}", key, value.shape, "carried") for key, value in decoder.items()]
+    mapper = {key: arrays.pop(key) for key in list(arrays) if key.startswith(MAPPER)}
+    order = in_torch_order(arrays, training.get("key_order", ()))
+
+    def tensors(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {key: torch.from_numpy(np.array(value)).to(getattr(torch, dtype)) for key, value in values.items()}
+
+    state = tensors({key: arrays[key] for key in order})
+    for key, target in tied.items():
+        state[key] = state[target]
+        rows.append(Row(f"text_decoder.safetensors: {target}", key, tuple(state[target].shape), "tied"))
+    checkpoint: dict[str, Any] = {
+        "epoch": training.get("epoch", 0),
+        "global_step": model.trained_steps,
+        "config": torch_config,
+        RECORD: fields_beside(config, torch_config, shapes),
+        "model_state_dict": {key: value for key, value in state.items() if key.startswith(MODEL)},
+        "scheduler_state_dict": training.get("scheduler_state_dict", {}),
+        "best_loss": training.get("best_loss", math.inf),
+        "training_history": training.get("training_history", {}),
+        "text_encoder_state_dict": _without_prefix(state, ENCODER),
+    }
+    if decoder:
+        checkpoint["text_decoder_state_dict"] = _without_prefix(state, PREFIX)
+    if with_optimizer and resolve(folder, "optimizer.safetensors").is_file():
+        checkpoint["optimizer_state_dict"], more = torch_optimiser(folder, config, order, training)
+        notes += more
+    if config.untrained_parts != "none":
+        notes.append(f"untrained: {config.untrained_parts}")
+    others = tensors(mapper)
+    write_folder(
+        out,
+        {
+            "checkpoint.pt": lambda path: torch.save(checkpoint, path),
+            "mapper.pt": lambda path: torch.save(others, path),
+        },
+    )
+    return rows, notes
+
+
+def _without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _torch_config(config: EnergyConfig, torch_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with dtypes, which were carried as text, as torch's."""
+    import torch
+
+    def restore(value: Any) -> Any:
+        known = isinstance(value, str) and value.startswith("torch.")
+        return getattr(torch, value.removeprefix("torch."), value) if known else value
+
+    return {key: restore(value) for key, value in config_to_torch(config, torch_config).items()}
+
+
+def _read_decoder(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The decoder's tensors by prefixed key, and which keys share the tensor of another."""
+    path = resolve(folder, "text_decoder.safetensors")
+    if not path.is_file():
+        return {}, {}
+    tied = read_json(resolve(folder, "text_decoder.json")).get("tied", {})
+    tensors = {PREFIX + key: value for key, value in read_tensors(path).items()}
+    return tensors, {PREFIX + key: PREFIX + target for key, target in tied.items()}

@@ -1,0 +1,240 @@
+"""python -m energy_flow_mlx.dataset: make, look at and convert datasets, and train tokenisers."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..cli import Parser
+from ..data.corpus import MAX_SEED
+from ..text.tokeniser import Tokeniser
+from . import inspection
+from .build import Settings, build
+from .convert import convert
+from .folder import PARTS, DatasetFolder
+from .formats import READ
+from .formats.rows import Selection
+from .origin import Origin
+from .records import Faults
+from .stream import training_texts
+
+_SOURCES = f"""\
+sources: a file ({", ".join(READ)}), a dataset folder,
+hub:OWNER/NAME[@REVISION][:PART] (a dataset of the hub; PART is in the names of its files) or builtin:COUNT (generated pairs)"""
+
+_TOKENISERS = {"wordpiece": Tokeniser.train, "whitespace": Tokeniser.whitespace}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, 1 (`inspect --verify` found a changed file), 2 (refused), 130 (interrupted)."""
+    options = _parser().parse_args(argv)
+    commands = {"build": _build, "inspect": _inspect, "convert": _convert, "train-tokenizer": _train_tokeniser}
+    try:
+        return commands[options.command](options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; a build goes on where it stopped when the same command runs again", file=sys.stderr)
+        return 130
+
+
+def _build(options: argparse.Namespace) -> int:
+    settings = Settings(
+        sources=tuple(options.sources),
+        validation=_held_out(options.validation),
+        test=_held_out(options.test),
+        fraction=options.fraction,
+        limit=options.limit,
+        seed=options.seed,
+        selection=_selection(options),
+        teacher=options.teacher,
+        dim=options.dim,
+        pooling=options.pooling,
+        normalise=options.normalise,
+        dtype=options.dtype,
+        teacher_max_length=options.teacher_max_length,
+        tokeniser=options.tokenizer,
+        batch_size=options.batch_size,
+        shard_rows=options.shard_rows,
+        skip_bad=options.skip_bad,
+    )
+    folder = build(settings, options.to, quiet=options.quiet)
+    print("\n".join(inspection.summary(folder)))
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    faults = Faults(skip=True)
+    folder = DatasetFolder(Path(options.source)) if Path(options.source).is_dir() else None
+    if folder is not None:
+        print("\n".join(inspection.summary(folder)))
+    records = Origin(options.source, options.seed, _selection(options)).records(faults)
+    print("\n".join(inspection.statistics(records, options.examples)))
+    if faults.counts:
+        print(f"left out: {faults}")
+    if folder is not None and options.verify:
+        changed = folder.verify()
+        print(f"changed since the build: {', '.join(changed)}" if changed else "every file has its hash")
+        return 1 if changed else 0
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    if options.to.exists() and not options.overwrite:
+        raise FileExistsError(f"{options.to} is there: name another file, or give --overwrite")
+    faults = Faults(options.skip_bad)
+    source = Origin(options.source, options.seed, _selection(options))
+    count, lost = convert(source, options.to, faults, options.tokenizer, options.max_length)
+    print(f"{options.to}: {count} pairs")
+    for name, times in lost.items():
+        print(f"not held by {options.to.suffix} and left out: {name} ({times} times)")
+    if faults.counts:
+        print(f"left out: {faults}")
+    return 0
+
+
+def _train_tokeniser(options: argparse.Namespace) -> int:
+    faults = Faults(options.skip_bad)
+    texts: list[str] = []
+    for spec in options.sources:
+        if Path(spec).is_dir():  # of a dataset folder only what training may see
+            texts += training_texts(DatasetFolder(Path(spec)), options.limit)
+            continue
+        for _, record in Origin(spec, options.seed, _selection(options)).records(faults):
+            texts += [text for text in (record.input, record.target) if text is not None and text.strip()]
+            if len(texts) >= options.limit:
+                break
+    if not texts:
+        raise ValueError(f"{', '.join(options.sources)}: there is no text to learn from; left out: {faults}")
+    tokeniser = _TOKENISERS[options.model](texts, options.vocab_size)
+    tokeniser.save(options.to)
+    print(f"{options.to}: {tokeniser.vocab_size} entries, from {len(texts)} texts; left out: {faults}")
+    return 0
+
+
+def _held_out(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdecimal() else text
+
+
+def _selection(options: argparse.Namespace) -> Selection:
+    return Selection(options.columns, tuple(getattr(options, "label", ())))
+
+
+def _columns(text: str) -> tuple[str, str]:
+    names = text.split(",")
+    if len(names) != 2 or not all(names):
+        raise argparse.ArgumentTypeError(f"must be INPUT,TARGET, got {text!r}")
+    return names[0], names[1]
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m energy_flow_mlx.dataset", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = Parser(add_help=False)
+    common.add_argument(
+        "--columns",
+        type=_columns,
+        metavar="INPUT,TARGET",
+        help="the columns of the texts; numbers from 1 for a file without names",
+    )
+    common.add_argument(
+        "--seed", type=int, default=0, metavar="INT", help=f"of every choice, 0 to {MAX_SEED} (default: 0)"
+    )
+    skip = Parser(add_help=False)
+    skip.add_argument(
+        "--skip-bad", action="store_true", help="leave out and count records that cannot be used, instead of stopping"
+    )
+
+    def command(name: str, help: str, *parents: Parser) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=_SOURCES, parents=parents,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+
+    make = command("build", "make a dataset folder; the same command finishes a build that was cut off", common, skip)
+    make.add_argument("sources", nargs="+", metavar="SOURCE")
+    make.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the new folder")
+    for part in PARTS[1:]:
+        make.add_argument(
+            f"--{part}",
+            metavar="COUNT|SOURCE",
+            help="pairs held out, or where they are (default: 1000, at most a tenth)",
+        )
+    make.add_argument(
+        "--fraction", type=float, default=1.0, metavar="NUMBER", help="share of the pairs that is taken (default: 1)"
+    )
+    make.add_argument("--limit", type=int, metavar="INT", help="the most pairs, of that share")
+    make.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="keep SNLI pairs with this label; can be repeated (default: all but -)",
+    )
+    make.add_argument(
+        "--teacher",
+        metavar="SPEC",
+        help="embeds texts that came without an embedding (default: builtin, where no source has embeddings)",
+    )
+    make.add_argument(
+        "--dim", type=int, metavar="INT", help="E, where the teacher leaves a choice (default: the teacher's)"
+    )
+    make.add_argument("--pooling", default="mean", metavar="NAME", help="of the teacher: mean or cls (default: mean)")
+    make.add_argument(
+        "--normalise",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="scale the teacher's embeddings to length 1",
+    )
+    make.add_argument("--dtype", default="float32", metavar="NAME", help="the teacher computes in (default: float32)")
+    make.add_argument(
+        "--teacher-max-length",
+        type=int,
+        default=128,
+        metavar="INT",
+        help="tokens of a text that the teacher reads (default: 128)",
+    )
+    make.add_argument(
+        "--tokenizer", metavar="SPEC", help="goes into the folder; gives tokens in the sources their text"
+    )
+    make.add_argument(
+        "--batch-size", type=int, default=64, metavar="INT", help="texts embedded at a time (default: 64)"
+    )
+    make.add_argument("--shard-rows", type=int, default=16_384, metavar="INT", help="texts in a file (default: 16384)")
+    make.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    look = command("inspect", "print counts, lengths, duplicates and examples", common)
+    look.add_argument("source", metavar="SOURCE")
+    look.add_argument("--examples", type=int, default=3, metavar="INT", help="pairs to show (default: 3)")
+    look.add_argument("--verify", action="store_true", help="compare the files of a dataset folder with their hashes")
+
+    turn = command("convert", "write the pairs of a source as .jsonl, .efb1, .efb2, .pt or .safetensors", common, skip)
+    turn.add_argument("source", metavar="SOURCE")
+    turn.add_argument(
+        "--to", type=Path, required=True, metavar="FILE", help="the new file; its ending chooses the format"
+    )
+    turn.add_argument(
+        "--tokenizer", metavar="SPEC", help="makes tokens of texts, and texts of tokens, where one of them is missing"
+    )
+    turn.add_argument("--max-length", type=int, default=128, metavar="INT", help="tokens of a text (default: 128)")
+    turn.add_argument("--overwrite", action="store_true", help="replace the file")
+
+    learn = command("train-tokenizer", "learn a tokeniser from the texts of sources", common, skip)
+    learn.add_argument("sources", nargs="+", metavar="SOURCE")
+    learn.add_argument("--to", type=Path, required=True, metavar="FILE", help="the new tokenizer.json")
+    learn.add_argument(
+        "--model",
+        choices=tuple(_TOKENISERS),
+        default="wordpiece",
+        help="wordpiece, or whitespace: the most frequent words, for smoke tests (default: wordpiece)",
+    )
+    learn.add_argument("--vocab-size", type=int, default=8000, metavar="INT", help="the most entries (default: 8000)")
+    learn.add_argument(
+        "--limit", type=int, default=1_000_000, metavar="INT", help="texts to learn from (default: 1000000)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

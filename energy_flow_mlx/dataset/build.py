@@ -1,0 +1,218 @@
+"""Building a dataset folder: read and choose pairs, embed each distinct text once, write shards.
+
+A killed build goes on where it stopped when the same command runs again: the sources are read anew, which is quick, and
+shards that are there are kept. The result is the same bit for bit.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..checks import check_int
+from ..data.corpus import MAX_SEED
+from ..data.teacher import Teacher, open_teacher
+from ..data.tokenisers import open_tokeniser
+from ..files import digest, write_aside
+from ..text.tokeniser import Tokeniser
+from .claim import PLAN, claimed
+from .folder import FORMAT, DatasetFolder, read_about, shard_name
+from .formats.rows import Selection
+from .origin import Origin
+from .plan import HeldOut, make_plan, usable
+from .records import DataError, Faults
+from .shards import write_pairs, write_shards, write_tokens
+from .spool import Spool
+
+_SPOOL = ".spool"
+_EVERYTHING = Selection()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a build makes; two builds with equal settings and sources make equal folders.
+
+    validation, test: a number of pairs, or a source; None: 1000 pairs, at most a tenth.
+    teacher: None is the built-in one, where no source has embeddings.
+    fraction, limit: of the pairs of `sources`, taken in this order.
+    normalise, pooling, dtype, teacher_max_length: of the teacher (see `open_teacher`).
+    batch_size: texts that the teacher gets at a time; shard_rows: texts in a file.
+    """
+
+    sources: tuple[str, ...]
+    validation: HeldOut = None
+    test: HeldOut = None
+    fraction: float = 1.0
+    limit: int | None = None
+    seed: int = 0
+    selection: Selection = _EVERYTHING
+    teacher: str | None = None
+    dim: int | None = None
+    pooling: str = "mean"
+    normalise: bool = True
+    dtype: str = "float32"
+    teacher_max_length: int = 128
+    tokeniser: str | None = None
+    batch_size: int = 64
+    shard_rows: int = 16_384
+    skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources must name at least one source, got none")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be above 0 and at most 1, got {self.fraction}")
+        check_int("seed", self.seed, 0, MAX_SEED)
+        for name in ("validation", "test", "limit", "dim", "batch_size", "shard_rows", "teacher_max_length"):
+            value = getattr(self, name)
+            if isinstance(value, int):
+                check_int(name, value, 0 if name in ("validation", "test") else 1)
+
+    def held_out(self) -> dict[str, HeldOut]:
+        """What stands for validation and test, by name."""
+        return {"test": self.test, "validation": self.validation}
+
+
+def build(settings: Settings, folder: Path, *, quiet: bool = False) -> DatasetFolder:
+    """Make a dataset folder, or finish one whose build was cut off; a finished one of the same settings is kept.
+
+    Raises:
+        FileNotFoundError: a source or the teacher is missing.
+        ValueError (DataError): a source cannot be used, nothing is left to train on, sizes do not fit, or the folder
+            holds something else.
+    """
+    # Held-out sources first, that of the test before all: what is in two sources stays there.
+    specs = {name: (value,) for name, value in settings.held_out().items() if isinstance(value, str)}
+    sources = {
+        name: [Origin(spec, settings.seed, settings.selection) for spec in part]
+        for name, part in {**specs, "train": settings.sources}.items()
+    }
+    tokeniser = None if settings.tokeniser is None else open_tokeniser(settings.tokeniser)
+    key = _key(settings, sources, tokeniser)
+    if (folder / "dataset.json").is_file() and not (folder / PLAN).is_file():
+        if read_about(folder).get("plan") == key:
+            return DatasetFolder(folder)
+        raise DataError(f"{folder}: holds a dataset of other settings or sources; name another folder", "in use")
+    with claimed(folder, key, begun=(folder / shard_name(0)).is_file) as note:
+        if not (folder / "dataset.json").is_file():
+            for aside in folder.glob(".*.new.safetensors"):  # what a kill left of a shard
+                aside.unlink()
+            spool = Spool(folder / _SPOOL)
+            try:
+                about = _write(settings, folder, sources, tokeniser, spool, note, quiet)
+            finally:
+                spool.close()
+                shutil.rmtree(folder / _SPOOL, ignore_errors=True)
+            text = json.dumps({"format": FORMAT, "plan": key, **about}, indent=1) + "\n"
+            write_aside(folder / "dataset.json", lambda aside: aside.write_text(text, encoding="utf-8"))
+    (folder / PLAN).unlink(missing_ok=True)
+    return DatasetFolder(folder)
+
+
+def _key(settings: Settings, sources: dict[str, list[Origin]], tokeniser: Tokeniser | None) -> str:
+    """Changes with whatever the folder's contents depend on; not with the paths of the sources."""
+    values = dataclasses.asdict(settings)
+    for name in ("sources", "tokeniser", *sources):
+        values.pop(name, None)
+    contents = {name: [source.contents() for source in part] for name, part in sources.items()}
+    told = [FORMAT, values, contents, None if tokeniser is None else _digest(tokeniser)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(tokeniser: Tokeniser) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        tokeniser.save(path)
+        return digest(path)
+
+
+def _write(
+    settings: Settings,
+    folder: Path,
+    sources: dict[str, list[Origin]],
+    tokeniser: Tokeniser | None,
+    spool: Spool,
+    note: Callable[[str, str], None],
+    quiet: bool,
+) -> dict[str, Any]:
+    """Everything but dataset.json; returns what it is to say."""
+    faults = Faults(settings.skip_bad)
+    counts = {name: _read(part, tokeniser, spool, faults, quiet) for name, part in sources.items()}
+    plan = make_plan(counts, settings.held_out(), settings.fraction, settings.limit, settings.seed, spool, faults)
+    given = spool.given()[plan.rows]
+    teacher = None if given.all() else _teacher(settings, spool.dim, int(given.sum()))
+    if teacher is not None:
+        note("teacher", teacher.fingerprint)
+    dims = {"the sources'": spool.dim, "the teacher's": None if teacher is None else teacher.dim, "--dim": settings.dim}
+    came = {name: dim for name, dim in dims.items() if dim is not None}
+    if len(set(came.values())) > 1:
+        told = ", ".join(f"{name} {dim}" for name, dim in came.items())
+        raise DataError(f"embedding sizes do not fit each other: {told}", "embedding size")
+
+    files, lengths = write_shards(folder, plan.rows, spool, teacher, settings.shard_rows, settings.batch_size, quiet)
+    write_pairs(folder / "pairs.safetensors", plan, spool.pairs())
+    files.append("pairs.safetensors")
+    if spool.has_tokens:
+        write_tokens(folder / "tokens.safetensors", plan.pairs, spool)
+        files.append("tokens.safetensors")
+    if tokeniser is not None:
+        tokeniser.save(folder / "tokenizer.json")
+        files.append("tokenizer.json")
+    hashes = {name: digest(folder / name) for name in files}
+    without_text = spool.lengths()[spool.pairs().input[plan.pairs]] < 0
+    return {
+        "fingerprint": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16],
+        "pairs": plan.sizes,
+        "rows": len(plan.rows),
+        "dim": next(iter(came.values())),
+        "shard_rows": settings.shard_rows,
+        "teacher": None if teacher is None else {"name": teacher.name, "fingerprint": teacher.fingerprint},
+        "given_embeddings": int(given.sum()),
+        "normalised": max(abs(length - 1) for length in lengths) < 1e-3,
+        "lengths": lengths,
+        "tokens": spool.has_tokens,
+        "pairs_without_input_text": int(without_text.sum()),
+        "left_out": dict(sorted(faults.counts.items())),
+        "seed": settings.seed,
+        "sources": {name: {source.spec: source.contents() for source in part} for name, part in sources.items()},
+        "files": hashes,
+    }
+
+
+def _read(
+    sources: list[Origin], tokeniser: Tokeniser | None, spool: Spool, faults: Faults, quiet: bool
+) -> int:
+    """Put the pairs of the sources into the spool; returns how many there are."""
+    count = 0
+    for source in sources:
+        records = source.records(faults)
+        bar = tqdm(records, desc=f"read {source.spec}", unit=" pairs", disable=quiet, dynamic_ncols=True)
+        for place, record in usable(bar, tokeniser, faults):
+            if spool.add(place, record):
+                count += 1
+            else:
+                faults.leave_out("duplicates")
+    return count
+
+
+def _teacher(settings: Settings, given_dim: int | None, given: int) -> Teacher:
+    if settings.teacher is None and given:
+        raise DataError(
+            f"{given} embeddings came with the sources and others did not: --teacher names the one that made those",
+            "no teacher",
+        )
+    return open_teacher(
+        settings.teacher or "builtin",
+        dim=given_dim if settings.dim is None else settings.dim,
+        pooling=settings.pooling,
+        normalise=settings.normalise,
+        dtype=settings.dtype,
+        max_length=settings.teacher_max_length,
+    )

@@ -1,0 +1,192 @@
+"""A dataset folder: embeddings and texts in shards that are mapped into memory, and the pairs that point into them.
+
+dataset.json             what it is: counts, parts, teacher, sources, what was left out, hashes; written last
+rows-00000.safetensors   embedding F32 [n, E]; text U8 and text_offsets I64 [n + 1]; has_text U8 [n]
+pairs.safetensors        input U32 [N], target U32 [N]: rows; train, then validation, then test
+tokens.safetensors       if the sources had tokens: ids U32, mask U8, offsets I64 [N + 1]
+tokenizer.json           if one was named
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..files import digest
+from ..text.tokeniser import Tokeniser
+from .arrays import open_arrays
+from .records import DataError, Place, Placed, Record
+
+FORMAT = 1
+PARTS = ("train", "validation", "test")
+
+
+def shard_name(number: int) -> str:
+    return f"rows-{number:05d}.safetensors"
+
+
+class Shard(NamedTuple):
+    """The arrays of rows-NNNNN.safetensors."""
+
+    embedding: NDArray[np.float32]  # [n, E]
+    text: NDArray[np.uint8]
+    text_offsets: NDArray[np.int64]  # [n + 1]
+    has_text: NDArray[np.uint8]  # [n]
+
+
+class DatasetFolder:
+    """An open dataset folder. What it holds is read when it is asked for.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        DataError: a file is damaged, or the files do not fit each other; names file and fault.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.about = read_about(path)
+        try:
+            self.dim, self.rows, self.shard_rows = (int(self.about[name]) for name in ("dim", "rows", "shard_rows"))
+            self.sizes = {name: int(self.about["pairs"][name]) for name in PARTS}
+            self.fingerprint = str(self.about["fingerprint"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path / 'dataset.json'}: lacks or misstates {error}", "damaged") from error
+        if min(self.dim, self.rows, self.shard_rows) < 1 or min(self.sizes.values()) < 0:
+            raise DataError(
+                f"{path / 'dataset.json'}: dim, rows and shard_rows must be 1 or more, pairs 0 or more", "damaged"
+            )
+        starts = range(0, self.rows, self.shard_rows)
+        self._shards = [
+            self._open_shard(number, min(self.shard_rows, self.rows - start)) for number, start in enumerate(starts)
+        ]
+        count = sum(self.sizes.values())
+        pairs, _ = open_arrays(path / "pairs.safetensors", {"input": "U32", "target": "U32"})
+        self.input, self.target = pairs["input"], pairs["target"]
+        for name, array in pairs.items():
+            self._expect("pairs.safetensors", name, array, (count,))
+            if array.size and array.max() >= self.rows:
+                raise DataError(
+                    f"{path / 'pairs.safetensors'}: {name} names row {array.max()} of {self.rows}", "damaged"
+                )
+        self._tokens = self._open_tokens(count)
+
+    def part(self, name: str) -> range:
+        """The numbers of the pairs of train, validation or test."""
+        start = sum(self.sizes[before] for before in PARTS[: PARTS.index(name)])
+        return range(start, start + self.sizes[name])
+
+    def embeddings(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
+        """The embeddings [B, E] of rows [B]."""
+        found = np.empty((len(rows), self.dim), np.float32)
+        shards, places = np.divmod(rows.astype(np.int64), self.shard_rows)
+        for number in np.unique(shards):
+            here = shards == number
+            found[here] = self._shards[number].embedding[places[here]]
+        return found
+
+    def text(self, row: int) -> str | None:
+        """The text of a row; None where it has none."""
+        number, place = divmod(int(row), self.shard_rows)
+        shard = self._shards[number]
+        if not shard.has_text[place]:
+            return None
+        start, end = int(shard.text_offsets[place]), int(shard.text_offsets[place + 1])
+        if not 0 <= start <= end <= len(shard.text):
+            raise DataError(
+                f"{self.path / shard_name(number)}: text {place} lies from {start} to {end} of {len(shard.text)} bytes",
+                "damaged",
+            )
+        try:
+            return shard.text[start:end].tobytes().decode()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self.path / shard_name(number)}: text {place} is no UTF-8: {error.reason}", "damaged"
+            ) from error
+
+    def tokens(self, pair: int) -> tuple[NDArray[np.uint32], NDArray[np.uint8]] | None:
+        """Ids and mask [T] that came with a pair; None where none did."""
+        if self._tokens is None:
+            return None
+        start, end = int(self._tokens["offsets"][pair]), int(self._tokens["offsets"][pair + 1])
+        return (self._tokens["ids"][start:end], self._tokens["mask"][start:end]) if start < end else None
+
+    def tokeniser(self) -> Tokeniser | None:
+        """The tokeniser in the folder, if there is one."""
+        path = self.path / "tokenizer.json"
+        return Tokeniser.from_file(path) if path.is_file() else None
+
+    def verify(self) -> list[str]:
+        """The names of files whose SHA-256 is not that of dataset.json."""
+        return [
+            name
+            for name, sha in self.about["files"].items()
+            if not (self.path / name).is_file() or digest(self.path / name) != sha
+        ]
+
+    def _open_shard(self, number: int, count: int) -> Shard:
+        name = shard_name(number)
+        wanted = {"embedding": "F32", "text": "U8", "text_offsets": "I64", "has_text": "U8"}
+        arrays, _ = open_arrays(self.path / name, wanted)
+        for array, shape in {
+            "embedding": (count, self.dim),
+            "text_offsets": (count + 1,),
+            "has_text": (count,),
+        }.items():
+            self._expect(name, array, arrays[array], shape)
+        return Shard(**arrays)
+
+    def _open_tokens(self, count: int) -> dict[str, NDArray[Any]] | None:
+        name = "tokens.safetensors"
+        if not self.about.get("tokens"):
+            return None
+        arrays, _ = open_arrays(self.path / name, {"ids": "U32", "mask": "U8", "offsets": "I64"})
+        self._expect(name, "offsets", arrays["offsets"], (count + 1,))
+        self._expect(name, "mask", arrays["mask"], arrays["ids"].shape)
+        if (
+            (np.diff(arrays["offsets"]) < 0).any()
+            or arrays["offsets"][0] != 0
+            or arrays["offsets"][-1] != len(arrays["ids"])
+        ):
+            raise DataError(
+                f"{self.path / name}: offsets do not rise from 0 to the {len(arrays['ids'])} ids", "damaged"
+            )
+        return arrays
+
+    def _expect(self, file: str, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+        if array.shape != shape:
+            raise DataError(
+                f"{self.path / file}: {name} has shape {list(array.shape)}, dataset.json asks for {list(shape)}",
+                "damaged",
+            )
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The contents of dataset.json. Raises as DatasetFolder."""
+    file = path / "dataset.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; a dataset folder holds it once its build has finished")
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file}: does not parse: {error}", "damaged") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        got = about.get("format") if isinstance(about, dict) else type(about).__name__
+        raise DataError(f"{file}: format {got!r} is not known; this version reads {FORMAT}", "damaged")
+    return about
+
+
+def read_folder(path: Path, parts: tuple[str, ...] = PARTS) -> Iterator[Placed]:
+    """The pairs of a dataset folder as records."""
+    folder = DatasetFolder(path)
+    for name in parts:
+        for pair in folder.part(name):
+            rows = np.array([folder.input[pair], folder.target[pair]])
+            embeddings = folder.embeddings(rows)
+            ids, mask = folder.tokens(pair) or (None, None)
+            yield (
+                Place(path, "pair", pair),
+                Record(folder.text(rows[0]), folder.text(rows[1]), ids, mask, embeddings[0], embeddings[1]),
+            )

@@ -1,0 +1,68 @@
+"""The data of a run: generated, from a dataset folder, or from a data file."""
+
+from pathlib import Path
+
+from ..config import ConfigError, EnergyConfig
+from ..data.source import PairData, built_in_data
+from ..text.tokeniser import Tokeniser
+from .stream import file_data, folder_data
+
+
+def data_of_run(config: EnergyConfig, tokeniser: Tokeniser | None = None) -> PairData:
+    """The data that a configuration names; `tokeniser` is that of a saved run.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ConfigError: there is no such data, or it is damaged or does not fit; the text names the field.
+    """
+    try:
+        return open_data(
+            config.data,
+            train=config.train_pairs,
+            validation=config.validation_pairs,
+            test=config.test_pairs,
+            seed=config.seed,
+            dim=config.embedding_dim,
+            vocab_size=config.text_vocab_size,
+            max_length=config.text_max_length,
+            tokeniser=tokeniser,
+        )
+    except ValueError as error:  # its text names the argument, which is a field
+        raise ConfigError(str(error)) from error
+
+
+def open_data(
+    spec: str,
+    *,
+    train: int,
+    validation: int,
+    test: int,
+    seed: int,
+    dim: int,
+    vocab_size: int,
+    max_length: int,
+    tokeniser: Tokeniser | None = None,
+) -> PairData:
+    """The data that `spec` names; the other arguments are those of `built_in_data`.
+
+    Args:
+        spec: builtin; a dataset folder, all of whose pairs are used in the parts that it has; or a data file, which is
+            split with `validation`, `test` and `seed` (see `file_data`).
+
+    Raises:
+        FileNotFoundError: a file of the folder is missing.
+        ValueError: there is no such data, or it is damaged or does not fit; the text lists what is accepted.
+    """
+    if spec == "builtin":
+        return built_in_data(train, validation, test, seed, dim, vocab_size, max_length, tokeniser)
+    path = Path(spec)
+    if path.is_dir():
+        return folder_data(path, dim=dim, vocab_size=vocab_size, max_length=max_length, tokeniser=tokeniser)
+    if path.is_file():
+        return file_data(
+            path, validation=validation, test=test, seed=seed, dim=dim, vocab_size=vocab_size, max_length=max_length,
+            tokeniser=tokeniser,
+        )  # fmt: skip
+    raise ValueError(
+        f"data must be builtin, a folder that `python -m energy_flow_mlx.dataset build` made, or a data file, got {spec!r}"
+    )

@@ -1,0 +1,82 @@
+"""What pairs are read from: data files, dataset folders, the hub, and the built-in generator.
+
+PATH              a data file, by its ending, or a folder that `build` made
+hub:OWNER/NAME    a dataset of the hub (see `hub`)
+builtin:COUNT     COUNT generated pairs
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..checks import check_int
+from ..data.corpus import generate_pairs
+from ..files import digest
+from .folder import read_folder
+from .formats import pack, read_file
+from .formats.rows import Selection
+from .hub import PREFIX, hub_files
+from .records import DataError, Faults, Place, Placed, Record
+
+_BUILTIN = "builtin:"
+
+
+class Origin:
+    """A source of records, opened by its name; it can be read more than once.
+
+    Args:
+        spec: see the module's text.
+        seed: of generated pairs; other sources do not use it.
+        selection: columns and labels, where the format has them.
+
+    Raises:
+        FileNotFoundError, DataError, ValueError: there is no such source.
+    """
+
+    def __init__(self, spec: str, seed: int = 0, selection: Selection | None = None) -> None:
+        self.spec, self._seed, self._selection = spec, seed, selection
+        self._count = _generated(spec) if spec.startswith(_BUILTIN) else None
+        self.paths = [] if self._count else hub_files(spec) if spec.startswith(PREFIX) else [_existing(spec)]
+
+    def records(self, faults: Faults) -> Iterator[Placed]:
+        """The records, checked; file after file. Errors as `read_file`."""
+        if self._count:
+            for number, pair in enumerate(generate_pairs(self._count, self._seed), 1):
+                yield Place(Path(self.spec), "pair", number), Record(pair.input, pair.target)
+        for path in self.paths:
+            if path.is_dir():
+                yield from read_folder(path)
+            else:
+                yield from read_file(path, faults, self._selection)
+
+    def info(self) -> dict[str, Any]:
+        """What a pack says of its origin; of other sources their name."""
+        if len(self.paths) == 1 and self.paths[0].suffix in (".pt", ".safetensors"):
+            return pack.load(self.paths[0]).info
+        return {"source": self.spec}
+
+    def contents(self) -> list[str]:
+        """Changes with the contents: SHA-256 and ending of each file, or what generates the pairs."""
+        if self._count:
+            return [f"{self.spec} seed {self._seed}"]
+        return [digest(path / "dataset.json") if path.is_dir() else digest(path) + path.suffix for path in self.paths]
+
+
+def _generated(spec: str) -> int:
+    text = spec.removeprefix(_BUILTIN)
+    if not text.isdecimal():
+        raise ValueError(f"generated pairs must be written builtin:COUNT, got {spec!r}")
+    return check_int("COUNT of builtin:COUNT", int(text), 1)
+
+
+def _existing(spec: str) -> Path:
+    path = Path(spec)
+    if path.is_dir() and not (path / "dataset.json").is_file():
+        raise DataError(
+            f"{path}: is a folder without dataset.json; name a folder that build made, or the files in it", "format"
+        )
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such file; sources are files, dataset folders, hub:OWNER/NAME and builtin:COUNT"
+        )
+    return path

@@ -1,0 +1,103 @@
+"""The files of a dataset folder, written: rows in shards, pairs, tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..data.teacher import Teacher
+from ..files import write_aside
+from .arrays import open_arrays, save_arrays
+from .folder import shard_name
+from .formats.pack import join_texts
+from .plan import Plan
+from .records import DataError
+from .spool import PairTable, Spool
+
+
+def write_shards(
+    folder: Path,
+    rows: NDArray[np.int64],
+    spool: Spool,
+    teacher: Teacher | None,
+    shard_rows: int,
+    batch_size: int,
+    quiet: bool,
+) -> tuple[list[str], tuple[float, float]]:
+    """Write the shards that are not there, each aside and renamed.
+
+    Returns:
+        The shards' names, and the least and the greatest length of an embedding.
+    """
+    names, least, greatest = [], np.inf, 0.0
+    given = spool.given()
+    with tqdm(total=len(rows), desc="embed", unit="text", disable=quiet, dynamic_ncols=True, smoothing=0.1) as bar:
+        for number, start in enumerate(range(0, len(rows), shard_rows)):
+            here = rows[start : start + shard_rows]
+            path = folder / shard_name(number)
+            names.append(path.name)
+            if not path.is_file():
+                blocks = []
+                for first in range(0, len(here), batch_size):
+                    block = here[first : first + batch_size]
+                    blocks.append(_embed(block, given, spool, teacher))
+                    bar.update(len(block))
+                _write_shard(path, np.concatenate(blocks), [spool.text(row) for row in here])
+            else:
+                bar.update(len(here))
+            norms = _norms(path)
+            least, greatest = min(least, float(norms.min())), max(greatest, float(norms.max()))
+    return names, (least, greatest)
+
+
+def _embed(
+    rows: NDArray[np.int64], given: NDArray[np.bool_], spool: Spool, teacher: Teacher | None
+) -> NDArray[np.float32]:
+    """The embeddings [n, E] of rows, those that came with them or the teacher's."""
+    missing = rows[~given[rows]]
+    texts = [spool.text(row) or "" for row in missing]
+    taught = teacher.embed(texts) if teacher is not None and len(missing) else np.zeros((0, spool.dim or 0), np.float32)
+    bad = ~np.isfinite(taught).all(axis=1)
+    if bad.any():
+        raise DataError(
+            f"the teacher gave NaN or infinity for the text {texts[int(np.argmax(bad))][:80]!r}", "not finite"
+        )
+    # The rows that came with an embedding are at the end.
+    own = [spool.embedding(row) for row in rows[given[rows]]]
+    return np.concatenate([taught, np.stack(own)]) if own else taught
+
+
+def _write_shard(path: Path, embedding: NDArray[np.float32], texts: list[str | None]) -> None:
+    joined, offsets = join_texts(text or "" for text in texts)
+    arrays: dict[str, NDArray[Any]] = {
+        "embedding": embedding,
+        "text": joined,
+        "text_offsets": offsets,
+        "has_text": np.array([text is not None for text in texts], np.uint8),
+    }
+    write_aside(path, lambda aside: save_arrays(aside, arrays))
+
+
+def _norms(path: Path) -> NDArray[np.float32]:
+    embedding = open_arrays(path, {"embedding": "F32"})[0]["embedding"]
+    return np.concatenate(
+        [np.linalg.norm(embedding[start : start + 1024], axis=1) for start in range(0, len(embedding), 1024)]
+    )
+
+
+def write_pairs(path: Path, plan: Plan, table: PairTable) -> None:
+    """The pairs as numbers of rows in the folder."""
+    place = np.zeros(int(plan.rows.max()) + 1, np.uint32)
+    place[plan.rows] = np.arange(len(plan.rows), dtype=np.uint32)
+    arrays = {"input": place[table.input[plan.pairs]], "target": place[table.target[plan.pairs]]}
+    write_aside(path, lambda aside: save_arrays(aside, arrays))
+
+
+def write_tokens(path: Path, pairs: NDArray[np.int64], spool: Spool) -> None:
+    """The tokens that came with pairs, behind each other."""
+    ids, masks = zip(*(spool.tokens(int(pair)) for pair in pairs), strict=True)
+    offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+    arrays = {"ids": np.concatenate(ids), "mask": np.concatenate(masks), "offsets": offsets}
+    write_aside(path, lambda aside: save_arrays(aside, arrays))

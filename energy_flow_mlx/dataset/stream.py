@@ -1,0 +1,171 @@
+"""Dataset folders as the data of a run: read from the mapped files batch by batch, so that they may outgrow memory."""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import check_data_fit
+from ..data.corpus import TextPair
+from ..data.source import PairBatch, PairData, check_index, check_indices
+from ..files import digest
+from ..text.tokeniser import TokenBatch, Tokeniser
+from .build import Settings, build
+from .folder import PARTS, DatasetFolder
+from .formats import read_file
+from .records import DataError, Faults
+
+_TEXTS = 100_000  # that a tokeniser learns from at most
+
+
+class InputTokens:
+    """The tokens of pairs' inputs, cut or padded to `max_length`: those that came with a pair, else its text's.
+
+    tokeniser None: there are none; ids and mask are 0.
+    """
+
+    def __init__(self, folder: DatasetFolder, tokeniser: Tokeniser | None, max_length: int) -> None:
+        self._folder, self._tokeniser, self._max_length = folder, tokeniser, max_length
+        # Versions of tokenizers raise "Already borrowed" when one thread sets a length while another encodes.
+        self._lock = threading.Lock()
+
+    def of(self, pairs: NDArray[np.integer]) -> TokenBatch:
+        """Ids and mask [B, T] of the pairs with these numbers."""
+        batch = TokenBatch(*(np.zeros((len(pairs), self._max_length), np.int32) for _ in range(2)))
+        if self._tokeniser is None:
+            return batch
+        unread: list[int] = []
+        texts: list[str] = []
+        for place, pair in enumerate(pairs):
+            tokens = self._folder.tokens(int(pair))
+            if tokens is None:
+                unread.append(place)
+                texts.append(self._folder.text(int(self._folder.input[pair])) or "")
+                continue
+            for row, values in ((batch.input_ids, tokens[0]), (batch.attention_mask, tokens[1])):
+                kept = values[: self._max_length].astype(np.int32)
+                if len(values) > self._max_length:
+                    kept[-1] = values[-1]  # the last token closes a sequence, as [SEP] does
+                row[place, : len(kept)] = kept
+        if texts:
+            with self._lock:
+                made = self._tokeniser.encode(texts, self._max_length)
+            batch.input_ids[unread], batch.attention_mask[unread] = made.input_ids, made.attention_mask
+        return batch
+
+
+class FolderPairs:
+    """One part of a dataset folder, as `PairDataset`.
+
+    Args:
+        folder: the open folder.
+        part: train, validation or test.
+        tokens: shared by the parts.
+    """
+
+    def __init__(self, folder: DatasetFolder, part: str, tokens: InputTokens) -> None:
+        self._folder, self._numbers, self._tokens = folder, folder.part(part), tokens
+
+    @property
+    def dim(self) -> int:
+        return self._folder.dim
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def batch(self, indices: NDArray[np.integer]) -> PairBatch:
+        """The pairs at `indices` [B], in that order.
+
+        Raises:
+            TypeError: `indices` are no integers in one dimension.
+            IndexError: an index is outside 0..N-1.
+        """
+        indices = check_indices(indices, len(self))
+        pairs = indices + self._numbers.start
+        rows = np.concatenate([self._folder.input[pairs], self._folder.target[pairs]])
+        inputs, targets = np.split(self._folder.embeddings(rows), 2)
+        return PairBatch(inputs, targets, *self._tokens.of(pairs), indices)
+
+    def texts(self, index: int) -> TextPair:
+        """The pair of texts at `index`; empty where the folder has none."""
+        pair = self._numbers[check_index(index, len(self))]
+        return TextPair(
+            *(self._folder.text(int(rows[pair])) or "" for rows in (self._folder.input, self._folder.target))
+        )
+
+
+def folder_data(
+    path: Path, *, dim: int, vocab_size: int, max_length: int, tokeniser: Tokeniser | None = None
+) -> PairData:
+    """The data of a dataset folder.
+
+    The tokeniser is the given one (of a saved run), else the folder's, else one learnt from the training texts. Where pairs
+    have neither texts nor tokens there is none, and a run trains without its text loss.
+
+    Args:
+        dim, vocab_size, max_length: E, entries of the token embedding and T, which the folder must fit.
+
+    Raises:
+        FileNotFoundError, DataError: the folder is incomplete or damaged, or has no pairs in a part.
+        ConfigError: it does not fit; names both values.
+    """
+    folder = DatasetFolder(path)
+    check_data_fit(vocab_size, dim, f"data {path}", embedding_dim=folder.dim)
+    empty = [name for name in PARTS if not folder.sizes[name]]
+    if empty:
+        raise DataError(
+            f"data {path} has no pairs in {', '.join(empty)}; build it with --validation and --test above 0",
+            "does not fit",
+        )
+    if folder.about.get("pairs_without_input_text"):
+        tokeniser = None
+    else:
+        own = folder.tokeniser()
+        tokeniser = tokeniser or own or Tokeniser.train(training_texts(folder, _TEXTS), vocab_size)
+        check_data_fit(vocab_size, dim, f"data {path}: its tokeniser", vocab_size=tokeniser.vocab_size)
+    tokens = InputTokens(folder, tokeniser, max_length)
+    parts = [FolderPairs(folder, name, tokens) for name in PARTS]
+    teacher = folder.about.get("teacher")
+    name = f"{path} (teacher {teacher['name']})" if teacher else f"{path} (embeddings from its sources)"
+    return PairData(parts[0], parts[1], parts[2], tokeniser, name, folder.fingerprint)
+
+
+def file_data(
+    path: Path, *, validation: int, test: int, seed: int, dim: int, vocab_size: int, max_length: int,
+    tokeniser: Tokeniser | None = None,
+) -> PairData:  # fmt: skip
+    """The data of one file: a dataset folder is built from it in the cache, with the built-in teacher where it has no embeddings.
+
+    validation and test are pairs, each at most a tenth of the file's. The cache is ENERGY_FLOW_CACHE, or
+    energy_flow_mlx/datasets under XDG_CACHE_HOME or ~/.cache.
+    """
+    key = json.dumps([digest(path), path.suffix, validation, test, seed, dim])
+    folder = cache_folder() / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if not (folder / "dataset.json").is_file():
+        count = sum(1 for _ in read_file(path, Faults()))
+        validation, test = min(validation, count // 10), min(test, count // 10)
+        build(Settings(sources=(str(path),), validation=validation, test=test, seed=seed, dim=dim), folder, quiet=True)
+    data = folder_data(folder, dim=dim, vocab_size=vocab_size, max_length=max_length, tokeniser=tokeniser)
+    return data._replace(name=data.name.replace(str(folder), str(path), 1))
+
+
+def cache_folder() -> Path:
+    """Where datasets of single files are kept."""
+    named = os.environ.get("ENERGY_FLOW_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "energy_flow_mlx" / "datasets"
+
+
+def training_texts(folder: DatasetFolder, most: int) -> Sequence[str]:
+    """Texts of the training part, each once: all of them, or `most` spread evenly over it."""
+    here = folder.part("train")
+    rows = np.unique(np.concatenate([rows[here.start : here.stop] for rows in (folder.input, folder.target)]))
+    if len(rows) > most:
+        rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+    return [text for row in rows if (text := folder.text(int(row))) is not None]

@@ -1,0 +1,1 @@
+../scripts/export_torch_checkpoint.py

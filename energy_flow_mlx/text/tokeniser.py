@@ -1,0 +1,239 @@
+"""Tokenisers: text <-> ids of a fixed length."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from ..checks import EMPTY_TEXT, check_int, check_texts
+from ..files import write_aside
+
+PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+SPECIAL_TOKENS = [PAD, UNKNOWN, START, END, MASK]  # ids 0 to 4 of a trained tokeniser
+# What other tokenisers call their padding; after them the ends of text that padding is made of where there is none. Padding
+# is masked, so any entry serves.
+_PADDINGS = (PAD, "<pad>", "<|pad|>", "<|padding|>", "<PAD>", "</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
+_CONTINUES = "##"
+MOST_ENTRIES = 2**31 - 1  # ids are int32
+# [CLS], one token, [SEP]
+_SHORTEST = 3
+
+
+class TokenBatch(NamedTuple):
+    """N texts of T tokens."""
+
+    input_ids: NDArray[np.int32]  # [N, T], padded at the end
+    attention_mask: NDArray[np.int32]  # [N, T], 1 on tokens, 0 on padding
+
+
+class Tokeniser:
+    """Ids by any tokeniser of the `tokenizers` library that has a padding token.
+
+    `train` and `whitespace` learn a vocabulary, `from_file` reads a `tokenizer.json`, `data.open_tokeniser` finds one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        names = [tokenizer.padding["pad_token"]] if tokenizer.padding else []
+        pads = [name for name in (*names, *_PADDINGS) if tokenizer.token_to_id(name) is not None]
+        if not pads:
+            raise ValueError(
+                f"tokenizer: its vocabulary of {tokenizer.get_vocab_size()} tokens has no {PAD}, nor another padding: "
+                f"{', '.join(_PADDINGS[1:])}"
+            )
+        largest = max(tokenizer.get_vocab().values())
+        if largest >= MOST_ENTRIES:
+            raise ValueError(f"tokenizer: its largest id is {largest}; accepted are ids under {MOST_ENTRIES}")
+        self._pad = pads[0]
+        # Lengths belong to a call, not to the file. The name of its padding stays, because it may be none of ours.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        if names:
+            tokenizer.enable_padding(pad_id=tokenizer.token_to_id(self._pad), pad_token=self._pad)
+        self._json: str = tokenizer.to_str(pretty=True)
+        self._tokenizer = tokenizer
+        self.encode([EMPTY_TEXT], 128)  # a file can load and yet frame every text with tokens that it does not have
+
+    @classmethod
+    def train(cls, texts: Sequence[str], vocab_size: int) -> "Tokeniser":
+        """Learn BERT's WordPiece: lower case, split at white space and punctuation, longest known pieces, [CLS] text [SEP].
+
+        The same texts give the same vocabulary, in every process.
+
+        Args:
+            texts: the corpus, in any order.
+            vocab_size: the most entries to make, special tokens included; a small corpus gives fewer.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong kind, or `vocab_size` is too small for the letters.
+        """
+        vocab_size = check_int("vocab_size", vocab_size, len(SPECIAL_TOKENS) + 1)
+        checked = check_texts("texts", texts)
+        if not checked:
+            raise ValueError("texts must hold at least one text to learn from, got none")
+        tokenizer = _bert(models.WordPiece(unk_token=UNKNOWN))
+        # The library numbers the letters inside words in the order of a randomly seeded hash map, and ties between
+        # merges follow the numbers. Numbered up front, like special tokens, they make the training deterministic.
+        letters = [f"{_CONTINUES}{letter}" for letter in sorted(_letters_inside_words(tokenizer, checked))]
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS + letters, show_progress=False
+        )
+        tokenizer.train_from_iterator(checked, trainer)
+        vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+        if len(vocabulary) > vocab_size:
+            raise ValueError(
+                f"vocab_size must be at least {len(vocabulary)}, the special tokens and letters of texts, "
+                f"got {vocab_size}"
+            )
+        # Built again from the vocabulary alone: the letters are to be pieces, not special tokens.
+        return cls(_bert(models.WordPiece(vocabulary, unk_token=UNKNOWN)))
+
+    @classmethod
+    def whitespace(cls, texts: Sequence[str], vocab_size: int) -> "Tokeniser":
+        """The most frequent words of texts, as white space separates them, case and punctuation included; for smoke tests.
+
+        Args:
+            texts: the corpus, in any order.
+            vocab_size: the most entries to make, special tokens included.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong kind.
+        """
+        vocab_size = check_int("vocab_size", vocab_size, len(SPECIAL_TOKENS) + 1)
+        counts = Counter(word for text in check_texts("texts", texts) for word in text.split())
+        for special in SPECIAL_TOKENS:
+            del counts[special]
+        words = sorted(counts, key=lambda word: (-counts[word], word))[: vocab_size - len(SPECIAL_TOKENS)]
+        vocabulary = {word: id for id, word in enumerate(SPECIAL_TOKENS + words)}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return cls(_framed(tokenizer))
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> "Tokeniser":
+        """Load a `tokenizer.json`.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is not a tokeniser, or has no padding token.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no tokeniser at {path}: expected a tokenizer.json")
+        with _library_errors(f"{path} is not a tokenizer.json"):
+            tokenizer = Tokenizer.from_file(str(path))
+        try:
+            return cls(tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a `tokenizer.json` that the `tokenizers` library reads, aside first and then renamed."""
+        write_aside(path, lambda aside: aside.write_text(self._json, encoding="utf-8"))
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Rows that an embedding table needs: one more than the largest id."""
+        return max(self._tokenizer.get_vocab().values()) + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the `tokenizer.json`: the same for two tokenisers that were saved alike."""
+        return hashlib.blake2b(self._json.encode(), digest_size=16).hexdigest()
+
+    def encode(self, texts: Sequence[str], max_length: int) -> TokenBatch:
+        """Texts -> ids, cut or padded to exactly `max_length`, so that shapes stay static.
+
+        An empty or white-space text, and one in which the tokeniser finds no token, is encoded as "empty".
+
+        Args:
+            texts: N strings.
+            max_length: T, at least 3; counts `[CLS]` and `[SEP]`.
+
+        Raises:
+            TypeError, ValueError: naming the argument, and the index of a text that is no valid string.
+        """
+        max_length = check_int("max_length", max_length, _SHORTEST)
+        checked = check_texts("texts", texts)
+        batch = self._encode(checked, max_length)
+        blank = np.flatnonzero(~batch.attention_mask.any(axis=1))
+        if blank.size:
+            empty = self._encode([EMPTY_TEXT], max_length)
+            batch.input_ids[blank], batch.attention_mask[blank] = empty.input_ids, empty.attention_mask
+        return batch
+
+    def _encode(self, texts: list[str], max_length: int) -> TokenBatch:
+        pad_id = self._tokenizer.token_to_id(self._pad)
+        with _library_errors("texts: this tokeniser cannot encode them"):
+            self._tokenizer.enable_truncation(max_length)
+            self._tokenizer.enable_padding(length=max_length, pad_id=pad_id, pad_token=self._pad)
+            encodings = self._tokenizer.encode_batch_fast(texts)
+        shape = (len(texts), max_length)
+        ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64).reshape(shape)
+        if ids.size and ids.max() >= self.vocab_size:
+            raise ValueError(f"tokenizer: it gives the id {ids.max()}, its vocabulary has {self.vocab_size} entries")
+        mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int32).reshape(shape)
+        return TokenBatch(ids.astype(np.int32), mask)
+
+    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
+        """The text of one row of ids, without special tokens.
+
+        Raises:
+            TypeError, ValueError: an id is no integer or not in the vocabulary.
+        """
+        size = self.vocab_size
+        checked = [check_int(f"ids[{index}]", id, 0, size - 1) for index, id in enumerate(ids)]
+        text: str = self._tokenizer.decode(checked, skip_special_tokens=True)
+        return text
+
+
+# One class for every kind; by this name where WordPiece is what is meant.
+WordPieceTokeniser = Tokeniser
+
+
+@contextmanager
+def _library_errors(words: str) -> Iterator[None]:
+    """Turn what the library raises into ValueError: bare Exception, and for files at odds with themselves a panic of its
+    Rust code, which is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ValueError(f"{words}: {error}") from error
+        raise
+
+
+def _bert(model: models.Model) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix=_CONTINUES)
+    return _framed(tokenizer)
+
+
+def _framed(tokenizer: Tokenizer) -> Tokenizer:
+    """With the special tokens under their ids, and texts as `[CLS] text [SEP]`."""
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    start, end = SPECIAL_TOKENS.index(START), SPECIAL_TOKENS.index(END)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}",
+        pair=f"{START} $A {END} $B:1 {END}:1",
+        special_tokens=[(START, start), (END, end)],
+    )
+    return tokenizer
+
+
+def _letters_inside_words(tokenizer: Tokenizer, texts: list[str]) -> set[str]:
+    """Every letter that stands after another one in a word, as the tokeniser sees words."""
+    letters: set[str] = set()
+    for chunk in {chunk for text in texts for chunk in text.split()}:
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(chunk)):
+            letters.update(word[1:])
+    return letters

@@ -1,0 +1,1 @@
+"""Training: the loss, the optimiser, the step, checkpoints, and the run that `python -m energy_flow_mlx.train` makes of them."""

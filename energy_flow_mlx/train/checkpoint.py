@@ -1,0 +1,189 @@
+"""A run folder: config.json, model.safetensors, tokenizer.json, optimizer.safetensors, trainer.json, metrics.jsonl.
+
+The first five change together (see `files.write_folder`); metrics.jsonl grows, and is cut back on resume.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.optimizers as optim
+from mlx.utils import tree_unflatten
+
+from ..config import EnergyConfig, RunConfig
+from ..files import resolve, settle, write_aside, write_folder
+from ..models.energy_flow import EnergyFlow
+from .loss import number
+from .loss_scale import LossScale
+from .optimiser import Plateau, named_arrays
+from .step import TrainStep
+
+METRICS = "metrics.jsonl"
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "trainer.json")
+
+_Safetensors = tuple[dict[str, mx.array], dict[str, str]]  # arrays and metadata
+
+
+class CheckpointError(ValueError):
+    """A run folder is incomplete, or its files do not fit each other; the text names the folder and the fault."""
+
+
+@dataclass
+class TrainerState:
+    """What a run needs beside weights and optimiser state to go on as if it had not stopped."""
+
+    step: int = 0  # optimiser steps done
+    plateau: Plateau = field(default_factory=Plateau)
+    best_validation_cosine: float = -math.inf
+    best_step: int = 0
+    loss_scale: float = 0.0  # of a float16 run; 0: at its start
+    loss_scale_good: int = 0
+    skipped_steps: int = 0
+    data_fingerprint: str = ""  # empty where it is not known, as after a conversion
+
+    def observe(self, loss: float, cosine: float, config: RunConfig) -> None:
+        """Take note of a validation: the best cosine so far, and the loss for the schedule `plateau`."""
+        if cosine > self.best_validation_cosine:
+            self.best_validation_cosine, self.best_step = cosine, self.step
+        # A validation that is there only because the run ends here must not move the rate of a run that goes on.
+        if config.learning_rate_schedule == "plateau" and self.step % config.validation_interval == 0:
+            self.plateau.observe(loss, config.plateau_patience)
+
+    def scaling(self) -> LossScale | None:
+        """Where the loss scaling of a float16 run stood; None at its start, and in other dtypes."""
+        if not self.loss_scale:
+            return None
+        return LossScale.start(self.loss_scale, self.loss_scale_good, self.skipped_steps)
+
+    def keep_scaling(self, step: TrainStep) -> None:
+        """Take over the loss scaling of a float16 run; waits for it."""
+        if step.scaled:
+            scale, good, skipped = (number(value) for value in step.loss_scale)
+            self.loss_scale, self.loss_scale_good, self.skipped_steps = scale, int(good), int(skipped)
+
+
+def save(run: Path, model: EnergyFlow, optimiser: optim.Optimizer, config: EnergyConfig, state: TrainerState) -> None:
+    """Replace the checkpoint in `run`. A kill at any moment leaves the old one or the new one."""
+    tokeniser = model.text_encoder.tokeniser
+    if tokeniser is None and config.text_loss_weight:
+        raise CheckpointError(f"{run}: the model has no tokeniser to save; set text_encoder.tokeniser")
+    optimiser_arrays = named_arrays(optimiser.state)
+    trainer = json.dumps(_to_json(dataclasses.asdict(state)), indent=1) + "\n"
+    writers = {
+        "config.json": config.to_json,
+        "model.safetensors": model.save_weights_with_steps,
+        "optimizer.safetensors": lambda path: mx.save_safetensors(
+            str(path), optimiser_arrays, metadata={"trained_steps": str(state.step)}
+        ),
+        "trainer.json": lambda path: path.write_text(trainer, encoding="utf-8"),
+    }
+    if tokeniser is not None:
+        writers["tokenizer.json"] = tokeniser.save
+    write_folder(run, writers)
+
+
+def require(run: Path) -> None:
+    """Finish a cut-off write in `run` and see that every file of a checkpoint is there.
+
+    Raises:
+        FileNotFoundError: names what is missing.
+    """
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run} is no folder: --resume takes the folder of a run")
+    settle(run)
+    missing = [name for name in FILES if not (run / name).is_file()]
+    if missing == ["tokenizer.json"] and not EnergyConfig.from_json(run / "config.json").text_loss_weight:
+        return  # trained on data without texts
+    if missing:
+        raise FileNotFoundError(f"{run} holds no checkpoint to resume: {', '.join(missing)} missing")
+
+
+def load(run: Path, model: EnergyFlow, optimiser: optim.Optimizer) -> TrainerState:
+    """Set `optimiser` to the checkpoint that `model` was loaded from, and return the trainer's state.
+
+    Args:
+        model: `EnergyFlow.from_pretrained(run)`, with what is frozen in training frozen.
+
+    Raises:
+        CheckpointError: the files are of different steps, or the optimiser's state does not fit the model.
+    """
+    path = resolve(run, "trainer.json")
+    try:
+        state = _trainer_state(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} is not the trainer state of this version: {error!r}") from error
+
+    path = resolve(run, "optimizer.safetensors")
+    arrays, metadata = cast(_Safetensors, mx.load(str(path), return_metadata=True))
+    steps = {
+        "trainer.json": state.step,
+        "model.safetensors": model.trained_steps,
+        "optimizer.safetensors": int(metadata.get("trained_steps", -1)),
+    }
+    if len(set(steps.values())) > 1:
+        told = ", ".join(f"{name} is of step {step}" for name, step in steps.items())
+        raise CheckpointError(f"{run}: the files are of different steps: {told}")
+
+    optimiser.init(model.trainable_parameters())
+    wanted = {name: array.shape for name, array in named_arrays(optimiser.state).items()}
+    held = {name: array.shape for name, array in arrays.items()}
+    if wanted != held:
+        faults = sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name))
+        raise CheckpointError(f"{path} does not fit the model of config.json at: {', '.join(faults)}")
+    optimiser.state = tree_unflatten(list(arrays.items()))
+    optimiser.init(model.trainable_parameters())  # puts back the empty entries of modules without parameters
+    mx.eval(optimiser.state)
+    return state
+
+
+def append_metrics(run: Path, line: dict[str, Any]) -> None:
+    """Add one line to metrics.jsonl. Values that are not finite become null."""
+    with open(run / METRICS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(_to_json(line)) + "\n")
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; an unfinished last line, which a kill leaves, is left out.
+
+    Raises:
+        CheckpointError: another line does not parse; names it.
+    """
+    path = run / METRICS
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is unfinished
+    metrics = []
+    for count, line in enumerate(lines, 1):
+        try:
+            metrics.append(json.loads(line))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: line {count} is not JSON: {error}") from error
+    return metrics
+
+
+def cut_metrics(run: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again."""
+    kept = [json.dumps(line) + "\n" for line in read_metrics(run) if line["step"] <= step]
+    write_aside(run / METRICS, lambda aside: aside.write_text("".join(kept), encoding="utf-8"))
+
+
+def _to_json(value: Any) -> Any:
+    """JSON has no infinity: null stands for what is not finite."""
+    if isinstance(value, dict):
+        return {key: _to_json(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _trainer_state(values: dict[str, Any]) -> TrainerState:
+    plateau = dict(values.pop("plateau"))
+    best = plateau.pop("best")
+    best_cosine = values.pop("best_validation_cosine")
+    return TrainerState(
+        plateau=Plateau(best=math.inf if best is None else best, **plateau),
+        best_validation_cosine=-math.inf if best_cosine is None else best_cosine,
+        **values,
+    )

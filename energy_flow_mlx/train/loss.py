@@ -1,0 +1,85 @@
+"""The loss and its parts."""
+
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from ..config import RunConfig
+from ..data.source import PairBatch
+from ..models.energy_flow import EnergyFlow
+
+
+class LossParts(NamedTuple):
+    """Scalars of one batch, lazy. `text` is 0 where `text_loss_weight` is.
+
+    target_surface_variance: over the batch, averaged over the cells; falls to 0 if the targets collapse into one.
+    """
+
+    surface: mx.array
+    text: mx.array
+    embedding: mx.array  # mean of 1 - cosine
+    target_surface_variance: mx.array
+    arrived: mx.array  # flows that reached an output plane by moving
+    ended: mx.array  # all flows that ended: arrived, projected, dropped
+    overflowed: mx.array  # children for which there was no room
+
+
+def number(scalar: mx.array) -> float:
+    """A scalar as a Python number; waits for it."""
+    value: Any = scalar.item()
+    return float(value)
+
+
+def cosine(a: mx.array, b: mx.array) -> mx.array:
+    """The cosine similarity [B] of the rows of a and b [B, E]; 0, with a finite gradient, for a row of zeros."""
+    squares = mx.sum(a * a, axis=-1) * mx.sum(b * b, axis=-1)
+    # The guard stands under the root: the root's derivative at 0 is infinite.
+    return mx.sum(a * b, axis=-1) * mx.rsqrt(mx.maximum(squares, 1e-16))
+
+
+def _array(values: Any) -> mx.array:
+    """NumPy's arrays as MLX's; those of a step that is traced are that already."""
+    return values if isinstance(values, mx.array) else mx.array(values)
+
+
+def energy_flow_loss(
+    model: EnergyFlow,
+    config: RunConfig,
+    batch: PairBatch,
+    *,
+    key: mx.array | None = None,
+    training_step: int | mx.array | None = None,
+) -> tuple[mx.array, LossParts]:
+    """The training loss of a batch.
+
+        surface_loss_weight * MSE(surface, mapper(target)) + text_loss_weight * MSE(text_encoder(input), mapper(input))
+        + embedding_loss_weight * mean(1 - cosine(embedding, target))
+
+    Args:
+        batch: B pairs.
+        key: of the exploration noise.
+        training_step: where the displacement schedule stands; None: where the model's training stopped.
+
+    Returns:
+        The loss, a scalar, and its parts.
+    """
+    inputs, targets = _array(batch.input_embedding), _array(batch.target_embedding)
+    out = model(inputs, key=key, training_step=training_step)
+    # Both are targets. With a gradient the mapper would win by drawing all surfaces together.
+    wanted = mx.stop_gradient(model.map_to_surface(mx.concatenate([targets, inputs])))
+    target_surface, input_surface = mx.split(wanted.reshape(wanted.shape[0], -1), 2)  # [B, S] each
+    text = mx.array(0.0)
+    if config.text_loss_weight:
+        text_surface = model.text_to_surface(_array(batch.input_ids), _array(batch.attention_mask))
+        text = mx.mean(mx.square(text_surface - input_surface))
+    surface = mx.mean(mx.square(out.surface - target_surface))
+    embedding = mx.mean(1 - cosine(out.embedding, targets))
+    loss = (
+        config.surface_loss_weight * surface
+        + config.text_loss_weight * text
+        + config.embedding_loss_weight * embedding
+    )
+    arrived = out.flow.reached_z0 + out.flow.reached_zdepth
+    ended = arrived + out.flow.projected + out.flow.dropped
+    variance = mx.mean(mx.var(target_surface, axis=0))
+    return loss, LossParts(surface, text, embedding, variance, arrived, ended, out.flow.overflowed)

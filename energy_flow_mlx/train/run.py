@@ -1,0 +1,101 @@
+"""A training run: data, step, report, validate, save."""
+
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..config import EnergyConfig
+from ..data.prefetch import Prefetch
+from ..data.source import PairBatch
+from . import checkpoint, memory
+from .interrupt import StopRequest
+from .loss import number
+from .mlp import mlp_row
+from .optimiser import learning_rate
+from .profile import Profile
+from .progress import Progress
+from .report import draw_curves, evaluate, held_out_rows, table
+from .setup import Run, header, prepare
+from .step import Launched, TrainStep, micro_batches
+
+
+def train(
+    config: EnergyConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    profile: Path | None = None,
+    mlp_baseline: bool = False,
+) -> int:
+    """Train until `config.training_steps`, from the checkpoint in `folder` if `resume`.
+
+    Args:
+        profile: folder for a trace of a few steps, see `train.profile`.
+        mlp_baseline: afterwards train the MLP of `train.mlp`, for the final table.
+
+    Returns:
+        The exit code: 0, or 130 for a run that a signal stopped and that was saved.
+
+    Raises:
+        NonFiniteLoss: the folder holds the last checkpoint before it.
+    """
+    trace = Profile(profile)
+    memory.limit(config)
+    run = prepare(config, folder, resume=resume)
+    if not quiet:
+        print(header(run))
+    steps(run, trace, quiet)
+    if profile is not None:
+        print(f"{trace.written} has the trace" if trace.written else f"{profile}: the run was too short for a trace")
+    if run.state.step < config.training_steps:
+        print(f"stopped and saved at step {run.state.step}; go on with:\n  python -m energy_flow_mlx.train --resume {folder}")
+        return 130
+    if not quiet:
+        print(f"memory of the run: {mx.get_peak_memory() / memory.GB:.2f} GB at most")
+    draw_curves(folder / "curves.png", checkpoint.read_metrics(folder))
+    rows = held_out_rows(run.model, run.data, run.config)
+    if mlp_baseline:
+        rows.append(mlp_row(run.model, run.data, run.config))
+    print(table(rows, f"{len(run.data.test)} held-out test pairs of {run.data.name}"))
+    return 0
+
+
+def steps(run: Run, trace: Profile, quiet: bool) -> None:
+    """The training loop, up to the last step or to the first Ctrl-C; it ends with everything saved."""
+    config, state, model = run.config, run.state, run.model
+    step = TrainStep(model, run.optimiser, config, state.scaling())
+
+    def read(step: int) -> list[PairBatch]:
+        return micro_batches(run.data.train, run.order, step, config.gradient_accumulation_steps)
+
+    def report(launched: Launched | None) -> None:
+        if launched is not None:
+            metrics = step.settle(launched)
+            model.processor.log_overflow(int(number(metrics.parts.overflowed)))
+            progress.trained(launched, metrics)
+
+    ahead = Prefetch(read, config.training_steps - 1)
+    with StopRequest() as stop, ahead, Progress(run.folder, config, state.step, quiet) as progress:
+        launched: Launched | None = None
+        while state.step < config.training_steps:
+            with trace.step(state.step, step):
+                rate = learning_rate(config, state.step, state.plateau)
+                before, launched = launched, step.launch(state.step, ahead(state.step), rate)
+            report(before)  # the numbers of the step before, while the device works on this one
+            state.step += 1
+            last = state.step == config.training_steps
+            validating = last or state.step % config.validation_interval == 0
+            saving = last or state.step % config.checkpoint_interval == 0 or stop.requested
+            if validating or saving:
+                report(launched)
+                launched = None
+            if validating:
+                result = evaluate(model, run.data.validation, config)
+                progress.validated(state.step, result)
+                state.observe(result.loss, result.cosine, config)
+            if saving:
+                state.keep_scaling(step)
+                checkpoint.save(run.folder, model, run.optimiser, config, state)
+            if saving and stop.requested:
+                break

@@ -1,0 +1,87 @@
+"""What stands before the first step of a run: data, model, optimiser, and where a saved run stopped."""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from .. import blas
+from ..config import ConfigError, EnergyConfig
+from ..data.source import EpochOrder, PairData
+from ..dataset.open import data_of_run
+from ..models.energy_flow import EnergyFlow
+from ..text.tokeniser import Tokeniser
+from . import checkpoint, memory
+from .checkpoint import CheckpointError, TrainerState
+from .optimiser import AdamW, freeze_unreached, make_optimiser
+
+
+class Run(NamedTuple):
+    """A run that is ready for its next step."""
+
+    folder: Path
+    config: EnergyConfig
+    data: PairData
+    order: EpochOrder
+    model: EnergyFlow
+    optimiser: AdamW
+    state: TrainerState
+
+
+def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Run:
+    """A new run, saved before its first step so that a kill leaves a run to resume; or the one saved in `folder`.
+
+    Raises:
+        ConfigError: the data do not fit the configuration.
+        CheckpointError: `folder` holds no whole checkpoint, or one that was trained on other data.
+    """
+    has_tokeniser = resume and (folder / "tokenizer.json").is_file()
+    data = data_of_run(config, Tokeniser.from_file(folder / "tokenizer.json") if has_tokeniser else None)
+    if data.tokeniser is None and config.text_loss_weight:
+        print(f"{data.name} has no texts: text_loss_weight is 0 instead of {config.text_loss_weight:g}", file=sys.stderr)
+        config = config.replace(text_loss_weight=0)
+    try:
+        order = EpochOrder(len(data.train), config.batch_size, config.seed)
+    except ValueError as error:
+        raise ConfigError(f"{data.name}: {error}") from error
+    model = EnergyFlow.from_pretrained(folder) if resume else _new_model(config, data)
+    freeze_unreached(model, config)
+    model.train()
+    optimiser = make_optimiser(config)
+    optimiser.init(model.trainable_parameters())
+    if resume:
+        state = checkpoint.load(folder, model, optimiser)
+        if state.data_fingerprint not in ("", data.fingerprint):
+            raise CheckpointError(
+                f"{folder} was trained on the data {state.data_fingerprint}, {config.data} is {data.fingerprint}: "
+                "a run resumes on its own data"
+            )
+        state.data_fingerprint = data.fingerprint
+        checkpoint.cut_metrics(folder, state.step)
+    else:
+        state = TrainerState(data_fingerprint=data.fingerprint)
+        checkpoint.save(folder, model, optimiser, config, state)
+    return Run(folder, config, data, order, model, optimiser, state)
+
+
+def _new_model(config: EnergyConfig, data: PairData) -> EnergyFlow:
+    mx.random.seed(config.seed)
+    model = EnergyFlow(config)
+    model.text_encoder.tokeniser = data.tokeniser
+    return model
+
+
+def header(run: Run) -> str:
+    """Two lines before the first step: data and device, and the memory that a step is expected to take."""
+    config = run.config
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    products = f", products by {blas.description()}" if on_cpu and blas.description() else ""
+    steps = "every step" if config.checkpoint_steps == 1 else f"every {config.checkpoint_steps} steps"
+    how = f"flows stored {steps} and recomputed" if config.gradient_checkpointing else "nothing recomputed"
+    queue = memory.queued(config) / memory.GB
+    queueing = f", and about {queue:.2f} GB of results that queue" if queue else ""
+    return (
+        f"{run.folder}: {run.data.name}, {len(run.data.train)} pairs, {mx.default_device()}{products}\n"
+        f"memory of a step: {memory.predicted(config).total / memory.GB:.2f} GB expected ({how}){queueing}"
+    )

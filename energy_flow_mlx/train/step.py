@@ -1,0 +1,224 @@
+"""One optimiser step."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
+
+from ..config import EnergyConfig
+from ..data.source import EpochOrder, PairBatch, PairDataset
+from ..models.energy_flow import EnergyFlow
+from ..ops.compilation import compiled, compiles, plan_kernels
+from ..ops.kernel import as_type
+from .loss import LossParts, energy_flow_loss
+from .loss_scale import LossScale
+from .optimiser import AdamW, clip_factors, gradient_norms, named_arrays
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss or gradient became NaN or infinite. The model and the optimiser are as they were before the step."""
+
+    def __init__(self, step: int, loss: float, indices: Sequence[int], parameter: str, norm: float) -> None:
+        self.step, self.indices, self.parameter = step, list(indices), parameter
+        super().__init__(
+            f"step {step}: the loss is {loss}, and the largest gradient, that of {parameter}, has norm {norm}. "
+            f"The batch holds the training pairs {self.indices}"
+        )
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one step, lazy; means over its micro-batches, except that flows are summed."""
+
+    loss: mx.array
+    parts: LossParts
+    gradient_norm: mx.array  # before clipping
+    skipped: mx.array  # 1 if float16 gradients overflowed and the step was left out
+    loss_scale: mx.array
+
+
+class Launched(NamedTuple):
+    """A step that the device works on: its metrics, and what an error message would name."""
+
+    step: int
+    metrics: StepMetrics
+    checked: mx.array  # [3]: loss, gradient norm, loss scale; together, as each look at the device waits for its own copy
+    norms: mx.array  # [P]
+    names: list[str]
+    batches: Sequence[PairBatch]
+    learning_rate: float
+
+
+def step_keys(seed: int, step: int, micro_batch: int) -> tuple[int, mx.array]:
+    """A seed for `mx.random`'s own state (dropout) and a key for the noise, made afresh: a resumed run draws alike."""
+    dropout, noise = np.random.SeedSequence([seed, step, micro_batch]).generate_state(2, np.uint64)
+    return int(dropout), mx.random.key(int(noise))
+
+
+def micro_batches(data: PairDataset, order: EpochOrder, step: int, count: int) -> list[PairBatch]:
+    """The `count` batches of optimiser step `step`."""
+    return [data.batch(order.indices(step * count + micro_batch)) for micro_batch in range(count)]
+
+
+class TrainStep:
+    """Forward, backward, clip, update. Only the trainable parameters of the model take part.
+
+    A step whose loss or gradient is not finite changes nothing, and neither does any step after it: that is decided on the device,
+    so that the next step can be prepared before the last one's numbers are read. With float16 gradients that overflow are expected:
+    they halve the loss scale and the run goes on.
+
+    Args:
+        model: in training mode.
+        optimiser: its learning rate is set anew by each call.
+        config: of the run.
+        loss_scale: where a resumed run's float16 scaling stood.
+    """
+
+    def __init__(
+        self, model: EnergyFlow, optimiser: AdamW, config: EnergyConfig, loss_scale: LossScale | None = None
+    ) -> None:
+        self.model, self.optimiser, self.config = model, optimiser, config
+        self.scaled = config.compute_dtype == "float16"
+        self.loss_scale = loss_scale or LossScale.start(config.gradient_scale_init if self.scaled else 1.0)
+        self._alive = mx.array(True)
+        self._kernels_planned = False
+
+        def loss(
+            model: EnergyFlow, batch: PairBatch, key: mx.array, step: int, scale: mx.array | float
+        ) -> tuple[mx.array, tuple[mx.array, LossParts]]:
+            value, parts = energy_flow_loss(model, config, batch, key=key, training_step=step)
+            return value * scale, (value, parts)
+
+        self._loss_and_gradients = nn.value_and_grad(model, loss)
+        self._micro_batch: Callable[..., Any] = self._sum_micro_batch
+        self._update: Callable[..., Any] = self._update_weights
+        if compiles(config):
+            weights, drawn = model.state, mx.random.state
+            self._micro_batch = compiled(self._sum_micro_batch, inputs=[weights, drawn], outputs=[drawn])
+            state = [weights, optimiser.state]
+            self._update = compiled(self._update_weights, inputs=state, outputs=state)
+
+    def __call__(self, step: int, batches: Sequence[PairBatch], learning_rate: float) -> StepMetrics:
+        """Do step `step`, counted from 0, with the mean gradient of `batches`, which are of one size, and wait for it.
+
+        Raises:
+            NonFiniteLoss: the loss or a gradient is not finite; nothing was updated.
+        """
+        return self.settle(self.launch(step, batches, learning_rate))
+
+    def launch(self, step: int, batches: Sequence[PairBatch], learning_rate: float) -> Launched:
+        """Start step `step` on the device and return at once; `settle` what comes back."""
+        loss, parts, gradients = self._sums(step, batches)
+        rate = mx.array(learning_rate, dtype=mx.float32)
+        norms, total, checked, skipped, self._alive, scaling = self._update(
+            gradients, loss, rate, self._alive, self.loss_scale, len(batches)
+        )
+        metrics = _means(loss, parts, len(batches))
+        metrics = metrics._replace(gradient_norm=total, skipped=skipped, loss_scale=self.loss_scale.scale)
+        self.loss_scale = LossScale(*scaling)
+        self.model.trained_steps = step + 1
+        mx.async_eval(metrics, checked, norms, self.model.parameters(), self.optimiser.state, self.loss_scale, self._alive)
+        return Launched(step, metrics, checked, norms, list(named_arrays(gradients)), batches, learning_rate)
+
+    def _update_weights(
+        self, gradients: Any, loss: mx.array, rate: mx.array, alive: mx.array, scaling: LossScale, count: int
+    ) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array, LossScale]:
+        """Clip and update, unless a number is not finite.
+
+        Returns:
+            The norms [P] of the mean gradients and the norm of all together, what `settle` checks, whether the step was skipped,
+            whether the run goes on, and the loss scaling after the step.
+        """
+        scaling = LossScale(*scaling)
+        # A slice of a joint gradient is copied here, once, and not by every kernel.
+        gradients = tree_map(mx.contiguous, gradients)
+        shrink = 1.0 / (count * scaling.scale) if self.scaled else mx.array(1.0 / count)
+        norms = gradient_norms(gradients)[1] * shrink
+        total = mx.linalg.norm(norms)
+        finite = total < math.inf  # NaN is not
+        checked = mx.stack([loss / count, total, scaling.scale])
+        alive = alive & (mx.abs(loss) < math.inf)
+        go = alive & finite
+        factors = shrink * clip_factors(norms, self.config.gradient_clip_per_tensor, self.config.gradient_clip)
+        self.optimiser.learning_rate = rate
+        trainable = self.model.trainable_parameters()
+        self.model.update(self.optimiser.apply_gradients(gradients, trainable, factors, go.reshape(1)))
+        if self.scaled:
+            return norms, total, checked, (~finite).astype(mx.int32), alive, scaling.after(finite)
+        return norms, total, checked, (~finite).astype(mx.int32), go, scaling
+
+    def settle(self, launched: Launched) -> StepMetrics:
+        """Wait for a step and look at its numbers.
+
+        Raises:
+            NonFiniteLoss: see `__call__`; or the float16 loss scale fell under 1.
+        """
+        metrics = launched.metrics
+        loss, norm, loss_scale = cast(list[float], launched.checked.tolist())
+        tolerated = self.scaled and loss_scale > 1.0
+        if not math.isfinite(loss) or not (math.isfinite(norm) or tolerated):
+            self.model.trained_steps = launched.step
+            raise _non_finite(launched, loss)
+        return metrics
+
+    def gradients(self, step: int, batches: Sequence[PairBatch]) -> tuple[StepMetrics, Any]:
+        """The metrics (loss and parts alone) and the mean gradient over the micro-batches, times the loss scale; lazy. Of one
+        micro-batch the gradients have the dtypes they come in, of several float32."""
+        loss, parts, gradients = self._sums(step, batches)
+        if len(batches) > 1:
+            gradients = tree_map(lambda g: g / len(batches), gradients)
+        return _means(loss, parts, len(batches)), gradients
+
+    def _sums(self, step: int, batches: Sequence[PairBatch]) -> tuple[mx.array, LossParts, Any]:
+        """Loss, parts and gradients (times the loss scale), summed over the micro-batches; lazy."""
+        sums: tuple[mx.array, LossParts, Any] | None = None
+        number_ = mx.array(step, dtype=mx.int32)
+        for micro_batch, batch in enumerate(batches):
+            dropout_seed, key = step_keys(self.config.seed, step, micro_batch)
+            arrays = [mx.array(array) for array in batch[:4]]
+            scale = self.loss_scale.scale if self.scaled else 1.0
+            if not self._kernels_planned:
+                self._kernels_planned = True
+                plan_kernels(self._sum_micro_batch, arrays, key, number_, scale, None)
+            mx.random.seed(dropout_seed)
+            sums = self._micro_batch(arrays, key, number_, scale, sums)
+            if len(batches) > 1 and micro_batch == 0:
+                # Gradients of 16-bit weights come in 16 bits; their sum is float32.
+                loss, parts, gradients = sums
+                sums = loss, parts, tree_map(lambda first: as_type(first, mx.float32), gradients)
+            # Start now, without waiting: the activations of one micro-batch are freed before the next one's are made.
+            mx.async_eval(sums)
+        assert sums is not None
+        return sums
+
+    def _sum_micro_batch(
+        self, arrays: list[mx.array], key: mx.array, step: mx.array, scale: mx.array | float, sums: Any
+    ) -> tuple[mx.array, LossParts, Any]:
+        """Loss, parts and gradients of one micro-batch, added to those before it."""
+        inputs, targets, ids, mask = cast(Any, arrays)
+        batch = PairBatch(inputs, targets, ids, mask, indices=np.arange(0))
+        own = self.model.parameters()
+        (_, (value, parts)), gradients = self._loss_and_gradients(self.model, batch, key, step, scale)
+        self.model.update(own)  # nn.value_and_grad leaves the arrays it traced in the model
+        new = value, parts, gradients
+        return new if sums is None else tree_map(mx.add, sums, new)
+
+
+def _means(loss: mx.array, parts: LossParts, count: int) -> StepMetrics:
+    """Metrics from sums over `count` micro-batches; counts of flows stay sums."""
+    nothing = mx.array(0.0)
+    if count == 1:
+        return StepMetrics(loss, parts, nothing, nothing, nothing)
+    surface, text, embedding, variance, *counts = parts
+    mean = LossParts(surface / count, text / count, embedding / count, variance / count, *counts)
+    return StepMetrics(loss / count, mean, nothing, nothing, nothing)
+
+
+def _non_finite(launched: Launched, loss: float) -> NonFiniteLoss:
+    norms = np.array(launched.norms)
+    largest = int(np.argmax(np.where(np.isnan(norms), np.inf, norms)))  # NaN counts as the largest
+    indices = [int(index) for batch in launched.batches for index in batch.indices]
+    return NonFiniteLoss(launched.step, loss, indices, launched.names[largest], float(norms[largest]))

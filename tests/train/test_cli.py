@@ -1,0 +1,124 @@
+"""The command line: what it accepts, what it refuses, and how it says so."""
+
+import dataclasses
+
+import pytest
+from train.small import small_config
+
+from energy_flow_mlx import EnergyConfig
+from energy_flow_mlx.cli import Parser, add_config_flags, flag, given_fields, layered_config
+from energy_flow_mlx.train import __main__ as train
+
+
+def parsed(*argv):
+    parser = Parser(prog="test")
+    add_config_flags(parser)
+    return parser.parse_args(argv)
+
+
+def refused(capsys, *argv):
+    """The text of the error; nothing else may happen."""
+    try:
+        code = train.main(argv)
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and "Traceback" not in captured.err
+    return captured.err
+
+
+def test_every_field_has_a_flag():
+    for field in dataclasses.fields(EnergyConfig):
+        name = flag(field.name)
+        if field.type is bool:
+            assert given_fields(parsed(name)) == {field.name: True}
+            assert given_fields(parsed("--no-" + name[2:])) == {field.name: False}
+        else:
+            assert given_fields(parsed(name, "7")) == {field.name: "7"}
+    assert given_fields(parsed()) == {}
+
+
+def test_flags_go_over_the_file_and_the_file_over_the_preset(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("lattice_width: 6\nlearning_rate: 1e-4\ncollection: bilinear\n")
+    config = layered_config("debug", file, {"lattice_width": "5", "use_exploration_noise": False})
+    assert (config.lattice_width, config.learning_rate, config.collection) == (5, 1e-4, "bilinear")
+    assert config.use_exploration_noise is False
+    rest = config.replace(lattice_width=20, learning_rate=1e-4, collection="nearest", use_exploration_noise=True)
+    assert rest == EnergyConfig.debug()
+    assert layered_config(None, None, {}) == EnergyConfig.tiny()
+
+
+def test_values_of_file_and_flags_are_checked_together(tmp_path):
+    file = tmp_path / "run.json"
+    file.write_text('{"text_max_length": 600}')
+    assert layered_config(None, file, {"text_max_positions": "700"}).text_max_length == 600
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--lattice-width", "1"], ["lattice_width='1'", "a whole number from 2"]),
+        (["--learning-rate", "fast"], ["learning_rate='fast'", "a number above 0"]),
+        (["--learning-rate", "nan"], ["learning_rate='nan'"]),
+        (["--batch-size", "2.5"], ["batch_size='2.5'", "whole number"]),
+        (["--collection", "near"], ["collection='near'", "nearest, bilinear"]),
+        (["--preset", "huge"], ["preset='huge'", "tiny, debug, experiment, optimized"]),
+        (["--lattice-wid", "5"], ["--lattice-wid"]),
+        (["--data", "nowhere"], ["data", "'nowhere'", "builtin"]),
+        (["--config", "absent.yaml"], ["absent.yaml"]),
+        (["--resume", "absent"], ["absent"]),
+        (["--resume", "absent", "--seed", "1", "--preset", "tiny"], ["--seed, --preset", "--training-steps"]),
+        (["--resume", "absent", "--out", "elsewhere"], ["--out elsewhere"]),
+        (["extra"], ["extra"]),
+    ],
+)
+def test_refusals_name_the_field_the_value_and_what_is_accepted(capsys, tmp_path, monkeypatch, argv, words):
+    monkeypatch.chdir(tmp_path)
+    text = refused(capsys, *argv)
+    for word in words:
+        assert word in text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.yaml", "latice_width: 5\n", ["latice_width", "lattice_width"]),
+        ("a.yaml", "lattice_width: [1, 2]\n", ["lattice_width=[1, 2]", "whole number"]),
+        ("a.yaml", "lattice_width: 5: 6\n", ["a.yaml", "does not parse"]),
+        ("a.yaml", "- 1\n", ["a.yaml", "mapping"]),
+        ("a.json", '{"seed": -1}', ["seed=-1", "from 0"]),
+        ("a.json", "{", ["a.json", "does not parse"]),
+        ("a.toml", "seed = 1", ["a.toml", ".yaml"]),
+    ],
+)
+def test_files_are_refused_by_name(capsys, tmp_path, monkeypatch, name, content, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(content)
+    text = refused(capsys, "--config", name)
+    for word in words:
+        assert word in text
+
+
+def test_a_used_folder_is_refused_with_the_way_on(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    text = refused(capsys, "--out", str(tmp_path))
+    assert f"--resume {tmp_path}" in text and "--out" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_help_shows_groups_defaults_and_what_is_accepted(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    for words in ("life of a flow:", "cells along x, W (a whole number from 2; tiny: 8)", "--no-project-unfinished"):
+        assert words in text
+    assert all(flag(field.name) in text for field in dataclasses.fields(EnergyConfig))
+
+
+def test_the_small_configuration_is_valid():
+    assert small_config().surface_dim == 6
