@@ -95,7 +95,8 @@ def loop(run: Run, trace: Profile, quiet: bool) -> None:
                 progress.validated(state.step, result)
                 state.observe(result.loss, result.cosine, config)
             if saving:
-                state.keep_scaling(step)
+                if step.scaled:
+                    state.keep_scaling(step.loss_scale)
                 checkpoint.save(run.folder, model, run.optimiser, config, state)
             if saving and stop.requested:
                 break
