@@ -10,7 +10,7 @@ prefer_system_blas()  # before anything below imports MLX
 # H100 the gates' backward kernel took 322 us instead of 86, and a step of the experiment preset 40 ms instead of 31.
 os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
 
-from .config import ConfigError, EnergyConfig
+from .config import ConfigError, EnergyConfig, ModelConfig, RunConfig
 from .models.carrier import CarrierOutput, EnergyCarrier
 from .models.collector import OutputCollector
 from .models.energy_flow import EnergyFlow, EnergyFlowOutput
@@ -34,9 +34,11 @@ __all__ = [
     "FlowResult",
     "FlowState",
     "GRUCell",
+    "ModelConfig",
     "MultiHeadAttention",
     "OutputCollector",
     "PositionalEncoding",
+    "RunConfig",
     "SimpleNeuron",
     "TextToCubeEncoder",
     "TransformerEncoder",

@@ -1,4 +1,4 @@
-"""Checks of arguments that the data modules share."""
+"""Checks of arguments: whole numbers and texts."""
 
 import operator
 from collections.abc import Sequence

@@ -30,12 +30,17 @@ def compiles(config: RunConfig) -> bool:
     return on_gpu()
 
 
-def plan_kernels(function: Callable[..., Any], *arguments: Any) -> None:
-    """On CUDA, compile the kernels of a call side by side, before the call is made for good; elsewhere do nothing.
+def plans_kernels() -> bool:
+    """Whether kernels are compiled one by one at their first call, so that it pays to compile them side by side before: on CUDA."""
+    return bool(mx.cuda.is_available()) and on_gpu()
 
-    The function is called, with kernels that give zeros. What it draws from `mx.random`, it draws: seed afterwards.
+
+def plan_kernels(function: Callable[..., Any], *arguments: Any) -> None:
+    """Where `plans_kernels` says so, compile the kernels of a call side by side before the call that counts.
+
+    The function is called once, with kernels that give zeros. That advances the state of `mx.random`: seed afterwards.
     """
-    if mx.cuda.is_available() and on_gpu():
+    if plans_kernels():
         with planned():
             function(*arguments)
 

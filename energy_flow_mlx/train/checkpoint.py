@@ -20,7 +20,6 @@ from ..models.energy_flow import EnergyFlow
 from .loss import number
 from .loss_scale import LossScale
 from .optimiser import Plateau, named_arrays
-from .step import TrainStep
 
 METRICS = "metrics.jsonl"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "trainer.json")
@@ -59,11 +58,10 @@ class TrainerState:
             return None
         return LossScale.start(self.loss_scale, self.loss_scale_good, self.skipped_steps)
 
-    def keep_scaling(self, step: TrainStep) -> None:
+    def keep_scaling(self, scaling: LossScale) -> None:
         """Take over the loss scaling of a float16 run; waits for it."""
-        if step.scaled:
-            scale, good, skipped = (number(value) for value in step.loss_scale)
-            self.loss_scale, self.loss_scale_good, self.skipped_steps = scale, int(good), int(skipped)
+        scale, good, skipped = (number(value) for value in scaling)
+        self.loss_scale, self.loss_scale_good, self.skipped_steps = scale, int(good), int(skipped)
 
 
 def save(run: Path, model: EnergyFlow, optimiser: optim.Optimizer, config: EnergyConfig, state: TrainerState) -> None:

@@ -12,10 +12,10 @@ from .interrupt import StopRequest
 from .loss import number
 from .mlp import mlp_row
 from .optimiser import learning_rate
+from .prepare import Run, header, prepare
 from .profile import Profile
 from .progress import Progress
 from .report import draw_curves, evaluate, held_out_rows, table
-from .setup import Run, header, prepare
 from .step import Launched, TrainStep, micro_batches
 
 
@@ -45,7 +45,7 @@ def train(
     run = prepare(config, folder, resume=resume)
     if not quiet:
         print(header(run))
-    steps(run, trace, quiet)
+    loop(run, trace, quiet)
     if profile is not None:
         print(f"{trace.written} has the trace" if trace.written else f"{profile}: the run was too short for a trace")
     if run.state.step < config.training_steps:
@@ -61,7 +61,7 @@ def train(
     return 0
 
 
-def steps(run: Run, trace: Profile, quiet: bool) -> None:
+def loop(run: Run, trace: Profile, quiet: bool) -> None:
     """The training loop, up to the last step or to the first Ctrl-C; it ends with everything saved."""
     config, state, model = run.config, run.state, run.model
     step = TrainStep(model, run.optimiser, config, state.scaling())
@@ -95,7 +95,8 @@ def steps(run: Run, trace: Profile, quiet: bool) -> None:
                 progress.validated(state.step, result)
                 state.observe(result.loss, result.cosine, config)
             if saving:
-                state.keep_scaling(step)
+                if step.scaled:
+                    state.keep_scaling(step.loss_scale)
                 checkpoint.save(run.folder, model, run.optimiser, config, state)
             if saving and stop.requested:
                 break
