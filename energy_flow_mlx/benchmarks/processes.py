@@ -31,13 +31,20 @@ def workshop() -> Iterator[Path]:
         yield Path(folder)
 
 
-def run_mlx(folder: Path, job: Mapping[str, Any], *, cold: bool = True) -> dict[str, Any]:
-    """The result of a job of `python -m energy_flow_mlx.benchmarks`.
+def run_mlx(
+    folder: Path,
+    job: Mapping[str, Any],
+    *,
+    module: str = "energy_flow_mlx.benchmarks",
+    cold: bool = True,
+    limit: float | None = None,
+) -> dict[str, Any]:
+    """The result of a job of `python -m MODULE`, killed after `limit` seconds.
 
     Raises:
-        MeasurementFailed: the process failed.
+        MeasurementFailed: the process failed or was killed.
     """
-    return _run(folder, [sys.executable, "-m", "energy_flow_mlx.benchmarks"], job, cold, None)
+    return _run(folder, [sys.executable, "-m", module], job, cold, limit)
 
 
 def run_torch(folder: Path, job: Mapping[str, Any], *, cold: bool = True, limit: float | None = None) -> dict[str, Any]:

@@ -39,6 +39,11 @@ def note_launch(op: str, body: str, template: Mapping[str, Any], group: int) -> 
     _launched.setdefault((op, body), {})[tuple(template.items())] = group
 
 
+def forget_launches() -> None:
+    """From here on an error can only be about kernels that are launched anew."""
+    _launched.clear()
+
+
 @contextmanager
 def kernel_errors() -> Iterator[None]:
     """Inside, errors that a custom kernel causes are KernelErrors, wherever the evaluation happens that raises them.
