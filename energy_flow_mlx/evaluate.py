@@ -10,12 +10,13 @@ from .dataset.open import data_of_run
 from .dataset.records import DataError
 from .files import resolve
 from .models.energy_flow import EnergyFlow
+from .ops.failures import KernelError, kernel_errors
 from .train.mlp import mlp_row
 from .train.report import held_out_rows, table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 when the folder or an argument is refused."""
+    """Run the command; returns the exit code: 0, 1 (a kernel fails here), or 2 when the folder or an argument is refused."""
     parser = Parser(prog="python -m energy_flow_mlx.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder with config.json and model.safetensors")
     parser.add_argument("--data", metavar="FOLDER|FILE", help="where pairs come from (default: what the model was trained on)")
@@ -36,9 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if data.tokeniser is None:
             config = config.replace(text_loss_weight=0)
-        rows = held_out_rows(model, data, config)
-        if arguments.mlp_baseline:
-            rows.append(mlp_row(model, data, config))
+        with kernel_errors():
+            rows = held_out_rows(model, data, config)
+            if arguments.mlp_baseline:
+                rows.append(mlp_row(model, data, config))
+    except KernelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (DataError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..cli import Parser
 from ..data.corpus import MAX_SEED
+from ..ops.failures import KernelError, kernel_errors
 from ..text.tokeniser import Tokeniser
 from . import inspection
 from .build import Settings, build
@@ -26,11 +27,15 @@ _TOKENISERS = {"wordpiece": Tokeniser.train, "whitespace": Tokeniser.whitespace}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 (`inspect --verify` found a changed file), 2 (refused), 130 (interrupted)."""
+    """Run the command; returns the exit code: 0, 1 (`inspect --verify` found a changed file, or a kernel fails here), 2 (refused), 130 (interrupted)."""
     options = _parser().parse_args(argv)
     commands = {"build": _build, "inspect": _inspect, "convert": _convert, "train-tokenizer": _train_tokeniser}
     try:
-        return commands[options.command](options)
+        with kernel_errors():
+            return commands[options.command](options)
+    except KernelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

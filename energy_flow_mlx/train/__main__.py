@@ -9,6 +9,7 @@ from ..cli import Parser, add_config_flags, flag, given_fields, layered_config
 from ..config import ConfigError, EnergyConfig
 from ..dataset.records import DataError
 from ..files import INCOMING
+from ..ops.failures import KernelError, kernel_errors
 from . import checkpoint, memory
 from .checkpoint import CheckpointError
 from .run import train
@@ -28,7 +29,7 @@ RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "lo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 (the loss became non-finite), 2 (refused), 130 (interrupted)."""
+    """Run the command; returns the exit code: 0, 1 (the loss became non-finite, or a kernel fails here), 2 (refused), 130 (interrupted)."""
     arguments = _parser().parse_args(argv)
     fields = given_fields(arguments)
     try:
@@ -41,18 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = memory.within_budget(layered_config(arguments.preset, arguments.config, fields))
             folder = arguments.out or Path("runs") / f"{arguments.preset or 'tiny'}-seed{config.seed}"
             _refuse_used(folder)
-        return train(
-            config,
-            folder,
-            resume=arguments.resume is not None,
-            quiet=arguments.quiet,
-            profile=arguments.profile,
-            mlp_baseline=arguments.mlp_baseline,
-        )
+        with kernel_errors():
+            return train(
+                config,
+                folder,
+                resume=arguments.resume is not None,
+                quiet=arguments.quiet,
+                profile=arguments.profile,
+                mlp_baseline=arguments.mlp_baseline,
+            )
     except (ConfigError, CheckpointError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except NonFiniteLoss as error:
+    except (NonFiniteLoss, KernelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
