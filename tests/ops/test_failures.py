@@ -10,13 +10,15 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from metal_cpu import KernelCompileError, metal_on_cpu
-from training.small import arguments
+from train.small import arguments
 
-from energy_flow_mlx import evaluate, train
+from energy_flow_mlx import evaluate
 from energy_flow_mlx.benchmark.processes import MeasurementFailed, run_mlx
 from energy_flow_mlx.config import ConfigError
 from energy_flow_mlx.ops import failures, heads, kernel, spawn
 from energy_flow_mlx.ops.failures import KernelError, kernel_errors
+from energy_flow_mlx.train import __main__ as train
+from energy_flow_mlx.train.step import TrainStep
 
 LIBRARY = (
     "[metal::Device] Unable to build metal library from source\n"
@@ -204,7 +206,7 @@ def test_commands_end_with_the_error_and_1(
     assert train.main([*arguments(run), "--training-steps", "2"]) == 0
     monkeypatch.setattr(evaluate, "held_out_rows", fail)
     command_says(lambda: evaluate.main([str(run)]), capsys)
-    monkeypatch.setattr(train.TrainStep, "settle", fail)
+    monkeypatch.setattr(TrainStep, "settle", fail)
     command_says(lambda: train.main(arguments(tmp_path / "other")), capsys)
 
 
@@ -227,7 +229,7 @@ def fail(job):
 
 measure.measure_model = fail
 sys.argv = ["", *sys.argv[1:]]
-runpy.run_module("energy_flow_mlx.benchmark", run_name="__main__")
+runpy.run_module("energy_flow_mlx.benchmark.job", run_name="__main__")
 """
 
 
