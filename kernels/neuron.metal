@@ -26,7 +26,7 @@ struct Packed {
     static constexpr CONSTANT uint last_bias = last + F * HIDDEN, count = last_bias + F;
 };
 
-// Where in threadgroup memory. Rows of the two large matrices are aligned for load4, and lie an odd number of fours apart, so that
+// Where in threadgroup memory. Rows of the two large matrices are aligned for load_packed, and lie an odd number of fours apart, so that
 // 8 lanes that read 8 rows meet different banks. The gaps are never read.
 template <int HIDDEN, int F>
 struct Layout {
@@ -49,14 +49,14 @@ struct Layout {
 // Element i of WIDE, 1 or 4, floats each: from weights, and to its place in threadgroup memory.
 template <uint WIDE, typename P>
 FUNCTION void take(P weights, uint i, thread float (&value)[4]) {
-    if (WIDE == 4) load4(weights, i, value);
+    if (WIDE == 4) load_packed(weights, i, value);
     else value[0] = weights[i];
 }
 
 template <int HIDDEN, int F, uint WIDE, typename P>
 FUNCTION void put(P w, uint i, thread const float (&value)[4]) {
     uint place = Layout<HIDDEN, F>::place(WIDE * i);
-    if (WIDE == 4) store4(w, place / 4, value);
+    if (WIDE == 4) store_packed(w, place / 4, value);
     else w[place] = value[0];
 }
 
@@ -98,9 +98,9 @@ FUNCTION void linear(P w, P bias, P value, uint lane, uint from, thread float (&
     }
     SHORT for (uint j = 0; j + 4 <= INNER; j += 4) {
         float a[4][4], b[4];
-        for (uint k = 0; k < 4; ++k) load4(value, 2 * (j + k) + lane % 2, a[k]);
+        for (uint k = 0; k < 4; ++k) load_packed(value, 2 * (j + k) + lane % 2, a[k]);
         for (uint o = 0; o < OUT; ++o) {
-            load4(w, (row[o] * ROW + j) / 4, b);
+            load_packed(w, (row[o] * ROW + j) / 4, b);
             for (uint k = 0; k < 4; ++k) {
                 for (uint f = 0; f < 4; ++f) output[o][f] += b[k] * a[k][f];
             }
@@ -108,7 +108,7 @@ FUNCTION void linear(P w, P bias, P value, uint lane, uint from, thread float (&
     }
     SHORT for (uint j = INNER / 4 * 4; j < INNER; ++j) {
         float a[4];
-        load4(value, 2 * j + lane % 2, a);
+        load_packed(value, 2 * j + lane % 2, a);
         for (uint o = 0; o < OUT; ++o) {
             for (uint f = 0; f < 4; ++f) output[o][f] += w[row[o] * ROW + j] * a[f];
         }
@@ -125,7 +125,7 @@ FUNCTION void linear_back(P w, P d_output, uint lane, thread float (&d)[OUT][4])
     }
     UNROLLED for (uint k = 0; k < ROWS; ++k) {
         float a[4];
-        load4(d_output, 2 * k + lane % 2, a);
+        load_packed(d_output, 2 * k + lane % 2, a);
         for (uint o = 0; o < OUT; ++o) {
             float b = w[k * ROW + column[o]];
             for (uint f = 0; f < 4; ++f) d[o][f] += b * a[f];
@@ -178,7 +178,7 @@ FUNCTION void activate(thread const float (&normal)[OUT][4], P gamma, P beta, ui
             v[f] = x * integral;
             slope[o][f] = integral + x * normal_density(x);
         }
-        store4(value, 2 * i + lane % 2, v);
+        store_packed(value, 2 * i + lane % 2, v);
     }
 }
 
@@ -209,7 +209,7 @@ FUNCTION void activate_back(
             d[o][f] = scale[f] * (d[o][f] - (mean[f] + normal[o][f] * product[f]) * (1.0f / HIDDEN));
             sums[0][o] += d[o][f];
         }
-        store4(d_linear, 2 * (lane / 2 + 16 * o) + lane % 2, d[o]);
+        store_packed(d_linear, 2 * (lane / 2 + 16 * o) + lane % 2, d[o]);
     }
 }
 
@@ -233,9 +233,9 @@ FUNCTION void over_flows(P d_output, P input, uint b, thread float (&sum)[R][C])
     SHORT for (uint s = 0; s < 2 * SIMDS; ++s) {
         uint fours = s % 2 ^ turn;
         float x[4], y[C][4];
-        for (uint c = 0; c < C; ++c) load4(input, 2 * (s / 2 * B + column[c]) + fours, y[c]);
+        for (uint c = 0; c < C; ++c) load_packed(input, 2 * (s / 2 * B + column[c]) + fours, y[c]);
         for (uint r = 0; r < R; ++r) {
-            load4(d_output, 2 * (s / 2 * A_ROWS + row[r]) + fours, x);
+            load_packed(d_output, 2 * (s / 2 * A_ROWS + row[r]) + fours, x);
             for (uint c = 0; c < C; ++c) {
                 for (uint f = 0; f < 4; ++f) sum[r][c] += x[f] * y[c][f];
             }
@@ -392,7 +392,7 @@ FUNCTION void write_block(P matrix, uint b, thread const float (&sum)[R][C]) {
                 for (uint f = 0; f < 4; ++f) {
                     if (BOUNDED && replaced(y[o][f], bound)) c[o][f] = 0.0f;
                 }
-                if (i < F) store4(gradient, 2 * i + lane % 2, c[o]);
+                if (i < F) store_packed(gradient, 2 * i + lane % 2, c[o]);
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);  // gradients of features and second activations of all flows
@@ -407,7 +407,7 @@ FUNCTION void write_block(P matrix, uint b, thread const float (&sum)[R][C]) {
             if (i >= F) continue;
             UNROLLED for (uint s = 0; s < 2 * SIMDS; ++s) {
                 float x[4];
-                load4(&gradients[0], 2 * (s / 2 * ROWS + i) + (s % 2 ^ i / 4 % 2), x);  // in turns, as over_flows
+                load_packed(&gradients[0], 2 * (s / 2 * ROWS + i) + (s % 2 ^ i / 4 % 2), x);  // in turns, as over_flows
                 of_bias[b] += x[0] + x[1] + x[2] + x[3];
             }
         }
