@@ -9,7 +9,8 @@
 //             d_energy [N] float, d_weights [groups, Packed::count] float: one row of sums a threadgroup
 //
 // GROUP threads, whole SIMD-groups, have a tile of GROUP / 4 flows; a backward group takes `tiles` [1] int tiles one after the other.
-// The forward pass is computed anew in backward. Templates: T, HIDDEN, F, PADDED, BOUNDED, GROUP; backward RUNNING.
+// The forward pass is computed anew in backward; if SPARING, what the first layer and the slopes of GELU need, twice, and fewer features at
+// a time: some 35 registers less of a thread. Templates: T, HIDDEN, F, PADDED, BOUNDED, GROUP; backward RUNNING, SPARING.
 //
 // A SIMD-group has 8 flows of the tile from their position to their features, so that layers and LayerNorms wait for no other.
 // A lane has 4 flows, from 4 (lane % 2), and of each layer's outputs i = lane / 2, lane / 2 + 16, ..: products in registers of 4 flows
@@ -182,6 +183,15 @@ FUNCTION void activate(thread const float (&normal)[OUT][4], P gamma, P beta, ui
     }
 }
 
+// The slopes of activate alone; where a lane has no output, of another.
+template <int HIDDEN, int OUT, typename P>
+FUNCTION void slopes(thread const float (&normal)[OUT][4], P gamma, P beta, uint lane, thread float (&slope)[OUT][4]) {
+    for (uint o = 0; o < OUT; ++o) {
+        uint i = metal::min(lane / 2 + 16 * o, uint(HIDDEN - 1));
+        for (uint f = 0; f < 4; ++f) slope[o][f] = gelu_derivative(normal[o][f] * gamma[i] + beta[i]);
+    }
+}
+
 // Back through GELU and LayerNorm: d, the gradient of an activation, becomes that of the Linear before, in threadgroup memory too.
 // To sums, over the lane's flows: the gradients of bias, gamma and beta.
 template <int HIDDEN, int OUT, typename P>
@@ -314,7 +324,7 @@ FUNCTION void write_block(P matrix, uint b, thread const float (&sum)[R][C]) {
 //// backward
     typedef Layout<HIDDEN, F> at;
     typedef Packed<HIDDEN, F> packed;
-    constexpr uint OUT = (HIDDEN + 15) / 16, LAST = F < 64 ? (F + 15) / 16 : 4, SIMDS = GROUP / 32;
+    constexpr uint MOST = SPARING ? 2 : 4, OUT = (HIDDEN + 15) / 16, LAST = F < 16 * MOST ? (F + 15) / 16 : MOST, SIMDS = GROUP / 32;
     constexpr uint ROWS = F > HIDDEN ? F : HIDDEN;
     threadgroup float w[at::size];
     threadgroup float inputs[GROUP];
@@ -412,9 +422,15 @@ FUNCTION void write_block(P matrix, uint b, thread const float (&sum)[R][C]) {
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);  // before other gradients take their places
+        if (SPARING) slopes<HIDDEN>(normal_two, &w[at::second_bias + HIDDEN], &w[at::second_bias + 2 * HIDDEN], lane, slope_two);
         activate_back<HIDDEN>(d, normal_two, slope_two, scale_two, &w[at::second_bias + HIDDEN], lane, value_two, of_vectors[1]);
         simdgroup_barrier(mem_flags::mem_threadgroup);  // gradients of the second Linear
         linear_back<OUT, HIDDEN, HIDDEN, at::row>(&w[at::second], value_two, lane, d);
+        if (SPARING) {
+            linear<OUT, HIDDEN, 4, 4>(&w[at::first], &w[at::first_bias], input, lane, 0, normal_one);
+            normalise<HIDDEN>(normal_one, lane, scale_one);
+            slopes<HIDDEN>(normal_one, &w[at::first_bias + HIDDEN], &w[at::first_bias + 2 * HIDDEN], lane, slope_one);
+        }
         activate_back<HIDDEN>(d, normal_one, slope_one, scale_one, &w[at::first_bias + HIDDEN], lane, gradient, of_vectors[0]);
         threadgroup_barrier(mem_flags::mem_threadgroup);  // gradients of both Linears of all flows
         for (uint b = 0; b < SECONDS; ++b) {
