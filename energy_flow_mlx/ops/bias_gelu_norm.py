@@ -6,13 +6,14 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .kernel import as_type, call, setting, use_kernel
+from .kernel import as_type, call, setting, suited, use_kernel
 
 EPSILON = 1e-5  # of torch's and MLX's LayerNorm
-# Columns of a row that one threadgroup has, as WIDE_GROUP threads with WIDE_PER each. Wider rows are cut into as many parts: where an
-# Apple GPU's core has 208 KiB of registers, 512 threads with a few numbers each leave room for the rest.
-WIDE_GROUP, WIDE_PER = 256, 8
-MOST_COLUMNS = WIDE_GROUP * WIDE_PER
+# Rows of up to so many columns stay in the registers of one group. On Metal that is four numbers a thread, and backward twenty: groups
+# of 1,024, or many numbers a thread, are more than an Apple GPU may be able to launch. CUDA can, and saves a launch.
+MOST_THREADS = {"metal": 512, "cuda": 1024}
+MOST_COLUMNS = {"metal": 2048, "cuda": 32 * 1024}
+WIDE_GROUP, WIDE_PER = 256, 8  # threads of a part of a wider row, and columns of each
 FEW_ROWS = 512
 
 
@@ -63,7 +64,8 @@ def _with_vjp(epsilon: float) -> Any:
 
     @normalised.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
-        return backward(*primals, outputs[1], cotangents[0])
+        x, bias, gamma, beta = primals
+        return backward(x, bias, gamma, beta, outputs[1], cotangents[0])
 
     return normalised
 
@@ -73,7 +75,7 @@ def forward(x: mx.array, bias: mx.array, gamma: mx.array, beta: mx.array, *, eps
     rows, size = x.shape
     inputs = {"x": x, "bias": bias, "gamma": gamma, "beta": beta, "settings": setting(epsilon)}
     outputs = {"y": (x.shape, x.dtype), "statistics": ((rows, 2), mx.float32)}
-    if size <= MOST_COLUMNS:
+    if size <= suited(MOST_COLUMNS):
         return _launch("forward", inputs, outputs, groups=rows, template=_narrow(x))
     template, cut = _wide(x)
     (parts,) = _launch("moments", {"x": x, "bias": bias}, {"parts": cut}, groups=rows * cut[0][1], template=template)
@@ -96,7 +98,7 @@ def backward(
         "cotangent": as_type(cotangent, x.dtype),
     }
     outputs = {"d_x": (x.shape, x.dtype), "d_parameters": ((blocks, 3, size), mx.float32)}
-    if size <= MOST_COLUMNS:
+    if size <= suited(MOST_COLUMNS):
         d_x, sums = _launch("backward", inputs, outputs, groups=blocks, template=_narrow(x) | {"ROWS": walked})
     else:
         template, cut = _wide(x)
@@ -121,13 +123,13 @@ def _launch(
 
 
 def _narrow(x: mx.array) -> dict[str, Any]:
-    """The template of kernels that keep a row in registers: up to four columns a thread, in whole SIMD-groups."""
-    group = -(-x.shape[1] // 128) * 32
+    """The template of kernels that keep a row in registers: four columns a thread where threads suffice, in whole SIMD-groups."""
+    group = min(suited(MOST_THREADS), -(-x.shape[1] // 128) * 32)
     return {"T": x.dtype, "D": x.shape[1], "GROUP": group, "PER": -(-x.shape[1] // group)}
 
 
 def _wide(x: mx.array) -> tuple[dict[str, Any], tuple[tuple[int, int, int], mx.Dtype]]:
     """The template of kernels that have a part of a row, and shape [N, PARTS, 2] and dtype of what they leave."""
-    parts = -(-x.shape[1] // MOST_COLUMNS)
+    parts = -(-x.shape[1] // (WIDE_GROUP * WIDE_PER))
     template = {"T": x.dtype, "D": x.shape[1], "GROUP": WIDE_GROUP, "PER": WIDE_PER, "PARTS": parts}
     return template, ((x.shape[0], parts, 2), mx.float32)

@@ -7,7 +7,8 @@ import mlx.nn as nn
 
 from .kernel import call, suited, use_kernel
 
-FORWARD_ROWS = {"metal": 4, "cuda": 1}  # rows of a SIMD-group of the forward kernel, which reads the weights once for all of them
+# Rows of a SIMD-group of the forward kernel, which reads the weights once for all of them.
+FORWARD_ROWS = {"metal": 4, "cuda": 1}
 ROWS = 32  # rows a thread of the backward kernel walks, and sums the weights' gradients over
 
 

@@ -7,7 +7,8 @@ import mlx.core as mx
 from .kernel import call, setting, use_kernel
 
 LARGEST_GROUP = 512  # threads of a threadgroup
-FEW, MANY = 4, 8  # neighbouring flows that a thread of the kernel counts: many where a sample has more than a group of few counts
+# Neighbouring flows that a thread of the kernel counts: many where a sample has more than a group of few counts.
+FEW, MANY = 4, 8
 
 
 class Births(NamedTuple):

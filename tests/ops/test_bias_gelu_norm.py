@@ -10,7 +10,7 @@ import pytest
 import torch
 from metal_cpu import finite_difference_vjp, metal_on_cpu, survivors
 
-from energy_flow_mlx.ops.bias_gelu_norm import bias_gelu_norm, bias_gelu_norm_reference
+from energy_flow_mlx.ops.bias_gelu_norm import MOST_COLUMNS, MOST_THREADS, bias_gelu_norm, bias_gelu_norm_reference
 from energy_flow_mlx.ops.kernel import build
 
 from .kernel_parity import HARNESS, backends, compare, kernels_on, same
@@ -32,7 +32,7 @@ def calls() -> list[tuple[Callable[..., Any], list[mx.array]]]:
 @backends
 @pytest.mark.parametrize(
     ("rows", "size"),
-    # Behind 2,048 columns a row is cut into parts: the last has 1, 452 or all of its columns.
+    # Behind 2,048 columns Metal cuts a row into parts: the last has 1, 452 or all of its columns.
     [(1, 1), (1, 7), (5, 33), (9, 200), (2, 2048), (5, 2049), (3, 2500), (3, 8192)],
 )
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
@@ -46,9 +46,18 @@ def test_the_widest_rows_of_a_preset(where: str, dtype: mx.Dtype) -> None:
     compare(where, kernel, bias_gelu_norm_reference, arguments(5, 20_000), dtype=dtype, checked=False)
 
 
+@pytest.mark.parametrize("size", [2049, 8192])
+def test_wide_rows_in_registers(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA has them."""
+    for numbers in (MOST_THREADS, MOST_COLUMNS):
+        monkeypatch.setitem(numbers, "metal", numbers["cuda"])
+    compare(HARNESS, kernel, bias_gelu_norm_reference, arguments(3, size))
+
+
 @backends
 def test_wide_rows_by_blocks_of_many(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("energy_flow_mlx.ops.bias_gelu_norm.FEW_ROWS", 2)  # 32 rows a block
+    monkeypatch.setitem(MOST_COLUMNS, "cuda", MOST_COLUMNS["metal"])
     compare(where, kernel, bias_gelu_norm_reference, arguments(35, 2049), checked=False)
 
 
@@ -69,7 +78,7 @@ def test_reference_is_torchs_layers() -> None:
 
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut rows of more than 64 columns into parts of 64."""
-    for name, value in (("WIDE_GROUP", 32), ("WIDE_PER", 2), ("MOST_COLUMNS", 64)):
+    for name, value in (("WIDE_GROUP", 32), ("WIDE_PER", 2), ("MOST_COLUMNS", {"metal": 64, "cuda": 64})):
         monkeypatch.setattr(f"energy_flow_mlx.ops.bias_gelu_norm.{name}", value)
 
 
