@@ -16,8 +16,8 @@
 //             its product with that value; a threadgroup for a part
 //   columns:  statistics, cotangent, parts -> d_x, d_parameters; a threadgroup of GROUP for as many columns of ROWS rows
 //
-// GROUP is a multiple of 32, at most 512 (CUDA: 1024); a thread has the columns thread, thread + GROUP, ... All arithmetic is float; the sums keep
-// their order, so every run gives the same bits. Templates: T, D, GROUP; where they are named PER, PARTS, ROWS.
+// GROUP is a multiple of 32, at most 512 (CUDA: 1024); a thread has the columns thread, thread + GROUP, ... All arithmetic is float; the
+// sums keep their order, so every run gives the same bits. Templates: T, D, GROUP; where they are named PER, PARTS, ROWS.
 
 // The sum over a threadgroup, in every thread; `sums` has a place for each of its SIMD-groups.
 template <uint SIMDGROUPS, typename P>

@@ -26,7 +26,7 @@ def arguments(rows: int, size: int, seed: int = 0) -> list[mx.array]:
 
 def calls() -> list[tuple[Callable[..., Any], list[mx.array]]]:
     """What the CUDA compiler is shown."""
-    return [(kernel, arguments(5, size)) for size in (300, 2100)]
+    return [(kernel, arguments(5, size)) for size in (300, 33_000)]
 
 
 @backends
