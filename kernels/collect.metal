@@ -11,11 +11,11 @@
 // cells holds what the backward kernel needs: the sum of m = exp(weight) share of each cell and, if BILINEAR, the sum of shares and the
 // mean before it is multiplied by the coverage. KEPT is 3 if BILINEAR, else 1 (the mean is the surface then).
 //
-// `walk` is deterministic: a threadgroup has GROUP cells of one sample, one a thread, and walks the flows of its sample in order, GROUP at
-// a time. Those that touch its cells are put into a list, in their order, and each thread adds up the ones in its own cell. Every cell
-// thus sums its flows in the order of their slots. Grid: B * ceil(S / GROUP) threadgroups of GROUP threads.
+// `walk` is deterministic: a threadgroup has GROUP EACH cells of one sample, EACH neighbours a thread, and walks the flows of its sample
+// in order, GROUP at a time. Those that touch its cells are put into a list, in their order, and each thread adds up the ones in its own
+// cells. Every cell thus sums its flows in the order of their slots. Grid: B * ceil(S / (GROUP EACH)) threadgroups of GROUP threads.
 // `add` is one atomic addition a flow and sum: less work, but sums in any order. Grid of the rest: a thread a flow (ranges, add, backward)
-// or a cell (divide). All arithmetic is float. Templates: W, H, BILINEAR; GROUP; backward: E and P, types of energy and position.
+// or a cell (divide). All arithmetic is float. Templates: W, H, BILINEAR; walk: GROUP, EACH; backward: E and P, types of energy and position.
 
 // Where a flow stands: its cell, or the corner of four cells with the shares of the right and the lower ones.
 struct Place {
@@ -69,16 +69,17 @@ FUNCTION float weight_of(float energy, float z, float age) {
 
 //// walk
     constexpr int CELLS = W * H;
-    constexpr uint BLOCKS = (CELLS + GROUP - 1) / GROUP;
+    constexpr int BLOCK = GROUP * EACH, REACH = BILINEAR ? W + 1 : 0;  // from the first cell that a flow touches to its last
+    constexpr uint BLOCKS = (CELLS + BLOCK - 1) / BLOCK;
     threadgroup uint counts[GROUP / 32];
     threadgroup int list_cell[GROUP];
     threadgroup float list_mass[GROUP], list_energy[GROUP], list_right[GROUP], list_low[GROUP];
     uint me = thread_index_in_threadgroup;
     int row = int(threadgroup_position_in_grid.x / BLOCKS);
-    int base = int(threadgroup_position_in_grid.x % BLOCKS) * GROUP;
-    int beyond = metal::min(base + GROUP, CELLS);
-    int own = base + int(me);
-    float mass_sum = 0.0f, energy_sum = 0.0f, share_sum = 0.0f;
+    int base = int(threadgroup_position_in_grid.x % BLOCKS) * BLOCK;
+    int beyond = metal::min(base + BLOCK, CELLS);
+    int own = base + int(me) * EACH;
+    float mass_sum[EACH] = {}, energy_sum[EACH] = {}, share_sum[EACH] = {};
     uint end = uint(range[2 * row + 1]);
     for (uint start = uint(sample_shape[0]) - uint(range[2 * row]); start < end; start += GROUP) {
         uint i = start + me;
@@ -86,7 +87,7 @@ FUNCTION float weight_of(float energy, float z, float age) {
         Place place;
         if (touches) {
             place = place_of(float(position[3 * i]), float(position[3 * i + 1]), W, H, BILINEAR);
-            touches = place.cell < beyond && place.cell + (BILINEAR ? W + 1 : 0) >= base;
+            touches = place.cell < beyond && place.cell + REACH >= base;
         }
         uint inclusive = simd_prefix_inclusive_sum(touches ? 1u : 0u);
         if (thread_index_in_simdgroup == 31) counts[simdgroup_index_in_threadgroup] = inclusive;
@@ -108,27 +109,32 @@ FUNCTION float weight_of(float energy, float z, float age) {
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         for (uint entry = 0; entry < listed; ++entry) {
-            int offset = own - list_cell[entry];
-            if (offset != 0 && !(BILINEAR && (offset == 1 || offset == W || offset == W + 1))) continue;
-            float mass = list_mass[entry];
-            if (BILINEAR) {
-                place.right = list_right[entry];
-                place.low = list_low[entry];
-                float share = share_of(place, offset == 0 ? 0 : offset == 1 ? 1 : offset == W ? 2 : 3);
-                mass *= share;
-                share_sum += share;
+            int first = list_cell[entry];
+            if (EACH > 1 && (first >= own + EACH || first + REACH < own)) continue;
+            for (int k = 0; k < EACH; ++k) {
+                int offset = own + k - first;
+                if (offset != 0 && !(BILINEAR && (offset == 1 || offset == W || offset == W + 1))) continue;
+                float mass = list_mass[entry];
+                if (BILINEAR) {
+                    place.right = list_right[entry];
+                    place.low = list_low[entry];
+                    float share = share_of(place, offset == 0 ? 0 : offset == 1 ? 1 : offset == W ? 2 : 3);
+                    mass *= share;
+                    share_sum[k] += share;
+                }
+                mass_sum[k] += mass;
+                energy_sum[k] += mass * list_energy[entry];
             }
-            mass_sum += mass;
-            energy_sum += mass * list_energy[entry];
         }
     }
-    if (own < CELLS) {
-        uint cell = uint(row * CELLS + own);
-        float mean = energy_sum / (mass_sum > 0.0f ? mass_sum : 1.0f);
-        surface[cell] = BILINEAR ? metal::min(share_sum, 1.0f) * mean : mean;
-        cells[(BILINEAR ? 3 : 1) * cell] = mass_sum;
+    for (int k = 0; k < EACH; ++k) {
+        if (own + k >= CELLS) continue;
+        uint cell = uint(row * CELLS + own + k);
+        float mean = energy_sum[k] / (mass_sum[k] > 0.0f ? mass_sum[k] : 1.0f);
+        surface[cell] = BILINEAR ? metal::min(share_sum[k], 1.0f) * mean : mean;
+        cells[(BILINEAR ? 3 : 1) * cell] = mass_sum[k];
         if (BILINEAR) {
-            cells[3 * cell + 1] = share_sum;
+            cells[3 * cell + 1] = share_sum[k];
             cells[3 * cell + 2] = mean;
         }
     }

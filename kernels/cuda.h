@@ -37,7 +37,7 @@ struct __align__(2) bfloat {
 #define DEVICE
 #define CONSTANT
 #define thread
-#define threadgroup __shared__ __align__(16)  // for load4 and store4
+#define threadgroup __shared__ __align__(16)  // for load_packed and store_packed
 #define threadgroup_barrier(flags) __syncthreads()
 #define simdgroup_barrier(flags) __syncwarp()
 
@@ -64,6 +64,9 @@ FUNCTION int min(int x, int y) { return ::min(x, y); }
 FUNCTION int max(int x, int y) { return ::max(x, y); }
 FUNCTION uint min(uint x, uint y) { return ::min(x, y); }
 FUNCTION uint max(uint x, uint y) { return ::max(x, y); }
+namespace fast {
+using metal::exp;
+}
 }  // namespace metal
 
 // Whole SIMD-groups only: every lane of 32 takes part.
@@ -98,27 +101,23 @@ FUNCTION T simd_shuffle_xor(T x, int mask) {
     return __shfl_xor_sync(0xFFFFFFFFu, x, mask);
 }
 
-// One load of 8 or 16 bytes instead of four: a warp then asks for whole cache lines.
-FUNCTION void load4(const float* array, uint i, float (&value)[4]) {
-    float4 all = reinterpret_cast<const float4*>(array)[i];
-    value[0] = all.x, value[1] = all.y, value[2] = all.z, value[3] = all.w;
+// One access of 4 to 16 bytes instead of two or four: a warp then asks for whole cache lines.
+template <typename T, int V>
+struct __align__(sizeof(T) * V) Side {
+    T part[V];
+};
+
+template <typename T, int V>
+FUNCTION void load_packed(const T* array, uint i, float (&value)[V]) {
+    Side<T, V> all = reinterpret_cast<const Side<T, V>*>(array)[i];
+    for (int k = 0; k < V; ++k) value[k] = float(all.part[k]);
 }
 
-template <typename T>
-FUNCTION void load4(const T* array, uint i, float (&value)[4]) {
-    uint2 all = reinterpret_cast<const uint2*>(array)[i];
-    const T* parts = reinterpret_cast<const T*>(&all);
-    for (int k = 0; k < 4; ++k) value[k] = float(parts[k]);
-}
-
-FUNCTION void store4(float* array, uint i, const float (&value)[4]) {
-    reinterpret_cast<float4*>(array)[i] = make_float4(value[0], value[1], value[2], value[3]);
-}
-
-template <typename T>
-FUNCTION void store4(T* array, uint i, const float (&value)[4]) {
-    __align__(8) T parts[4] = {T(value[0]), T(value[1]), T(value[2]), T(value[3])};
-    reinterpret_cast<uint2*>(array)[i] = *reinterpret_cast<uint2*>(parts);
+template <typename T, int V>
+FUNCTION void store_packed(T* array, uint i, const float (&value)[V]) {
+    Side<T, V> all;
+    for (int k = 0; k < V; ++k) all.part[k] = T(value[k]);
+    reinterpret_cast<Side<T, V>*>(array)[i] = all;
 }
 
 template <typename T>

@@ -7,7 +7,7 @@
 //   backward: rows, order [N] uint: sorts rows, cotangent [N, D] T
 //             -> d_table [ENTRIES, D] T; rows of the table that no id names are not written and must be 0 before
 //
-// Forward: a thread has V neighbouring columns (4, or 1 where D is no multiple of 4) of one value.
+// Forward: a thread has V neighbouring columns (4, 2 or 1, of which D is a multiple) of one value.
 // Backward: a threadgroup of 256 for 32 V columns and a place in the order. Where equal rows begin there it adds them all up: its 8
 // SIMD-groups take 32 of them at a time, in turn, and the first adds up the eight sums. Every other threadgroup ends at once. No two
 // write the same row, sums are float and keep their order, so every run gives the same bits.

@@ -12,11 +12,11 @@
 //             d_bias [ceil(N / ROWS), 4 HD] float: sums over ROWS rows of the gradients of r, z, n and of n's hidden part,
 //             added to those of another step in `running`
 //
-// A thread has V neighbouring columns (4, or 1 where HD is no multiple of 4) of one row (forward) or of ROWS rows (backward).
+// A thread has V neighbouring columns (4, 2 or 1, of which HD is a multiple) of one row (forward) or of ROWS rows (backward).
 // Grid: HD / V * N threads forward, HD / V * ceil(N / ROWS) backward, in one dimension. All arithmetic is float.
 // Templates: T, HD, V, MASKED, BOUNDED; backward ROWS, TWO, RUNNING.
 
-// tanh, to 1e-7: CUDA's own takes three times as long.
+// tanh, to 3e-7: CUDA's own takes three times as long.
 FUNCTION float hyperbolic_tangent(float x) { return 2.0f * logistic(2.0f * x) - 1.0f; }
 
 //// forward

@@ -12,31 +12,37 @@
 //             sums [ceil(N / ROWS), 4, A + M] float: over ROWS rows, the gradients of bias, and of energy_weight or the three rows
 //             of displacement_weight; out_sums [ceil(N / ROWS), 4] float: that of out_bias
 //
-// Forward: a SIMD-group has one row; grid 32 N threads. Backward: a thread has one column of ROWS rows; grid (A + M) ceil(N / ROWS).
-// Templates: T, A, M; backward ROWS, RUNNING.
+// Forward: a SIMD-group has ROWS rows; grid 32 ceil(N / ROWS). Backward: a thread has one column of ROWS rows, which are others; grid
+// (A + M) ceil(N / ROWS). Templates: T, A, M, ROWS; backward RUNNING.
 
 //// forward
-    uint row = thread_position_in_grid.x / 32;
+    uint first = thread_position_in_grid.x / 32 * ROWS, rows = uint(inner_shape[0]);
     uint lane = thread_index_in_simdgroup;
-    if (row >= uint(inner_shape[0])) return;  // whole SIMD-groups
-    float e = 0.0f, x = 0.0f, y = 0.0f, z = 0.0f;
+    float e[ROWS] = {}, x[ROWS] = {}, y[ROWS] = {}, z[ROWS] = {}, a[ROWS];
     for (uint j = lane; j < A + M; j += 32) {
-        float a = gelu(float(inner[row * (A + M) + j]) + bias[j]);
+        for (uint r = 0; r < ROWS; ++r) {
+            uint row = metal::min(first + r, rows - 1);  // beyond the last it again: whole SIMD-groups
+            a[r] = gelu(float(inner[row * (A + M) + j]) + bias[j]);
+        }
         if (j < A) {
-            e += a * energy_weight[j];
+            for (uint r = 0; r < ROWS; ++r) e[r] += a[r] * energy_weight[j];
         } else {
             uint k = j - A;
-            x += a * displacement_weight[k];
-            y += a * displacement_weight[M + k];
-            z += a * displacement_weight[2 * M + k];
+            for (uint r = 0; r < ROWS; ++r) {
+                x[r] += a[r] * displacement_weight[k];
+                y[r] += a[r] * displacement_weight[M + k];
+                z[r] += a[r] * displacement_weight[2 * M + k];
+            }
         }
     }
-    e = simd_sum(e), x = simd_sum(x), y = simd_sum(y), z = simd_sum(z);
-    if (lane == 0) {
-        energy[row] = metal::tanh(e + out_bias[0]);
-        displacement[3 * row] = scale[0] * (x + out_bias[1]);
-        displacement[3 * row + 1] = scale[0] * (y + out_bias[2]);
-        displacement[3 * row + 2] = scale[0] * (z + out_bias[3]);
+    for (uint r = 0; r < ROWS; ++r) {
+        e[r] = simd_sum(e[r]), x[r] = simd_sum(x[r]), y[r] = simd_sum(y[r]), z[r] = simd_sum(z[r]);
+        uint row = first + r;
+        if (lane > 0 || row >= rows) continue;
+        energy[row] = metal::tanh(e[r] + out_bias[0]);
+        displacement[3 * row] = scale[0] * (x[r] + out_bias[1]);
+        displacement[3 * row + 1] = scale[0] * (y[r] + out_bias[2]);
+        displacement[3 * row + 2] = scale[0] * (z[r] + out_bias[3]);
     }
 
 //// backward

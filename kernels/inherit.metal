@@ -7,7 +7,7 @@
 //   forward:  values [N, D] T: rows of inherited for the newborn, of own for the others
 //   backward: cotangent [N, D] T -> gradient [N, D] T: that of own if STAYS, plus that of inherited if PASSES
 //
-// A thread has V neighbouring columns (4, or 1 where D is no multiple of 4) of one row. Backward it finds the row's children by
+// A thread has V neighbouring columns (4, 2 or 1, of which D is a multiple) of one row. Backward it finds the row's children by
 // bisection and adds up their gradients in float, in order. Grid: D / V * N threads. Templates: T, D, V, STAYS, PASSES.
 
 //// forward

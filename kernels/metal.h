@@ -12,19 +12,48 @@
 #define SHORT _Pragma("clang loop unroll(disable)")
 #define UNROLLED _Pragma("clang loop unroll_count(8)")
 
-// Elements 4 i .. 4 i + 3 of an array of float, half or bfloat, as float. The array's rows must hold a multiple of 4.
-template <typename P>
-FUNCTION void load4(P array, uint i, thread float (&value)[4]) {
-    for (uint k = 0; k < 4; ++k) value[k] = float(array[4 * i + k]);
+// Elements that lie side by side, aligned as one of them.
+template <typename T, int V>
+struct Side {};
+template <> struct Side<float, 2> { typedef packed_float2 type; };
+template <> struct Side<float, 4> { typedef packed_float4 type; };
+template <> struct Side<half, 2> { typedef packed_half2 type; };
+template <> struct Side<half, 4> { typedef packed_half4 type; };
+template <> struct Side<bfloat, 2> { typedef packed_bfloat2 type; };
+template <> struct Side<bfloat, 4> { typedef packed_bfloat4 type; };
+
+// Elements V i .. V i + V - 1 (V: 2 or 4) of an array of float, half or bfloat, as float, in one access. The array's rows must hold
+// a multiple of V: CUDA wants the elements aligned.
+template <int V, typename T>
+FUNCTION void load_packed(const DEVICE T* array, uint i, thread float (&value)[V]) {
+    typename Side<T, V>::type all = ((const DEVICE typename Side<T, V>::type*)array)[i];
+    for (int k = 0; k < V; ++k) value[k] = float(all[k]);
 }
 
-template <typename T>
-FUNCTION void store4(DEVICE T* array, uint i, thread const float (&value)[4]) {
-    for (uint k = 0; k < 4; ++k) array[4 * i + k] = T(value[k]);
+template <int V, typename T>
+FUNCTION void load_packed(const CONSTANT T* array, uint i, thread float (&value)[V]) {
+    typename Side<T, V>::type all = ((const CONSTANT typename Side<T, V>::type*)array)[i];
+    for (int k = 0; k < V; ++k) value[k] = float(all[k]);
 }
 
-FUNCTION void store4(threadgroup float* array, uint i, thread const float (&value)[4]) {
-    for (uint k = 0; k < 4; ++k) array[4 * i + k] = value[k];
+template <int V>
+FUNCTION void load_packed(const threadgroup float* array, uint i, thread float (&value)[V]) {
+    typename Side<float, V>::type all = ((const threadgroup typename Side<float, V>::type*)array)[i];
+    for (int k = 0; k < V; ++k) value[k] = all[k];
+}
+
+template <int V, typename T>
+FUNCTION void store_packed(DEVICE T* array, uint i, thread const float (&value)[V]) {
+    typename Side<T, V>::type all;
+    for (int k = 0; k < V; ++k) all[k] = T(value[k]);
+    ((DEVICE typename Side<T, V>::type*)array)[i] = all;
+}
+
+template <int V>
+FUNCTION void store_packed(threadgroup float* array, uint i, thread const float (&value)[V]) {
+    typename Side<float, V>::type all;
+    for (int k = 0; k < V; ++k) all[k] = value[k];
+    ((threadgroup typename Side<float, V>::type*)array)[i] = all;
 }
 
 // Add to one element of an output that is declared atomic.
@@ -46,5 +75,5 @@ FUNCTION bool is_nan(float x) { return (as_type<uint>(x) & 0x7FFFFFFFu) > 0x7F80
 FUNCTION bool is_infinite(float x) { return (as_type<uint>(x) & 0x7FFFFFFFu) == 0x7F800000u; }
 FUNCTION float not_a_number() { return as_type<float>(0x7FC00000u); }
 
-// CUDA's is exact to a unit in the last place or two, where a division takes ten times as long.
-FUNCTION float reciprocal(float x) { return 1.0f / x; }
+// To 2.5 units in the last place, where a division takes ten times as long.
+FUNCTION float reciprocal(float x) { return metal::fast::divide(1.0f, x); }

@@ -9,7 +9,8 @@
 //             d_energy [N] float, d_weights [groups, Packed::count] float: one row of sums a threadgroup
 //
 // GROUP threads, whole SIMD-groups, have a tile of GROUP / 4 flows; a backward group takes `tiles` [1] int tiles one after the other.
-// The forward pass is computed anew in backward. Templates: T, HIDDEN, F, PADDED, BOUNDED, GROUP; backward RUNNING.
+// The forward pass is computed anew in backward; if SPARING, what the first layer and the slopes of GELU need, twice, and fewer features at
+// a time: some 35 registers less of a thread. Templates: T, HIDDEN, F, PADDED, BOUNDED, GROUP; backward RUNNING, SPARING.
 //
 // A SIMD-group has 8 flows of the tile from their position to their features, so that layers and LayerNorms wait for no other.
 // A lane has 4 flows, from 4 (lane % 2), and of each layer's outputs i = lane / 2, lane / 2 + 16, ..: products in registers of 4 flows
@@ -20,21 +21,21 @@
 // Where the parameters lie in `weights`.
 template <int HIDDEN, int F>
 struct Packed {
-    static constexpr uint coord = 0, coord_bias = 9;
-    static constexpr uint first = 12, first_bias = first + 4 * HIDDEN, second = first_bias + 3 * HIDDEN;  // gamma and beta follow the bias
-    static constexpr uint second_bias = second + HIDDEN * HIDDEN, last = second_bias + 3 * HIDDEN;
-    static constexpr uint last_bias = last + F * HIDDEN, count = last_bias + F;
+    static constexpr CONSTANT uint coord = 0, coord_bias = 9;
+    static constexpr CONSTANT uint first = 12, first_bias = first + 4 * HIDDEN, second = first_bias + 3 * HIDDEN;  // gamma and beta follow the bias
+    static constexpr CONSTANT uint second_bias = second + HIDDEN * HIDDEN, last = second_bias + 3 * HIDDEN;
+    static constexpr CONSTANT uint last_bias = last + F * HIDDEN, count = last_bias + F;
 };
 
-// Where in threadgroup memory. Rows of the two large matrices are aligned for load4, and lie an odd number of fours apart, so that
+// Where in threadgroup memory. Rows of the two large matrices are aligned for load_packed, and lie an odd number of fours apart, so that
 // 8 lanes that read 8 rows meet different banks. The gaps are never read.
 template <int HIDDEN, int F>
 struct Layout {
-    static constexpr uint row = (HIDDEN + 3) / 4 % 2 ? (HIDDEN + 3) / 4 * 4 : (HIDDEN + 3) / 4 * 4 + 4;
-    static constexpr uint coord = 0, coord_bias = 9;
-    static constexpr uint first = 12, first_bias = first + 4 * HIDDEN, second = (first_bias + 3 * HIDDEN + 3) / 4 * 4;
-    static constexpr uint second_bias = second + HIDDEN * row, last = (second_bias + 3 * HIDDEN + 3) / 4 * 4;
-    static constexpr uint last_bias = last + F * row, size = last_bias + F;
+    static constexpr CONSTANT uint row = (HIDDEN + 3) / 4 % 2 ? (HIDDEN + 3) / 4 * 4 : (HIDDEN + 3) / 4 * 4 + 4;
+    static constexpr CONSTANT uint coord = 0, coord_bias = 9;
+    static constexpr CONSTANT uint first = 12, first_bias = first + 4 * HIDDEN, second = (first_bias + 3 * HIDDEN + 3) / 4 * 4;
+    static constexpr CONSTANT uint second_bias = second + HIDDEN * row, last = (second_bias + 3 * HIDDEN + 3) / 4 * 4;
+    static constexpr CONSTANT uint last_bias = last + F * row, size = last_bias + F;
 
     // The place of element k of `weights`.
     static FUNCTION uint place(uint k) {
@@ -49,14 +50,14 @@ struct Layout {
 // Element i of WIDE, 1 or 4, floats each: from weights, and to its place in threadgroup memory.
 template <uint WIDE, typename P>
 FUNCTION void take(P weights, uint i, thread float (&value)[4]) {
-    if (WIDE == 4) load4(weights, i, value);
+    if (WIDE == 4) load_packed(weights, i, value);
     else value[0] = weights[i];
 }
 
 template <int HIDDEN, int F, uint WIDE, typename P>
 FUNCTION void put(P w, uint i, thread const float (&value)[4]) {
     uint place = Layout<HIDDEN, F>::place(WIDE * i);
-    if (WIDE == 4) store4(w, place / 4, value);
+    if (WIDE == 4) store_packed(w, place / 4, value);
     else w[place] = value[0];
 }
 
@@ -98,9 +99,9 @@ FUNCTION void linear(P w, P bias, P value, uint lane, uint from, thread float (&
     }
     SHORT for (uint j = 0; j + 4 <= INNER; j += 4) {
         float a[4][4], b[4];
-        for (uint k = 0; k < 4; ++k) load4(value, 2 * (j + k) + lane % 2, a[k]);
+        for (uint k = 0; k < 4; ++k) load_packed(value, 2 * (j + k) + lane % 2, a[k]);
         for (uint o = 0; o < OUT; ++o) {
-            load4(w, (row[o] * ROW + j) / 4, b);
+            load_packed(w, (row[o] * ROW + j) / 4, b);
             for (uint k = 0; k < 4; ++k) {
                 for (uint f = 0; f < 4; ++f) output[o][f] += b[k] * a[k][f];
             }
@@ -108,7 +109,7 @@ FUNCTION void linear(P w, P bias, P value, uint lane, uint from, thread float (&
     }
     SHORT for (uint j = INNER / 4 * 4; j < INNER; ++j) {
         float a[4];
-        load4(value, 2 * j + lane % 2, a);
+        load_packed(value, 2 * j + lane % 2, a);
         for (uint o = 0; o < OUT; ++o) {
             for (uint f = 0; f < 4; ++f) output[o][f] += w[row[o] * ROW + j] * a[f];
         }
@@ -125,7 +126,7 @@ FUNCTION void linear_back(P w, P d_output, uint lane, thread float (&d)[OUT][4])
     }
     UNROLLED for (uint k = 0; k < ROWS; ++k) {
         float a[4];
-        load4(d_output, 2 * k + lane % 2, a);
+        load_packed(d_output, 2 * k + lane % 2, a);
         for (uint o = 0; o < OUT; ++o) {
             float b = w[k * ROW + column[o]];
             for (uint f = 0; f < 4; ++f) d[o][f] += b * a[f];
@@ -178,7 +179,16 @@ FUNCTION void activate(thread const float (&normal)[OUT][4], P gamma, P beta, ui
             v[f] = x * integral;
             slope[o][f] = integral + x * normal_density(x);
         }
-        store4(value, 2 * i + lane % 2, v);
+        store_packed(value, 2 * i + lane % 2, v);
+    }
+}
+
+// The slopes of activate alone; where a lane has no output, of another.
+template <int HIDDEN, int OUT, typename P>
+FUNCTION void slopes(thread const float (&normal)[OUT][4], P gamma, P beta, uint lane, thread float (&slope)[OUT][4]) {
+    for (uint o = 0; o < OUT; ++o) {
+        uint i = metal::min(lane / 2 + 16 * o, uint(HIDDEN - 1));
+        for (uint f = 0; f < 4; ++f) slope[o][f] = gelu_derivative(normal[o][f] * gamma[i] + beta[i]);
     }
 }
 
@@ -209,7 +219,7 @@ FUNCTION void activate_back(
             d[o][f] = scale[f] * (d[o][f] - (mean[f] + normal[o][f] * product[f]) * (1.0f / HIDDEN));
             sums[0][o] += d[o][f];
         }
-        store4(d_linear, 2 * (lane / 2 + 16 * o) + lane % 2, d[o]);
+        store_packed(d_linear, 2 * (lane / 2 + 16 * o) + lane % 2, d[o]);
     }
 }
 
@@ -217,7 +227,7 @@ FUNCTION void activate_back(
 // output gradient i times input j. Block b has rows b / across + down r, columns b % across + across c (the last where fewer).
 template <int R, int C, int A, int B>
 struct Block {
-    static constexpr uint across = (B + C - 1) / C, down = (A + R - 1) / R, count = across * down;
+    static constexpr CONSTANT uint across = (B + C - 1) / C, down = (A + R - 1) / R, count = across * down;
     static FUNCTION uint row(uint b, uint r) { return b / across + down * r; }
     static FUNCTION uint column(uint b, uint c) { return b % across + across * c; }
 };
@@ -233,9 +243,9 @@ FUNCTION void over_flows(P d_output, P input, uint b, thread float (&sum)[R][C])
     SHORT for (uint s = 0; s < 2 * SIMDS; ++s) {
         uint fours = s % 2 ^ turn;
         float x[4], y[C][4];
-        for (uint c = 0; c < C; ++c) load4(input, 2 * (s / 2 * B + column[c]) + fours, y[c]);
+        for (uint c = 0; c < C; ++c) load_packed(input, 2 * (s / 2 * B + column[c]) + fours, y[c]);
         for (uint r = 0; r < R; ++r) {
-            load4(d_output, 2 * (s / 2 * A_ROWS + row[r]) + fours, x);
+            load_packed(d_output, 2 * (s / 2 * A_ROWS + row[r]) + fours, x);
             for (uint c = 0; c < C; ++c) {
                 for (uint f = 0; f < 4; ++f) sum[r][c] += x[f] * y[c][f];
             }
@@ -314,7 +324,7 @@ FUNCTION void write_block(P matrix, uint b, thread const float (&sum)[R][C]) {
 //// backward
     typedef Layout<HIDDEN, F> at;
     typedef Packed<HIDDEN, F> packed;
-    constexpr uint OUT = (HIDDEN + 15) / 16, LAST = F < 64 ? (F + 15) / 16 : 4, SIMDS = GROUP / 32;
+    constexpr uint MOST = SPARING ? 2 : 4, OUT = (HIDDEN + 15) / 16, LAST = F < 16 * MOST ? (F + 15) / 16 : MOST, SIMDS = GROUP / 32;
     constexpr uint ROWS = F > HIDDEN ? F : HIDDEN;
     threadgroup float w[at::size];
     threadgroup float inputs[GROUP];
@@ -392,7 +402,7 @@ FUNCTION void write_block(P matrix, uint b, thread const float (&sum)[R][C]) {
                 for (uint f = 0; f < 4; ++f) {
                     if (BOUNDED && replaced(y[o][f], bound)) c[o][f] = 0.0f;
                 }
-                if (i < F) store4(gradient, 2 * i + lane % 2, c[o]);
+                if (i < F) store_packed(gradient, 2 * i + lane % 2, c[o]);
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);  // gradients of features and second activations of all flows
@@ -407,14 +417,20 @@ FUNCTION void write_block(P matrix, uint b, thread const float (&sum)[R][C]) {
             if (i >= F) continue;
             UNROLLED for (uint s = 0; s < 2 * SIMDS; ++s) {
                 float x[4];
-                load4(&gradients[0], 2 * (s / 2 * ROWS + i) + (s % 2 ^ i / 4 % 2), x);  // in turns, as over_flows
+                load_packed(&gradients[0], 2 * (s / 2 * ROWS + i) + (s % 2 ^ i / 4 % 2), x);  // in turns, as over_flows
                 of_bias[b] += x[0] + x[1] + x[2] + x[3];
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);  // before other gradients take their places
+        if (SPARING) slopes<HIDDEN>(normal_two, &w[at::second_bias + HIDDEN], &w[at::second_bias + 2 * HIDDEN], lane, slope_two);
         activate_back<HIDDEN>(d, normal_two, slope_two, scale_two, &w[at::second_bias + HIDDEN], lane, value_two, of_vectors[1]);
         simdgroup_barrier(mem_flags::mem_threadgroup);  // gradients of the second Linear
         linear_back<OUT, HIDDEN, HIDDEN, at::row>(&w[at::second], value_two, lane, d);
+        if (SPARING) {
+            linear<OUT, HIDDEN, 4, 4>(&w[at::first], &w[at::first_bias], input, lane, 0, normal_one);
+            normalise<HIDDEN>(normal_one, lane, scale_one);
+            slopes<HIDDEN>(normal_one, &w[at::first_bias + HIDDEN], &w[at::first_bias + 2 * HIDDEN], lane, slope_one);
+        }
         activate_back<HIDDEN>(d, normal_one, slope_one, scale_one, &w[at::first_bias + HIDDEN], lane, gradient, of_vectors[0]);
         threadgroup_barrier(mem_flags::mem_threadgroup);  // gradients of both Linears of all flows
         for (uint b = 0; b < SECONDS; ++b) {

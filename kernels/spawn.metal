@@ -8,7 +8,7 @@
 //   -> parent [B, SLOTS] int, born [B] int, overflowed [B] int
 //
 // A threadgroup for a sample walks its flows in chunks of PER flows a thread: sums within a thread, then within a SIMD-group, then over
-// the SIMD-groups give each flow the number of children before it. Grid: B threadgroups of a multiple of 32 threads, at most 1024.
+// the SIMD-groups give each flow the number of children before it. Grid: B threadgroups of a multiple of 32 threads, at most 512.
 // No atomics: every run gives the same slots. Templates: SLOTS, PER.
 
 // Children of one flow: min(floor(length / threshold) - 1, most).
@@ -18,7 +18,7 @@ FUNCTION uint children(float length, float threshold, float most) {
 }
 
 //// forward
-    threadgroup uint sums[32];
+    threadgroup uint sums[16];
     uint me = thread_index_in_threadgroup;
     uint simdgroups = threads_per_threadgroup.x / 32;
     uint chunk = threads_per_threadgroup.x * PER;

@@ -189,12 +189,12 @@ def inherit_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
     return Case(function, [rows, births.parent], 1, unread=(0,))
 
 
-def bias_gelu_norm_case(config: EnergyConfig, batch: int, dtype: mx.Dtype, norm_first: bool = False) -> Case:
+def bias_gelu_norm_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
     """The first layer of the mapper."""
     d = intermediate_size(config.embedding_dim, config.surface_dim)
 
     def function(kernels: bool, *a: mx.array) -> Any:
-        return bias_gelu_norm.bias_gelu_norm(*a, norm_first=norm_first, kernels=kernels)
+        return bias_gelu_norm.bias_gelu_norm(*a, kernels=kernels)
 
     return Case(function, [normal(batch, d, dtype=dtype), normal(d), normal(d), normal(d)], 4)
 
@@ -257,7 +257,6 @@ CASES: dict[str, Callable[[EnergyConfig, int, mx.Dtype], Case]] = {
     "collect, bilinear": partial(collect_case, method="bilinear"),
     "collect, bilinear, atomics": partial(collect_case, method="bilinear", deterministic=False),
     "bias_gelu_norm": bias_gelu_norm_case,
-    "bias_gelu_norm, LN first": partial(bias_gelu_norm_case, norm_first=True),
     "embedding": embedding_case,
     "masked_mean": masked_mean_case,
     "adamw": adamw_case,

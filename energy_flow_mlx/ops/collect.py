@@ -6,14 +6,17 @@ from typing import Any
 import mlx.core as mx
 
 from .geometry import cell_index, distance_to_plane
-from .kernel import call, use_kernel
+from .kernel import call, suited, use_kernel
 
 # exp overflows fp32 at 88. Weights are at most 1 + steps / 10 (|energy| <= 1 behind the tanh, distance >= 0), so up to
 # this many steps the softmax needs no pass that finds each cell's largest weight first.
 MAX_STEPS = 800
 
 NAMES = ("energy", "position", "age", "sample", "collected")  # the kernels' inputs
-GROUP = 256  # cells that a threadgroup of the deterministic kernel has
+GROUP = 256  # threads of a threadgroup of the deterministic kernel
+# Cells of one of its threads where a surface has enough for such a group. Every group walks all flows of its sample: with more cells
+# there are fewer groups, which look longer at each flow that is theirs.
+CELLS = {"metal": 4, "cuda": 1}
 
 
 def collect(
@@ -142,8 +145,9 @@ def walk(inputs: dict[str, mx.array], batch: int, template: dict[str, Any]) -> l
     # Where the flows of each sample begin and end, so that no cell looks at those of other samples.
     bounds = {"range": ((batch, 2), mx.int32)}
     (ranges,) = call("collect", "ranges", {"sample": sample}, bounds, threads=sample.size, init_value=0, atomic=True)
-    threads = batch * -(-cells // GROUP) * GROUP
-    sizes = {**template, "GROUP": GROUP}
+    each = suited(CELLS) if cells >= suited(CELLS) * GROUP else 1
+    threads = batch * -(-cells // (each * GROUP)) * GROUP
+    sizes = {**template, "GROUP": GROUP, "EACH": each}
     return call("collect", "walk", inputs | {"range": ranges}, outputs, threads=threads, group=GROUP, template=sizes)
 
 

@@ -5,10 +5,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from .kernel import as_type, call, columns_of_a_thread, setting, use_kernel
+from .kernel import as_type, call, columns_of_a_thread, setting, suited, use_kernel
 from .numerics import sanitise
 
 ROWS = 16  # rows a thread of the backward kernel walks, and sums the biases' gradients over
+# Columns of a thread of the backward kernel, at most: of each it keeps 21 numbers.
+BACKWARD_COLUMNS = {"metal": 2, "cuda": 4}
 
 
 def gru_gates(
@@ -131,7 +133,7 @@ def backward(
         running: sums of other steps to add to, or None.
     """
     rows, size = hidden.shape
-    template, columns = _template(hidden, masked, bound)
+    template, columns = _template(hidden, masked, bound, suited(BACKWARD_COLUMNS))
     blocks = -(-rows // ROWS)
     inputs = _inputs(input_gates, hidden_gates, bias, hidden_bias, hidden, active, bound)
     inputs["cotangent"] = as_type(cotangent, hidden.dtype)
@@ -150,10 +152,10 @@ def backward(
     return d_input, d_hidden_gates, d_hidden, sums
 
 
-def _template(hidden: mx.array, masked: bool, bound: float | None) -> tuple[dict[str, Any], int]:
-    """The template arguments, and the threads of a row."""
+def _template(hidden: mx.array, masked: bool, bound: float | None, most: int = 4) -> tuple[dict[str, Any], int]:
+    """The template arguments, and the threads of a row, which have up to `most` columns."""
     size = hidden.shape[1]
-    width = columns_of_a_thread(size)
+    width = columns_of_a_thread(size, most)
     template = {"T": hidden.dtype, "HD": size, "V": width, "MASKED": masked, "BOUNDED": bound is not None}
     return template, size // width
 

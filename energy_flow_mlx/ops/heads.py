@@ -5,8 +5,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .kernel import call, use_kernel
+from .kernel import call, suited, use_kernel
 
+# Rows of a SIMD-group of the forward kernel, which reads the weights once for all of them.
+FORWARD_ROWS = {"metal": 4, "cuda": 1}
 ROWS = 32  # rows a thread of the backward kernel walks, and sums the weights' gradients over
 
 
@@ -76,7 +78,9 @@ def forward(
         "out_bias": out_bias, "scale": scale,
     }  # fmt: skip
     outputs = {"energy": ((rows, 1), mx.float32), "displacement": ((rows, 3), mx.float32)}
-    return call("heads", "forward", inputs, outputs, threads=32 * rows, template=_template(inner, energy_weight))
+    own = suited(FORWARD_ROWS)
+    template = {**_template(inner, energy_weight), "ROWS": own}
+    return call("heads", "forward", inputs, outputs, threads=32 * -(-rows // own), template=template)
 
 
 def backward(

@@ -31,6 +31,16 @@ def backend() -> str:
     return "cuda" if mx.cuda.is_available() else "metal"
 
 
+def suited(numbers: Mapping[str, int]) -> int:
+    """The one of `numbers`, by the names of `backend`, for the kernels of this machine.
+
+    They differ where a thread keeps many numbers or a launch has many groups: a core of an Apple GPU has 208 KiB of registers, which
+    at 128 registers are 416 threads, and the largest chip 40 such cores (two of them 80); an H100 has 256 KiB for each of 132
+    multiprocessors, lets a thread have 255, and is kept busy by many small groups.
+    """
+    return numbers[backend()]
+
+
 def on_gpu() -> bool:
     """Whether MLX works on a GPU here, unless told otherwise."""
     return bool(mx.default_device().type == mx.gpu)
@@ -197,9 +207,10 @@ def folders() -> list[Path]:
     return [package / "kernels", package.parent / "kernels"]
 
 
-def columns_of_a_thread(size: int) -> int:
-    """How many neighbouring columns of a row of `size` a thread takes at a time: what `load_some` of kernels/common.h can load."""
-    return 4 if size % 4 == 0 else 1
+def columns_of_a_thread(size: int, most: int = 4) -> int:
+    """How many neighbouring columns of a row of `size`, up to `most`, a thread takes at a time: what `load_some` of kernels/common.h
+    can load."""
+    return next(columns for columns in (4, 2, 1) if columns <= most and size % columns == 0)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from .kernel import as_type, call, setting, use_kernel, whole
+from .kernel import as_type, call, setting, suited, use_kernel, whole
 from .numerics import sanitise
 
 THREADGROUP_BYTES = 32 * 1024  # of memory; what every Apple GPU gives a threadgroup
@@ -15,8 +15,10 @@ SIMD_FLOWS = 8  # of a SIMD-group of 32 threads: the kernels are written for it
 FORWARD_THREADS = (128, 64, 32)  # of a threadgroup: the first that its memory takes; 128 threads have a tile of 32 flows
 BACKWARD_THREADS = (128, 64, 32)
 # Of backward: each leaves a row of gradients; beyond this many, groups take several tiles. The registers of an H100's 132
-# multiprocessors take three groups each.
-MOST_GROUPS = 396
+# multiprocessors take three groups each; of an Apple GPU that is four for each of 40 cores, and MLX does not tell how many there are.
+MOST_GROUPS = {"metal": 160, "cuda": 396}
+# Whether a backward thread computes some of the forward pass twice, rather than keep it: beside its sums it has no room on Metal.
+SPARING = {"metal": True, "cuda": False}
 
 
 def neuron(
@@ -156,7 +158,7 @@ class NeuronKernel(NamedTuple):
     ) -> list[mx.array]:
         """The gradients of position and energy, and sums [groups, P] of those of the weights, added to `running`."""
         flows, group = position.shape[0], _backward_threads(self.hidden, self.features)
-        tiles = -(-flows // (_tile(group) * MOST_GROUPS))
+        tiles = -(-flows // (_tile(group) * suited(MOST_GROUPS)))
         groups = -(-flows // (_tile(group) * tiles))
         inputs = {
             "position": position,
@@ -172,7 +174,7 @@ class NeuronKernel(NamedTuple):
             "d_energy": (energy.shape, mx.float32),
             "d_weights": ((groups, weights.size), mx.float32),
         }
-        template = {**self._template(group), "RUNNING": running is not None}
+        template = {**self._template(group), "RUNNING": running is not None, "SPARING": bool(suited(SPARING))}
         return call("neuron", "backward", inputs, outputs, threads=group * groups, group=group, template=template)
 
     def _template(self, group: int) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from .kernel import call, filler, use_kernel, whole
+from .kernel import call, filler, suited, use_kernel, whole
 
 TENSORS = 28  # in one launch: with sizes and sums 30 buffers, and a Metal kernel has at most 31
-GROUPS = 128  # threadgroups for each tensor: enough to keep a GPU's memory busy with a large one
+GROUPS = {"metal": 32, "cuda": 128}  # threadgroups for each tensor: enough to keep a GPU's memory busy with a large one
 
 
 def l2_norms(tensors: Sequence[mx.array], *, kernels: bool | None = None) -> mx.array:
@@ -29,17 +29,18 @@ def l2_norms_reference(tensors: Sequence[mx.array]) -> mx.array:
 
 
 def _sums(tensors: Sequence[mx.array]) -> mx.array:
-    """Partial sums of squares [TENSORS, GROUPS] of up to TENSORS tensors."""
+    """Partial sums of squares [TENSORS, groups] of up to TENSORS tensors."""
     missing = TENSORS - len(tensors)
     given = [*tensors, *[filler()] * missing]
     inputs = {f"x{position}": tensor for position, tensor in enumerate(given)}
     inputs["sizes"] = whole(*(tensor.size for tensor in tensors), *[0] * missing)
+    groups = suited(GROUPS)
     (sums,) = call(
         "norms",
         "squares",
         inputs,
-        {"sums": ((TENSORS, GROUPS), mx.float32)},
-        threads=TENSORS * GROUPS * 256,
-        template={"GROUPS": GROUPS},
+        {"sums": ((TENSORS, groups), mx.float32)},
+        threads=TENSORS * groups * 256,
+        template={"GROUPS": groups},
     )
     return sums

@@ -6,8 +6,9 @@ import mlx.core as mx
 
 from .kernel import call, setting, use_kernel
 
-PER = 4  # neighbouring flows that a thread of the kernel counts
-LARGEST_GROUP = 1024  # threads of a threadgroup
+LARGEST_GROUP = 512  # threads of a threadgroup
+# Neighbouring flows that a thread of the kernel counts: many where a sample has more than a group of few counts.
+FEW, MANY = 4, 8
 
 
 class Births(NamedTuple):
@@ -89,8 +90,9 @@ def forward(
         "settings": setting(threshold, float(most)),
     }
     outputs = {"parent": ((batch, slots), mx.int32), "born": ((batch,), mx.int32), "overflowed": ((batch,), mx.int32)}
-    group = min(LARGEST_GROUP, -(-flows // (32 * PER)) * 32)
-    template = {"SLOTS": slots, "PER": PER}
+    per = FEW if flows <= FEW * LARGEST_GROUP else MANY
+    group = min(LARGEST_GROUP, -(-flows // (32 * per)) * 32)
+    template = {"SLOTS": slots, "PER": per}
     parent, born, overflowed = call(
         "spawn", "forward", inputs, outputs, threads=batch * group, group=group, template=template
     )

@@ -74,6 +74,36 @@ def test_vectors_with_scalar_bounds() -> None:
     np.testing.assert_array_equal(np.array(y), np.clip(x, -0.5, 1.0))
 
 
+def test_packed_vectors_begin_at_any_element() -> None:
+    """As vectors of the same size do not: the access would be misaligned."""
+    body = """
+        uint i = thread_position_in_grid.x;
+        T4 all = ((const device T4*)(x + 1))[i], back;
+        for (int k = 0; k < 4; ++k) back[k] = all[3 - k];
+        ((device T4*)(y + 1))[i] = back;
+        if (i == 0) y[0] = 0;
+    """
+    x = normal(33)
+    for name, dtype in (("float", mx.float32), ("half", mx.float16), ("bfloat", mx.bfloat16)):
+        given = mx.array(x).astype(dtype)
+        with metal_on_cpu():
+            (y,) = examples.call(body.replace("T4", f"packed_{name}4"), {"x": given}, {"y": ((33,), dtype)}, (8, 1, 1))
+        back = np.array(given.astype(mx.float32))[1:].reshape(8, 4)[:, ::-1]
+        np.testing.assert_array_equal(np.array(y.astype(mx.float32))[1:].reshape(8, 4), back)
+
+
+def test_fast_functions_miss_by_what_the_specification_allows() -> None:
+    body = "uint i = thread_position_in_grid.x; y[i] = metal::fast::exp(x[i]); y[64 + i] = metal::fast::divide(1.0f, x[i]);"
+    x = 4 * normal(64)
+    with metal_on_cpu():
+        (y,) = examples.call(body, {"x": mx.array(x)}, {"y": ((2, 64), mx.float32)}, (64, 1, 1))
+    exact = x.astype(np.float64)
+    for row, wanted, units in zip(np.array(y), (np.exp(exact), 1 / exact), (3 + np.floor(2 * np.abs(x)), 2.5), strict=True):
+        off = (row - wanted) / np.spacing(np.abs(wanted).astype(np.float32)) / units
+        assert np.all((np.abs(off) > 0.7) & (np.abs(off) < 2.4)), "one of at least half an ulp, and units are those of a float's binade"
+        assert np.any(off < 0) and np.any(off > 0)
+
+
 def test_math_functions() -> None:
     expressions: dict[str, Any] = {
         "metal::exp(v)": np.exp, "log(v * v + 1)": lambda v: np.log(v * v + 1), "metal::precise::tanh(v)": np.tanh,

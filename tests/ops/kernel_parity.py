@@ -25,12 +25,12 @@ TOLERANCE = {mx.float32: 2e-5, mx.float16: 1e-2, mx.bfloat16: 6e-2}
 
 
 @contextmanager
-def kernels_on(where: str, seed: int = 0) -> Iterator[None]:
-    """Inside, `kernels=True` works: through the harness, or natively."""
+def kernels_on(where: str, seed: int = 0, checked: bool = True) -> Iterator[None]:
+    """Inside, `kernels=True` works: through the harness, each access watched if `checked`, or natively."""
     if where == GPU:
         yield
         return
-    with metal_on_cpu(caches=[build], seed=seed):
+    with metal_on_cpu(caches=[build], seed=seed, checked=checked):
         yield
 
 
@@ -55,6 +55,7 @@ def compare(
     dtype: mx.Dtype = mx.float32,
     tolerance: float | None = None,
     seed: int = 0,
+    checked: bool = True,
 ) -> None:
     """Forward outputs and gradients of all floating-point `arguments` agree.
 
@@ -82,7 +83,7 @@ def compare(
         cotangents = [mx.array(rng.standard_normal(output.shape).astype(np.float32)) for output in wanted]
         _, wanted_gradients = mx.vjp(of_floats(reference, exact), [exact[i] for i in floats], cotangents)
         mx.eval(wanted, cotangents, wanted_gradients)
-    with kernels_on(where, seed):
+    with kernels_on(where, seed, checked):
         outputs, gradients = mx.vjp(
             of_floats(kernel, arguments), [arguments[i] for i in floats], [c.astype(dtype) for c in cotangents]
         )

@@ -49,7 +49,7 @@ def calls() -> list[tuple[Callable[..., Any], list[mx.array]]]:
 @variants
 @pytest.mark.parametrize(
     ("batch", "flows", "width", "height", "in_order"),
-    [(1, 1, 2, 2, True), (1, 6, 3, 2, True), (3, 40, 5, 4, True), (3, 40, 5, 4, False), (2, 300, 23, 24, True)],
+    [(1, 1, 2, 2, True), (1, 6, 3, 2, True), (3, 40, 5, 4, True), (3, 40, 5, 4, False), (2, 300, 23, 24, True), (2, 300, 33, 34, True)],
 )
 def test_kernel_equals_reference(
     where: str, method: str, deterministic: bool, batch: int, flows: int, width: int, height: int, in_order: bool
@@ -172,8 +172,8 @@ def test_the_same_bits_in_any_order_of_threads(method: str) -> None:
 
 def check(method: str, deterministic: bool) -> Callable[[], None]:
     given = arguments(2, 300, in_order=not deterministic)
-    cotangent = mx.array(np.random.default_rng(1).standard_normal((2, 23 * 24)).astype(np.float32))
-    size = {"batch": 2, "width": 23, "height": 24, "method": method}
+    cotangent = mx.array(np.random.default_rng(1).standard_normal((2, 33 * 34)).astype(np.float32))
+    size = {"batch": 2, "width": 33, "height": 34, "method": method}
 
     def run() -> None:
         wanted, dw = mx.vjp(lambda *a: [collect_reference(*a, *given[2:], **size)], given[:2], [cotangent])
@@ -193,10 +193,12 @@ def test_broken_walks_are_noticed() -> None:
         (f"{barrier}\n        for (uint entry", "for (uint entry"),
         ("bool touches = i < end && ", "bool touches = "),
         (" && sample[i] == row", ""),
-        ("if (own < CELLS)", ""),
+        ("if (own + k >= CELLS) continue;", ""),
         ("if (i + 1 == flows || ", "if ("),
         ("uint slot = inclusive - 1,", "uint slot = inclusive,"),
-        ("+ (BILINEAR ? W + 1 : 0) >= base", ">= base"),
+        ("place.cell + REACH >= base", "place.cell >= base"),
+        ("first >= own + EACH", "first >= own + 1"),
+        ("first + REACH < own", "first + W < own"),
         ("offset == 1 ? 1 : offset == W ? 2", "offset == 1 ? 2 : offset == W ? 1"),
         ("(share_sum < 1.0f ? cotangent", "(share_sum < 0.5f ? cotangent"),
         ("d_x *= 0.5f * float(W - 1);", "d_x *= 0.5f * float(H - 1);"),

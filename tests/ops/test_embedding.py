@@ -32,6 +32,7 @@ def arguments(entries: int, size: int, shape: tuple[int, ...], *, used: int | No
         (7, 3, (1,), 7),
         (1, 8, (40,), 1),  # all ids equal
         (9, 4, (2, 5), 9),
+        (5, 6, (4,), 5),
         (50, 5, (3, 2, 4), 50),
         (400, 33, (2, 9), 400),  # few repeated
         (40, 132, (2, 300), 3),  # runs of hundreds, more columns than a threadgroup has

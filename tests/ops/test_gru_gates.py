@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from metal_cpu import finite_difference_vjp, metal_on_cpu, survivors
 
-from energy_flow_mlx.ops.gru_gates import gru_gates, gru_gates_reference
+from energy_flow_mlx.ops.gru_gates import BACKWARD_COLUMNS, gru_gates, gru_gates_reference
 from energy_flow_mlx.ops.kernel import build
 
-from .kernel_parity import backends, compare, same
+from .kernel_parity import HARNESS, backends, compare, same
 
 kernel = partial(gru_gates, kernels=True)
 
@@ -23,10 +23,17 @@ def arguments(rows: int, size: int, seed: int = 0) -> list[mx.array]:
 
 
 @backends
-@pytest.mark.parametrize(("rows", "size"), [(1, 4), (1, 1), (7, 12), (33, 5), (65, 36)])
+@pytest.mark.parametrize(("rows", "size"), [(1, 4), (1, 1), (1, 2), (7, 12), (33, 5), (65, 36), (9, 6)])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 def test_kernel_equals_reference(where: str, rows: int, size: int, dtype: mx.Dtype) -> None:
     compare(where, kernel, gru_gates_reference, arguments(rows, size), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_four_columns_a_thread_of_the_backward_kernel(dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA has it."""
+    monkeypatch.setitem(BACKWARD_COLUMNS, "metal", 4)
+    compare(HARNESS, kernel, gru_gates_reference, arguments(7, 12), dtype=dtype)
 
 
 @backends

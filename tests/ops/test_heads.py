@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from metal_cpu import finite_difference_vjp, metal_on_cpu, survivors
 
-from energy_flow_mlx.ops.heads import heads, heads_reference
+from energy_flow_mlx.ops.heads import FORWARD_ROWS, heads, heads_reference
 from energy_flow_mlx.ops.kernel import build
 
-from .kernel_parity import backends, compare, same
+from .kernel_parity import HARNESS, backends, compare, same
 
 kernel = partial(heads, kernels=True)
 
@@ -26,10 +26,16 @@ def scaled(function: object) -> object:
 
 
 @backends
-@pytest.mark.parametrize(("rows", "own", "other"), [(1, 2, 3), (1, 4, 64), (9, 16, 64), (70, 33, 5)])
+@pytest.mark.parametrize(("rows", "own", "other"), [(1, 2, 3), (1, 4, 64), (4, 5, 6), (9, 16, 64), (70, 33, 5)])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 def test_kernel_equals_reference(where: str, rows: int, own: int, other: int, dtype: mx.Dtype) -> None:
     compare(where, scaled(kernel), scaled(heads_reference), arguments(rows, own, other), dtype=dtype)
+
+
+def test_a_row_a_simdgroup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA has it."""
+    monkeypatch.setitem(FORWARD_ROWS, "metal", 1)
+    compare(HARNESS, scaled(kernel), scaled(heads_reference), arguments(9, 16, 64))
 
 
 def test_gradient_equals_float64_differences() -> None:
@@ -63,7 +69,8 @@ def test_broken_kernels_are_noticed() -> None:
             same(a, w, 2e-5)
 
     edits = [
-        ("if (row >= uint(inner_shape[0])) return;", ""),
+        ("metal::min(first + r, rows - 1)", "first + r"),
+        ("if (lane > 0 || row >= rows) continue;", "if (lane > 0) continue;"),
         ("if (block * ROWS >= rows) return;", ""),
         ("displacement_weight[2 * M + k]", "displacement_weight[M + k]"),
         ("j == 2 ? of_y : of_z", "of_y"),

@@ -37,7 +37,7 @@ def of_arrays(function: Callable[..., Any], **options: Any) -> Callable[..., mx.
 
 kernel = of_arrays(inherit, kernels=True)
 reference = of_arrays(inherit_reference)
-SHAPES = [(1, 1, 1, 1), (3, 2, 4, 3), (2, 9, 7, 4), (5, 30, 20, 8), (1, 400, 300, 5)]
+SHAPES = [(1, 1, 1, 1), (3, 2, 4, 3), (2, 9, 7, 4), (2, 3, 2, 6), (5, 30, 20, 8), (1, 400, 300, 5)]
 
 
 @backends

@@ -6,9 +6,9 @@ import pytest
 from metal_cpu import metal_on_cpu, survivors
 
 from energy_flow_mlx.ops.kernel import build
-from energy_flow_mlx.ops.neuron import NeuronKernel, fits, neuron, neuron_reference, pack
+from energy_flow_mlx.ops.neuron import MOST_GROUPS, SPARING, NeuronKernel, fits, neuron, neuron_reference, pack
 
-from .kernel_parity import backends, compare, kernels_on, same
+from .kernel_parity import HARNESS, backends, compare, kernels_on, same
 
 Weights = list[mx.array]
 
@@ -51,8 +51,27 @@ def test_padded_bounded_and_in_half(where: str, dtype: mx.Dtype, bound: float | 
 
 @backends
 def test_several_tiles_a_group(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("energy_flow_mlx.ops.neuron.MOST_GROUPS", 2)
+    monkeypatch.setattr("energy_flow_mlx.ops.neuron.MOST_GROUPS", {"metal": 2, "cuda": 2})
     compare(where, of_arrays(neuron, kernels=True), of_arrays(neuron_reference), arguments(150, 4, 3), tolerance=5e-5)
+
+
+@pytest.mark.parametrize(("flows", "hidden", "features"), [(33, 6, 34), (40, 32, 64), (11, 48, 70)])
+def test_what_is_kept_is_what_is_computed_twice(
+    flows: int, hidden: int, features: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's way gives Metal's bits."""
+    given = arguments(flows, hidden, features)
+    results = []
+    for sparing in (True, False):
+        monkeypatch.setitem(SPARING, "metal", sparing)
+        with kernels_on(HARNESS):
+            _, gradients = mx.vjp(
+                lambda *a: [of_arrays(neuron, kernels=True, bound=0.7)(*a)], given, [mx.ones((flows, features))]
+            )
+            mx.eval(gradients)
+        results.append(gradients)
+    assert all(mx.array_equal(a, b) for a, b in zip(*results, strict=True))
+    assert any(mx.any(a != 0) for a in results[0])
 
 
 @backends
@@ -98,7 +117,7 @@ def _formula(position: np.ndarray, energy: np.ndarray, *weights: np.ndarray) -> 
 
 
 def test_broken_kernels_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("energy_flow_mlx.ops.neuron.MOST_GROUPS", 1)  # two tiles a group
+    monkeypatch.setitem(MOST_GROUPS, "metal", 1)  # two tiles a group
 
     def check() -> None:
         given = arguments(45, 5, 6)
@@ -131,6 +150,8 @@ def test_broken_kernels_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         ("2 * (s / 2 * A_ROWS + row[r])", "2 * (s / 2 * A + row[r])"),
         ("if (b >= block::count) return;", ""),
         ("if (!owned<HIDDEN>(lane, o)) continue;\n        float g", "float g"),
+        ("normalise<HIDDEN>(normal_one, lane, scale_one);\n            slopes", "slopes"),
+        ("&w[at::second_bias + 2 * HIDDEN], lane, slope_two);\n        activate_back", "&w[at::second_bias], lane, slope_two);\n        activate_back"),
         ("sums[1][o] += of_beta * normal[o][f];", "sums[1][o] += of_beta;"),
         ("of_coord[m + 1] += d_input * p[m];", "of_coord[m + 1] += d_input * p[0];"),
     ]

@@ -46,6 +46,15 @@ METAL_CPU_VECTORS(long)
 METAL_CPU_VECTORS(ulong)
 #undef METAL_CPU_VECTORS
 
+// Aligned as one component. Components are taken by index.
+#define METAL_CPU_PACKED(T)                                           \
+  typedef vec<T, 2> packed_##T##2 __attribute__((aligned(sizeof(T)))); \
+  typedef vec<T, 4> packed_##T##4 __attribute__((aligned(sizeof(T))));
+METAL_CPU_PACKED(float)
+METAL_CPU_PACKED(half)
+METAL_CPU_PACKED(bfloat)
+#undef METAL_CPU_PACKED
+
 namespace cpu {
 
 template <typename T>
