@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
 from ..ops import checkpoint
+from ..ops.differentiable import own_backward
 from .lattice import FlowState
 from .step import FlowGradients, FlowStep, StepWeights, Trace, weight_gradients
 
@@ -96,7 +97,8 @@ def live_by_hand(
         for first in range(0, len(noises), length):
             traces: list[Trace] | None = None if recompute else []
             segments.append(_Segment(first, flows, traces))
-            flows = live(step, own, flows, noises[first : first + length], scale, traces=traces)
+            with own_backward():
+                flows = live(step, own, flows, noises[first : first + length], scale, traces=traces)
         return _flatten(flows._replace(hidden=()))
 
     @life.vjp
@@ -110,7 +112,8 @@ def live_by_hand(
                 # hidden states: their products need nothing else, and those of all segments would be there at once.
                 position, *hidden = mx.depends([flows.position, *flows.hidden], [d.position, d.energy])
                 flows, traces = flows._replace(position=position, hidden=tuple(hidden)), []
-                live(step, own, flows, noises[first : first + length], scale, traces=traces)
+                with own_backward():
+                    live(step, own, flows, noises[first : first + length], scale, traces=traces)
             while traces:
                 d, sums = step.backward(own, traces.pop(), d, scale, sums)
         assert sums is not None

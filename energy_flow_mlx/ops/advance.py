@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from .differentiable import Differentiable
 from .geometry import clamp_to_lattice, reflect
 from .kernel import as_type, call, use_kernel
 from .numerics import clamp, sanitise
@@ -172,7 +173,7 @@ def backward(
 def _with_vjp(noisy: bool, reflection: bool) -> Any:
     """The kernel as a differentiable function of its arrays."""
 
-    @mx.custom_function
+    @Differentiable
     def move(
         displacement: mx.array,
         new_energy: mx.array,

@@ -5,6 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from .differentiable import Differentiable
 from .kernel import as_type, call, columns_of_a_thread, setting, suited, use_kernel
 from .numerics import sanitise
 
@@ -78,7 +79,7 @@ def gru_gates_reference(
 def _with_vjp(masked: bool, bound: float | None) -> Any:
     """The kernel as a differentiable function of its arrays."""
 
-    @mx.custom_function
+    @Differentiable
     def gates(*arrays: mx.array) -> mx.array:
         return forward(*arrays, masked=masked, bound=bound)
 

@@ -5,6 +5,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from .differentiable import Differentiable
 from .kernel import call, suited, use_kernel
 
 # Rows of a SIMD-group of the forward kernel, which reads the weights once for all of them.
@@ -125,7 +126,7 @@ def gradients_of_weights(sums: tuple[mx.array, mx.array], own: int) -> tuple[mx.
     return total[:1].reshape(-1), total[1:2, :own].reshape(-1), total[1:, own:], mx.sum(sums[1], axis=0)
 
 
-@mx.custom_function
+@Differentiable
 def _heads(*arrays: mx.array) -> list[mx.array]:
     return forward(*arrays)
 

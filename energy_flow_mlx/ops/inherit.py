@@ -5,6 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from .differentiable import Differentiable
 from .kernel import as_type, call, columns_of_a_thread, use_kernel
 from .spawn import Births
 
@@ -62,7 +63,7 @@ def _numbers(births: Births) -> list[mx.array]:
 
 @functools.cache
 def _with_vjp() -> Any:
-    @mx.custom_function
+    @Differentiable
     def values(own: mx.array, inherited: mx.array, parent: mx.array, before: mx.array, born: mx.array) -> mx.array:
         return forward(own, inherited, parent)
 

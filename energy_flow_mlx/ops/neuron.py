@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from .differentiable import Differentiable
 from .kernel import as_type, call, setting, suited, use_kernel, whole
 from .numerics import sanitise
 
@@ -194,7 +195,7 @@ def run_packed(kernel: NeuronKernel, position: mx.array, energy: mx.array, packe
 def _with_vjp(kernel: NeuronKernel) -> Any:
     """The kernel as a differentiable function of position, energy and the packed weights."""
 
-    @mx.custom_function
+    @Differentiable
     def run(position: mx.array, energy: mx.array, weights: mx.array) -> mx.array:
         return kernel.forward(position, energy, weights)
 
