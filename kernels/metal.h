@@ -75,5 +75,5 @@ FUNCTION bool is_nan(float x) { return (as_type<uint>(x) & 0x7FFFFFFFu) > 0x7F80
 FUNCTION bool is_infinite(float x) { return (as_type<uint>(x) & 0x7FFFFFFFu) == 0x7F800000u; }
 FUNCTION float not_a_number() { return as_type<float>(0x7FC00000u); }
 
-// To 2.5 units in the last place, where a division takes ten times as long.
+// Exact to a unit in the last place, on CUDA to two, where a division takes ten times as long.
 FUNCTION float reciprocal(float x) { return metal::fast::divide(1.0f, x); }
