@@ -20,21 +20,21 @@
 // Where the parameters lie in `weights`.
 template <int HIDDEN, int F>
 struct Packed {
-    static constexpr uint coord = 0, coord_bias = 9;
-    static constexpr uint first = 12, first_bias = first + 4 * HIDDEN, second = first_bias + 3 * HIDDEN;  // gamma and beta follow the bias
-    static constexpr uint second_bias = second + HIDDEN * HIDDEN, last = second_bias + 3 * HIDDEN;
-    static constexpr uint last_bias = last + F * HIDDEN, count = last_bias + F;
+    static constexpr CONSTANT uint coord = 0, coord_bias = 9;
+    static constexpr CONSTANT uint first = 12, first_bias = first + 4 * HIDDEN, second = first_bias + 3 * HIDDEN;  // gamma and beta follow the bias
+    static constexpr CONSTANT uint second_bias = second + HIDDEN * HIDDEN, last = second_bias + 3 * HIDDEN;
+    static constexpr CONSTANT uint last_bias = last + F * HIDDEN, count = last_bias + F;
 };
 
 // Where in threadgroup memory. Rows of the two large matrices are aligned for load4, and lie an odd number of fours apart, so that
 // 8 lanes that read 8 rows meet different banks. The gaps are never read.
 template <int HIDDEN, int F>
 struct Layout {
-    static constexpr uint row = (HIDDEN + 3) / 4 % 2 ? (HIDDEN + 3) / 4 * 4 : (HIDDEN + 3) / 4 * 4 + 4;
-    static constexpr uint coord = 0, coord_bias = 9;
-    static constexpr uint first = 12, first_bias = first + 4 * HIDDEN, second = (first_bias + 3 * HIDDEN + 3) / 4 * 4;
-    static constexpr uint second_bias = second + HIDDEN * row, last = (second_bias + 3 * HIDDEN + 3) / 4 * 4;
-    static constexpr uint last_bias = last + F * row, size = last_bias + F;
+    static constexpr CONSTANT uint row = (HIDDEN + 3) / 4 % 2 ? (HIDDEN + 3) / 4 * 4 : (HIDDEN + 3) / 4 * 4 + 4;
+    static constexpr CONSTANT uint coord = 0, coord_bias = 9;
+    static constexpr CONSTANT uint first = 12, first_bias = first + 4 * HIDDEN, second = (first_bias + 3 * HIDDEN + 3) / 4 * 4;
+    static constexpr CONSTANT uint second_bias = second + HIDDEN * row, last = (second_bias + 3 * HIDDEN + 3) / 4 * 4;
+    static constexpr CONSTANT uint last_bias = last + F * row, size = last_bias + F;
 
     // The place of element k of `weights`.
     static FUNCTION uint place(uint k) {
@@ -217,7 +217,7 @@ FUNCTION void activate_back(
 // output gradient i times input j. Block b has rows b / across + down r, columns b % across + across c (the last where fewer).
 template <int R, int C, int A, int B>
 struct Block {
-    static constexpr uint across = (B + C - 1) / C, down = (A + R - 1) / R, count = across * down;
+    static constexpr CONSTANT uint across = (B + C - 1) / C, down = (A + R - 1) / R, count = across * down;
     static FUNCTION uint row(uint b, uint r) { return b / across + down * r; }
     static FUNCTION uint column(uint b, uint c) { return b % across + across * c; }
 };
