@@ -17,6 +17,7 @@ from .data.origin import Origin
 from .data.records import Faults
 from .data.stream import training_texts
 from .data.tokeniser import Tokeniser
+from .ops.failures import KernelError, kernel_errors
 
 _SOURCES = f"""\
 sources: a file ({", ".join(READ)}), a dataset folder,
@@ -26,11 +27,15 @@ _TOKENISERS = {"wordpiece": Tokeniser.train, "whitespace": Tokeniser.whitespace}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 (`inspect --verify` found a changed file), 2 (refused), 130 (interrupted)."""
+    """Run the command; returns the exit code: 0, 1 (`inspect --verify` found a changed file, or a kernel fails here), 2 (refused), 130 (interrupted)."""
     options = _parser().parse_args(argv)
     commands = {"build": _build, "inspect": _inspect, "convert": _convert, "train-tokenizer": _train_tokeniser}
     try:
-        return commands[options.command](options)
+        with kernel_errors():
+            return commands[options.command](options)
+    except KernelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,12 +9,13 @@ from .config import ConfigError
 from .data.records import DataError
 from .data.source import open_data
 from .models.energy_flow import EnergyFlow
+from .ops.failures import KernelError, kernel_errors
 from .training.mlp import mlp_row
 from .training.report import held_out_rows, table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 when the folder or an argument is refused."""
+    """Run the command; returns the exit code: 0, 1 (a kernel fails here), or 2 when the folder or an argument is refused."""
     parser = Parser(prog="python -m energy_flow_mlx.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder with config.json and model.safetensors")
     parser.add_argument("--data", metavar="FOLDER|FILE", help="where pairs come from (default: what the model was trained on)")
@@ -44,9 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        rows = held_out_rows(model, data, config.batch_size)
-        if arguments.mlp_baseline:
-            rows.append(mlp_row(model, data, config))
+        with kernel_errors():
+            rows = held_out_rows(model, data, config.batch_size)
+            if arguments.mlp_baseline:
+                rows.append(mlp_row(model, data, config))
+    except KernelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (DataError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -21,6 +21,7 @@ from .data.source import EpochOrder, PairBatch, PairData, open_data
 from .data.tokeniser import Tokeniser
 from .files import INCOMING
 from .models.energy_flow import EnergyFlow
+from .ops.failures import KernelError, kernel_errors
 from .training import checkpoint, memory
 from .training.checkpoint import CheckpointError, TrainerState
 from .training.loss_scale import LossScale
@@ -45,7 +46,7 @@ RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "lo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 (the loss became non-finite), 2 (refused), 130 (interrupted)."""
+    """Run the command; returns the exit code: 0, 1 (the loss became non-finite, or a kernel fails here), 2 (refused), 130 (interrupted)."""
     arguments = _parser().parse_args(argv)
     fields = given_fields(arguments)
     try:
@@ -58,18 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = memory.within_budget(layered_config(arguments.preset, arguments.config, fields))
             run = arguments.out or Path("runs") / f"{arguments.preset or 'tiny'}-seed{config.seed}"
             _refuse_used(run)
-        return train(
-            config,
-            run,
-            resume=arguments.resume is not None,
-            quiet=arguments.quiet,
-            profile=arguments.profile,
-            mlp_baseline=arguments.mlp_baseline,
-        )
+        with kernel_errors():
+            return train(
+                config,
+                run,
+                resume=arguments.resume is not None,
+                quiet=arguments.quiet,
+                profile=arguments.profile,
+                mlp_baseline=arguments.mlp_baseline,
+            )
     except (ConfigError, CheckpointError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except NonFiniteLoss as error:
+    except (NonFiniteLoss, KernelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

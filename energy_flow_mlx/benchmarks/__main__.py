@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+from ..config import ConfigError
+from ..ops.failures import KernelError, kernel_errors
 from .measure import measure_ceilings, measure_model
 from .scenarios import measure_scenario
 from .stages import measure_stages
@@ -20,4 +22,9 @@ KINDS = {
 
 if __name__ == "__main__":
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    Path(sys.argv[2]).write_text(json.dumps(KINDS[job["what"]](job)), encoding="utf-8")
+    try:
+        with kernel_errors():
+            result = KINDS[job["what"]](job)
+    except (KernelError, ConfigError) as error:
+        sys.exit(f"error: {error}")
+    Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")

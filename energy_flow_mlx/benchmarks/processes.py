@@ -21,7 +21,7 @@ CACHES = ("MLX_PTX_CACHE_DIR", "CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR", "TR
 
 
 class MeasurementFailed(RuntimeError):
-    """A child process failed or ran over its time; the text has the last line it wrote."""
+    """A child process failed or ran over its time; the text has its `error: …` to the end, else the last line it wrote."""
 
 
 @contextmanager
@@ -31,13 +31,20 @@ def workshop() -> Iterator[Path]:
         yield Path(folder)
 
 
-def run_mlx(folder: Path, job: Mapping[str, Any], *, cold: bool = True) -> dict[str, Any]:
-    """The result of a job of `python -m energy_flow_mlx.benchmarks`.
+def run_mlx(
+    folder: Path,
+    job: Mapping[str, Any],
+    *,
+    module: str = "energy_flow_mlx.benchmarks",
+    cold: bool = True,
+    limit: float | None = None,
+) -> dict[str, Any]:
+    """The result of a job of `python -m MODULE`, killed after `limit` seconds.
 
     Raises:
-        MeasurementFailed: the process failed.
+        MeasurementFailed: the process failed or was killed.
     """
-    return _run(folder, [sys.executable, "-m", "energy_flow_mlx.benchmarks"], job, cold, None)
+    return _run(folder, [sys.executable, "-m", module], job, cold, limit)
 
 
 def run_torch(folder: Path, job: Mapping[str, Any], *, cold: bool = True, limit: float | None = None) -> dict[str, Any]:
@@ -87,6 +94,7 @@ def _run(folder: Path, command: list[str], job: Mapping[str, Any], cold: bool, l
             child.wait()
     if code or not result_file.is_file():
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        raise MeasurementFailed(f"exit code {code}: {lines[-1] if lines else 'no message'}")
+        told = next((index for index, line in enumerate(lines) if line.startswith("error: ")), -1)
+        raise MeasurementFailed(f"exit code {code}: " + ("\n".join(lines[told:]) or "no message"))
     result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
     return result

@@ -6,6 +6,7 @@ A source holds one op: its contract in a comment, functions, and the bodies, eac
 
 import functools
 import hashlib
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,19 +15,15 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..config import ConfigError
 from .cuda import call_cuda
-
-VARIABLE = "ENERGY_FLOW_KERNELS"
+from .failures import VARIABLE, KernelError, how_to_go_on, note_launch
 
 # Ops whose kernel was measured slower than MLX's own graph in a training step on a backend: off there unless forced.
 NOT_DEFAULT: dict[str, frozenset[str]] = {"metal": frozenset(), "cuda": frozenset()}
 
-# Elements are counted in 32 bits.
-LARGEST = 2**32
-
-
-class KernelError(RuntimeError):
-    """A kernel that was asked for cannot be built or run here; the text names it."""
+# Elements are counted in 32 bits, and MLX takes the grid as int.
+MOST_ELEMENTS, MOST_THREADS = 2**32 - 1, 2**31 - 1
 
 
 def backend() -> str:
@@ -45,19 +42,35 @@ def use_kernel(op: str, wanted: bool | None = None) -> bool:
     Args:
         op: its name, that of a file in `kernels/`.
         wanted: True or False forces either side; None asks the environment variable ENERGY_FLOW_KERNELS: `on`, `off`, or
-            `auto` (the default), which takes the kernel on a GPU unless it was measured slower there.
+            `auto` (the default), which takes the kernel on a GPU unless it was measured slower there; behind it, joined by
+            commas, ops that differ: `auto,-neuron` or `off,+heads`.
 
     Raises:
-        KernelError: ENERGY_FLOW_KERNELS holds something else.
+        ConfigError: ENERGY_FLOW_KERNELS holds something else.
     """
     if wanted is not None:
         return wanted
-    setting = os.environ.get(VARIABLE, "auto")
-    if setting not in ("auto", "on", "off"):
-        raise KernelError(f"{VARIABLE}={setting!r} is not accepted: it takes auto, on or off")
-    if setting != "auto":
-        return setting == "on"
+    mode, chosen = _choices(os.environ.get(VARIABLE, "auto"))
+    if op in chosen:
+        return chosen[op]
+    if mode != "auto":
+        return mode == "on"
     return on_gpu() and op not in NOT_DEFAULT[backend()]
+
+
+@functools.cache
+def _choices(setting: str) -> tuple[str, dict[str, bool]]:
+    """What ENERGY_FLOW_KERNELS says of all ops, and of single ones."""
+    mode, *items = setting.split(",")
+    if mode not in ("auto", "on", "off"):
+        raise ConfigError(f"{VARIABLE}={setting!r} is not accepted: it takes auto, on or off, and then ,-op or ,+op")
+    for item in items:
+        if item[:1] not in ("-", "+") or item[1:] not in ops():
+            raise ConfigError(
+                f"{VARIABLE}={setting!r}: {item!r} is not accepted behind {mode}: it takes -op or +op, with op one of "
+                f"{', '.join(ops())}"
+            )
+    return mode, {item[1:]: item[0] == "+" for item in items}
 
 
 def call(
@@ -78,21 +91,26 @@ def call(
         op: file name in `kernels/`, without `.metal`.
         body: which body of the file.
         inputs, outputs: by the names the body uses; outputs as (shape, dtype).
-        threads: how many, in one dimension; rounded up to whole groups.
+        threads: how many, in one dimension; rounded up to whole groups, at most MOST_THREADS.
         group: threads in a threadgroup.
         template: compile-time constants (int, bool, dtype). Each new set compiles anew, so sizes that vary go into shapes.
         init_value: what outputs hold before the kernel runs; None: nothing.
         atomic: outputs are added to with `add_to`.
 
     Raises:
-        KernelError: there is no GPU backend, or an array is too large. A source that does not compile raises MLX's own
-            error, which shows the line.
+        KernelError: there is no GPU backend, or an array or the grid is too large. A source that does not compile, or asks
+            for more threads than the GPU has for it, raises MLX's own error when a result is evaluated; see `ops.failures`.
     """
-    for name, size in [*((name, array.size) for name, array in inputs.items()), ("the grid", threads)]:
-        if size >= LARGEST:
-            raise KernelError(f"{op}: {name} has {size} elements; kernels count up to {LARGEST - 1}")
     template = template or {}
     threads = -(-threads // group) * group
+    sizes = [(name, array.size, MOST_ELEMENTS) for name, array in inputs.items()]
+    sizes += [(name, math.prod(shape), MOST_ELEMENTS) for name, (shape, _) in outputs.items()]
+    for name, size, most in [*sizes, ("the grid", threads, MOST_THREADS)]:
+        if size > most:
+            raise KernelError(
+                f"{op} ({body}): {name} has {size:,} elements; kernels take up to {most:,}. {how_to_go_on([(op, body)])}"
+            )
+    note_launch(op, body, template, group)
     if backend() == "cuda":
         name, header, source = _parts(op, body, "cuda")
         return call_cuda(name, header, source, inputs, outputs, template, threads, group, init_value)
@@ -136,10 +154,16 @@ def _parts(op: str, body: str, language: str) -> tuple[str, str, str]:
     functions, bodies = read_source(op)
     if body not in bodies:
         raise KernelError(f"kernels/{op}.metal has no body {body!r}: it holds {', '.join(bodies)}")
-    header = "\n".join([source_file(f"{language}.h"), source_file("common.h"), functions])
+    # Compilers then name op, body and the line of the file in their errors.
+    here = f"{op}/{body}"
+    own = source_file(f"{op}.metal")
+    first = own[: own.index(f"//// {body}\n")].count("\n") + 2
+    parts = {f"{language}.h": source_file(f"{language}.h"), "common.h": source_file("common.h"), f"{op}.metal": functions}
+    header = "\n".join(f'#line 1 "{here}/{name}"\n{text}' for name, text in parts.items())
+    source = f'#line {first} "{here}/{op}.metal"\n{bodies[body]}'
     # MLX keeps compiled kernels by name: the name must change with the source.
-    mark = hashlib.sha256(f"{header}\0{bodies[body]}".encode()).hexdigest()[:12]
-    return f"{op}_{body}_{mark}", header, bodies[body]
+    mark = hashlib.sha256(f"{header}\0{source}".encode()).hexdigest()[:12]
+    return f"{op}_{body}_{mark}", header, source
 
 
 @functools.cache
@@ -147,6 +171,12 @@ def read_source(op: str) -> tuple[str, dict[str, str]]:
     """The functions and, by name, the bodies of `kernels/OP.metal`."""
     functions, *parts = re.split(r"^//// (\w+)\n", source_file(f"{op}.metal"), flags=re.MULTILINE)
     return functions, dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+@functools.cache
+def ops() -> tuple[str, ...]:
+    """Every op that has a source in `kernels/`."""
+    return tuple(sorted({path.stem for folder in folders() for path in folder.glob("*.metal")}))
 
 
 def source_file(name: str) -> str:

@@ -35,6 +35,7 @@ class CountedFunction:
 
 mx.custom_function = CountedFunction  # type: ignore[assignment, misc]  # before the ops are imported
 
+from energy_flow_mlx.doctor.cases import Case, both, floating, leaves  # noqa: E402
 from energy_flow_mlx.ops import kernel  # noqa: E402
 
 VIEWS = {
@@ -44,46 +45,9 @@ VIEWS = {
 
 
 @dataclasses.dataclass
-class Case:
-    """One op with arguments: `function(kernels, *arrays)`; the first `floats` arrays have gradients. The derivative does not depend on
-    the arrays in `unread`, and the outputs in `constant` have none. Of the arrays in `picked` no more is read than is written."""
-
-    function: Callable[..., Any]
-    arrays: list[mx.array]
-    floats: int
-    unread: tuple[int, ...] = ()
-    constant: tuple[int, ...] = ()
-    picked: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass
 class Cost:
     bytes: int = 0
     launches: int = 0
-
-
-def leaves(tree: Any) -> list[mx.array]:
-    return [leaf for branch in tree for leaf in leaves(branch)] if isinstance(tree, (list, tuple)) else [tree]
-
-
-def floating(arrays: Sequence[mx.array]) -> list[mx.array]:
-    return [array for array in arrays if mx.issubdtype(array.dtype, mx.floating)]
-
-
-def both(case: Case, kernels: bool) -> Function:
-    """Outputs and gradients as one function of the arrays and the outputs' gradients."""
-
-    def run(*given: mx.array) -> list[mx.array]:
-        arrays, cotangents = list(given[: len(case.arrays)]), list(given[len(case.arrays) :])
-        fixed = arrays[case.floats :]
-
-        def differentiable(*floats: mx.array) -> list[mx.array]:
-            return floating(leaves(case.function(kernels, *floats, *fixed)))
-
-        outputs, gradients = mx.vjp(differentiable, arrays[: case.floats], cotangents)
-        return [*outputs, *gradients]
-
-    return run
 
 
 def count_graph(function: Function, arrays: Sequence[mx.array], free: set[str]) -> Cost:

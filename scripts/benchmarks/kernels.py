@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from counted_graph import Case, Function, both, count, floating, leaves
-from kernel_cases import CASES, fitting
+from counted_graph import Function, count  # first: it stands in for mx.custom_function before the ops are imported
 
 from energy_flow_mlx import EnergyConfig
+from energy_flow_mlx.doctor.cases import CASES, Case, both, fitting, floating, leaves
 from energy_flow_mlx.training.compilation import compiled
 
 

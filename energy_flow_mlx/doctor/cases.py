@@ -1,14 +1,17 @@
-"""Every op that has a kernel, with arguments as a preset gives them; random data."""
+"""Every op that has a kernel, with arguments as a preset gives them, and a whole training step; random data."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
-from counted_graph import Case
+import mlx.nn as nn
 
-from energy_flow_mlx import EnergyConfig
-from energy_flow_mlx.models.mapper import intermediate_size
-from energy_flow_mlx.ops import (
+from ..benchmarks.work import make_batches, make_model
+from ..config import EnergyConfig
+from ..models.mapper import intermediate_size
+from ..ops import (
     adamw,
     advance,
     bias_gelu_norm,
@@ -22,8 +25,70 @@ from energy_flow_mlx.ops import (
     norms,
     spawn,
 )
+from ..training.losses import energy_flow_loss
+from ..training.optimiser import clip_factors, gradient_norms, make_optimiser
 
 INNER = 64  # width of the displacement head
+
+
+@dataclasses.dataclass
+class Case:
+    """One op with arguments: `function(kernels, *arrays)`; the first `floats` arrays have gradients. The derivative does not depend on
+    the arrays in `unread`, and the outputs in `constant` have none. Of the arrays in `picked` no more is read than is written."""
+
+    function: Callable[..., Any]
+    arrays: list[mx.array]
+    floats: int
+    unread: tuple[int, ...] = ()
+    constant: tuple[int, ...] = ()
+    picked: tuple[int, ...] = ()
+
+
+def leaves(tree: Any) -> list[mx.array]:
+    """The arrays of a tree of lists and tuples."""
+    return [leaf for branch in tree for leaf in leaves(branch)] if isinstance(tree, (list, tuple)) else [tree]
+
+
+def floating(arrays: Sequence[mx.array]) -> list[mx.array]:
+    """Those that can have a gradient."""
+    return [array for array in arrays if mx.issubdtype(array.dtype, mx.floating)]
+
+
+def both(case: Case, kernels: bool) -> Callable[..., list[mx.array]]:
+    """Outputs and gradients as one function of the arrays and the outputs' gradients."""
+
+    def run(*given: mx.array) -> list[mx.array]:
+        arrays, cotangents = list(given[: len(case.arrays)]), list(given[len(case.arrays) :])
+        fixed = arrays[case.floats :]
+
+        def differentiable(*floats: mx.array) -> list[mx.array]:
+            return floating(leaves(case.function(kernels, *floats, *fixed)))
+
+        outputs, gradients = mx.vjp(differentiable, arrays[: case.floats], cotangents)
+        return [*outputs, *gradients]
+
+    return run
+
+
+def training_step(config: EnergyConfig, *, optimise: bool = True) -> tuple[mx.array, mx.array, Any]:
+    """The graph of one training step on random data, not evaluated: every kernel that training launches.
+
+    Returns:
+        The loss, the gradients' norms [P] and, if `optimise`, the new parameters.
+    """
+    model, (batch, *_) = make_model(config, training=True, dropout=False), make_batches(config)
+
+    def loss() -> mx.array:
+        return energy_flow_loss(model, config, batch, key=mx.random.key(0), training_step=0)[0]
+
+    value, gradients = nn.value_and_grad(model, loss)()
+    norms = gradient_norms(gradients)[1]
+    if not optimise:
+        return value, norms, None
+    optimiser, trainable = make_optimiser(config), model.trainable_parameters()
+    optimiser.init(trainable)
+    factors = clip_factors(norms, config.gradient_clip_per_tensor, config.gradient_clip)
+    return value, norms, optimiser.apply_gradients(gradients, trainable, factors)
 
 
 def normal(*shape: int, dtype: mx.Dtype = mx.float32) -> mx.array:
@@ -44,7 +109,7 @@ def ages(flows: int) -> mx.array:
 
 def advance_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
     n = batch * config.slots_per_sample
-    size = {"width": config.lattice_width, "height": config.lattice_height, "reflection": True}
+    size: dict[str, Any] = {"width": config.lattice_width, "height": config.lattice_height, "reflection": True}
 
     def function(kernels: bool, *a: mx.array) -> Any:
         return advance.advance(*a, **size, kernels=kernels)
@@ -89,7 +154,7 @@ def collect_case(
     config: EnergyConfig, batch: int, dtype: mx.Dtype, method: str = "nearest", deterministic: bool = True
 ) -> Case:
     n = batch * config.slots_per_sample
-    size = {"batch": batch, "width": config.lattice_width, "height": config.lattice_height, "method": method}
+    size: dict[str, Any] = {"batch": batch, "width": config.lattice_width, "height": config.lattice_height, "method": method}
 
     def function(kernels: bool, *a: mx.array) -> Any:
         return collect.collect(*a, **size, deterministic=deterministic, kernels=kernels)
@@ -100,7 +165,8 @@ def collect_case(
 
 def spawn_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
     slots, children = config.slots_per_sample, config.slots_per_sample - config.surface_dim
-    options = {"slots": children, "threshold": config.spawn_movement_threshold_ratio, "most": config.max_spawn_per_step}
+    threshold, most = config.spawn_movement_threshold_ratio, config.max_spawn_per_step
+    options: dict[str, Any] = {"slots": children, "threshold": threshold, "most": most}
 
     def function(kernels: bool, *a: mx.array) -> Any:
         return spawn.spawn(*a, **options, kernels=kernels)[:3]  # the last is an argument
@@ -188,11 +254,11 @@ CASES: dict[str, Callable[[EnergyConfig, int, mx.Dtype], Case]] = {
     "spawn": spawn_case,
     "inherit": inherit_case,
     "collect, nearest": collect_case,
-    "collect, nearest, atomics": lambda *a: collect_case(*a, deterministic=False),
-    "collect, bilinear": lambda *a: collect_case(*a, method="bilinear"),
-    "collect, bilinear, atomics": lambda *a: collect_case(*a, method="bilinear", deterministic=False),
+    "collect, nearest, atomics": partial(collect_case, deterministic=False),
+    "collect, bilinear": partial(collect_case, method="bilinear"),
+    "collect, bilinear, atomics": partial(collect_case, method="bilinear", deterministic=False),
     "bias_gelu_norm": bias_gelu_norm_case,
-    "bias_gelu_norm, LN first": lambda *a: bias_gelu_norm_case(*a, norm_first=True),
+    "bias_gelu_norm, LN first": partial(bias_gelu_norm_case, norm_first=True),
     "embedding": embedding_case,
     "masked_mean": masked_mean_case,
     "adamw": adamw_case,
