@@ -154,10 +154,14 @@ def _runtime_object(part: str) -> Path:
 
 def _clang(arguments: list[str]) -> str:
     """Run the compiler and return what it says; whether it succeeded is told by the file it was to write."""
-    cache = str(_cache_directory() / "zig")
-    environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
     command = [sys.executable, "-m", "ziglang", "c++", *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment).stderr
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=zig_environment()).stderr
+
+
+def zig_environment() -> dict[str, str]:
+    """Environment variables for `ziglang`, which keeps what it builds where the harness does."""
+    cache = str(_cache_directory() / "zig")
+    return {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
 
 
 def _machine_flags() -> list[str]:
