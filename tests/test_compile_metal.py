@@ -86,7 +86,7 @@ def test_sources_are_written_for_another_machine(tmp_path: Path, capsys: pytest.
 
 
 def test_every_body_of_every_op_is_captured() -> None:
-    names = {launch.name for launch in compile_metal.captured(["debug"], ["float16"])}
+    names = {launch.name for launch in compile_metal.captured(["debug", "optimized"], ["float16"])}
     for op in compile_metal.kernel.ops():
         for body in compile_metal.kernel.read_source(op)[1]:
             assert any(name.startswith(f"custom_kernel_{op}_{body}_") for name in names), (op, body)

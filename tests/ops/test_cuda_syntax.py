@@ -36,7 +36,7 @@ def moves() -> list[tuple[Callable[..., Any], list[mx.array]]]:
 
     def form(noise: mx.array | None, reflection: bool) -> Callable[..., Any]:
         return lambda displacement, energy: test_advance.advance(
-            displacement, energy, *given[2:4], noise, *given[5:], width=7, height=5, reflection=reflection, kernels=True
+            displacement, energy, *given[2:4], noise, *given[5:], reflection=reflection, kernels=True
         )
 
     return [(form(noise, reflection), given[:2]) for noise in (None, given[4]) for reflection in (False, True)]
