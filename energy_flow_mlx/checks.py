@@ -1,17 +1,17 @@
-"""Checks of arguments: whole numbers and texts."""
+"""Checks of arguments: integers and texts."""
 
 import operator
 from collections.abc import Sequence
 from typing import Any
 
-EMPTY_TEXT = "empty"  # stands for a text without a word, as in the PyTorch implementation
+EMPTY_TEXT = "empty"  # replaces an empty text, as in the PyTorch implementation
 
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """`value` as an int in low..high, both included.
+    """`value` as an int, checked to be in low..high (inclusive).
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is accepted.
+        TypeError, ValueError: the message names the argument, its value and what is accepted.
     """
     accepted = f"an integer of {low} or more" if high is None else f"an integer from {low} to {high}"
     try:
@@ -26,11 +26,11 @@ def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 
 def check_texts(name: str, texts: Any) -> list[str]:
-    """`texts` as a list of encodable strings; a text of white space alone becomes "empty".
+    """`texts` as a list of valid strings; a text that is empty or white space becomes "empty".
 
     Raises:
-        TypeError: `texts` is not a sequence, is a bare string, or holds something that is not a string.
-        ValueError: a string is not valid Unicode (a lone surrogate). Both name the argument and the index.
+        TypeError: `texts` is a string or not a sequence, or an item is not a string.
+        ValueError: an item is not valid Unicode (a lone surrogate). Both messages name the argument and the index.
     """
     if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
         raise TypeError(f"{name} must be a list of strings, got {type(texts).__name__}")

@@ -1,9 +1,9 @@
-"""Command-line flags, made from the fields of EnergyConfig."""
+"""Command-line flags, generated from the fields of EnergyConfig."""
 
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,7 +11,7 @@ from .config import PRESETS, EnergyConfig, accepted, read_mapping
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints `error: …` and exits 2; options are never guessed from a beginning."""
+    """A parser whose errors print `error: …` and exit with code 2. Options cannot be abbreviated."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -26,19 +26,25 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """--preset, --config, and a flag for every field, in the groups of the fields' metadata."""
+def add_config_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
+    """--preset, --config, and a flag for every field, in the groups of the fields' metadata. The help shows each field's value in the
+    preset that `argv` (None: the command line) names."""
     names = ", ".join(PRESETS)
-    parser.add_argument("--preset", metavar="NAME", help=f"what the values start from: {names} (default: {PRESETS[0]})")
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", nargs="?")
+    preset = early.parse_known_args(argv)[0].preset
+    shown = preset if preset in PRESETS else "tiny"  # another name is refused later, by name
+    values = EnergyConfig.preset(shown).to_dict()
+    parser.add_argument("--preset", metavar="NAME", help=f"what the values start from: {names} (default: tiny)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="a .yaml or .json file of fields, over the preset")
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(EnergyConfig):
         name = field.metadata["group"]
         group = groups.setdefault(name, None) or parser.add_argument_group(name)
         groups[name] = group
-        text = f"{field.metadata['help']} ({accepted(field)}; tiny: {field.default})".replace("%", "%%")
-        # Absent flags leave no attribute: what was given is told apart from defaults. Values stay text, which
-        # EnergyConfig converts and checks, so that a flag and a file get the same error.
+        text = f"{field.metadata['help']} ({accepted(field)}; {shown}: {values[field.name]})".replace("%", "%%")
+        # SUPPRESS: a flag that is not given leaves no attribute, so that it does not override the preset or the file.
+        # Values stay text; EnergyConfig converts and checks them, so that a flag and a file give the same errors.
         if field.type is bool:
             group.add_argument(
                 flag(field.name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
@@ -48,22 +54,22 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields that flags were given for."""
+    """The fields whose flags were given, with their values."""
     names = {field.name for field in dataclasses.fields(EnergyConfig)}
     return {name: value for name, value in vars(arguments).items() if name in names}
 
 
 def layered_config(preset: str | None, file: Path | None, fields: Mapping[str, Any]) -> EnergyConfig:
-    """The preset, then the file, then the flags.
+    """The configuration from preset, file and flags, each overriding the one before.
 
     Raises:
         ConfigError: a value or a key is not accepted, or the file does not parse.
         FileNotFoundError: there is no such file.
     """
-    values = EnergyConfig.preset(preset or PRESETS[0]).to_dict()
+    values = EnergyConfig.preset(preset or "tiny").to_dict()
     if file is not None:
         values.update(read_mapping(file))
-    # Checked once, when all are together: a file's value may be in range only together with a flag's.
+    # Checked only once all are merged, because a value of the file may be valid only together with a flag's.
     return EnergyConfig.from_dict({**values, **fields}, source=str(file or "flags"))
 
 

@@ -1,4 +1,4 @@
-"""python -m energy_flow_mlx.evaluate RUN: judge a saved model on held-out pairs, beside baselines."""
+"""python -m energy_flow_mlx.evaluate RUN: evaluate a saved model and baselines on held-out pairs."""
 
 import sys
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from .dataset.records import DataError
 from .files import resolve
 from .models.energy_flow import EnergyFlow
 from .ops.failures import KernelError, kernel_errors
-from .train.mlp import mlp_row
-from .train.report import held_out_rows, table
+from .train.report import held_out, table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 (a kernel fails here), or 2 when the folder or an argument is refused."""
+    """Run the command; returns the exit code: 0, 1 (a kernel failed), or 2 (invalid folder, data or argument)."""
     parser = Parser(prog="python -m energy_flow_mlx.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder with config.json and model.safetensors")
-    parser.add_argument("--data", metavar="FOLDER|FILE", help="where pairs come from (default: what the model was trained on)")
-    parser.add_argument("--batch-size", metavar="INT", help="pairs at a time (default: that of the run)")
+    parser.add_argument("--data", metavar="FOLDER|FILE", help="the data set (default: that of the training)")
+    parser.add_argument("--batch-size", metavar="INT", help="pairs per batch (default: as in training)")
     parser.add_argument(
-        "--mlp-baseline", action="store_true", help="train an MLP of the model's size for as many steps, for the table"
+        "--mlp-baseline", action="store_true", help="also train and report an MLP of the model's size"
     )
+    parser.add_argument("--ablation", action="store_true", help="train the model with its flow left out for as many steps")
     arguments = parser.parse_args(argv)
     try:
         model = EnergyFlow.from_pretrained(arguments.run)
@@ -38,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if data.tokeniser is None:
             config = config.replace(text_loss_weight=0)
         with kernel_errors():
-            rows = held_out_rows(model, data, config)
-            if arguments.mlp_baseline:
-                rows.append(mlp_row(model, data, config))
+            rows = held_out(model, data, config, mlp=arguments.mlp_baseline, ablation=arguments.ablation)
     except KernelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

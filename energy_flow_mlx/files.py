@@ -1,10 +1,10 @@
-"""Files written aside and renamed, so that a reader finds the old ones or the whole new ones, never a part.
+"""Atomic writes: files are written under a temporary name and renamed, so that a reader never sees a partial file.
 
-A folder of files that belong together (weights, optimiser and trainer state of one step) is replaced in three moves:
+A set of files that belong together (weights, optimiser and trainer state of one step) is replaced in three stages:
 
-    write all into  FOLDER/.incoming/      a kill here leaves the old set; the next write clears the rest away
+    write all into  FOLDER/.incoming/      if interrupted, the old set is valid; the next write removes .incoming
     rename that to  FOLDER/.complete/      the commit: one atomic rename
-    move each file  into FOLDER/           a kill here leaves a mix, which `resolve` reads as the new set
+    move each file  into FOLDER/           if interrupted, `resolve` finds the new set in both places
 """
 
 import hashlib
@@ -18,9 +18,9 @@ INCOMING, COMPLETE = ".incoming", ".complete"
 
 
 def write_aside(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
-    """Call `write` with a path beside `path`, flush what it wrote to disk, and rename it into place.
+    """Write a file atomically: call `write` with a temporary path in the same folder, flush the file and rename it.
 
-    The path aside keeps the ending of `path`, because some writers choose their format by it.
+    The temporary path has the extension of `path`, because some writers choose their format by it.
     """
     path = Path(path)
     aside = path.with_name(f".{path.stem}.{os.getpid()}.new{path.suffix}")
@@ -33,9 +33,13 @@ def write_aside(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> N
 
 
 def write_folder(folder: str | os.PathLike[str], writers: Mapping[str, Callable[[Path], Any]]) -> None:
-    """Replace the files named in `writers` together: a kill at any moment leaves all old or all new ones to `resolve`.
+    """Replace a set of files atomically: after an interruption `resolve` finds either all old or all new ones.
 
-    Other files in the folder stay. A folder has one writer at a time.
+    Other files in the folder stay. Concurrent writers are not supported.
+
+    Args:
+        folder: created if it does not exist.
+        writers: file name -> function that writes the file at the path it is given.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +58,7 @@ def write_folder(folder: str | os.PathLike[str], writers: Mapping[str, Callable[
 
 
 def settle(folder: str | os.PathLike[str]) -> None:
-    """Finish a committed write that was cut off: move the files of `.complete` into the folder."""
+    """Finish a committed write that was interrupted: move the files of `.complete` into the folder."""
     folder = Path(folder)
     complete = folder / COMPLETE
     if not complete.is_dir():
@@ -66,7 +70,7 @@ def settle(folder: str | os.PathLike[str]) -> None:
 
 
 def resolve(folder: str | os.PathLike[str], name: str) -> Path:
-    """Where the current version of the file `name` lies, whether or not the last write was settled. Changes nothing."""
+    """The path of the current version of the file `name`, also after an interrupted write. Changes nothing."""
     committed = Path(folder) / COMPLETE / name
     return committed if committed.is_file() else Path(folder) / name
 

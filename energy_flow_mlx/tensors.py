@@ -1,4 +1,4 @@
-"""Safetensors files, checked before anything is allocated."""
+"""Reading safetensors files, with checks before memory is allocated."""
 
 import json
 import math
@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 WARN_BYTES = 2 * 2**30
-# NumPy's types; bfloat16, which it lacks, is read as the upper half of a float32. MLX's reader has no float64.
+# NumPy has no bfloat16, which is read as the upper 16 bits of a float32. (MLX's reader has no float64.)
 _DTYPES = {
     name: np.dtype(code)
     for name, code in {
@@ -23,13 +23,13 @@ _DTYPES = {
     }.items()
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
-# A number that the file itself gives: a damaged file must not make us read more than a real header could hold.
+# The header's size is read from the file; the limit keeps a damaged file from causing a huge read.
 _HEADER_LIMIT = 100 * 2**20
 _MOST_DIMENSIONS = 64  # NumPy's limit
 
 
 class Header(NamedTuple):
-    """What a safetensors file says of itself: by key the shape, dtype and first byte; its metadata, its size as float32."""
+    """The header of a safetensors file: shape, dtype and first byte by key; metadata; total size as float32."""
 
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
@@ -43,7 +43,7 @@ def read_header(path: Path) -> Header:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no safetensors file, is cut off, or contradicts itself; names the fault.
+        ValueError: it is not a safetensors file, is cut off, or is inconsistent; the message says what is wrong.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -53,7 +53,7 @@ def read_header(path: Path) -> Header:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         text = file.read(length) if 2 <= length <= _HEADER_LIMIT else b""
     if len(start) < 8 or not text or not text.startswith(b"{"):
-        raise ValueError(f"{path}: is no safetensors file (it starts with {start!r})")
+        raise ValueError(f"{path}: is not a safetensors file (it starts with {start!r})")
     if len(text) < length:
         raise ValueError(f"{path}: is cut off inside its header ({size} bytes)")
     try:
@@ -63,17 +63,17 @@ def read_header(path: Path) -> Header:
         dtypes = {key: str(entry["dtype"]) for key, entry in entries.items()}
         ranges = {key: _whole_numbers(entry["data_offsets"]) for key, entry in entries.items()}
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise TypeError("its __metadata__ is no object of strings")
+            raise TypeError("its __metadata__ is not an object of strings")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: its header does not parse: {error!r}") from error
-    strange = [f"{key} ({dtype})" for key, dtype in dtypes.items() if dtype not in _DTYPES]
-    if strange:
+    unsupported = [f"{key} ({dtype})" for key, dtype in dtypes.items() if dtype not in _DTYPES]
+    if unsupported:
         raise ValueError(
-            f"{path}: {', '.join(strange)} have a dtype that is not accepted; accepted are {', '.join(_DTYPES)}"
+            f"{path}: {', '.join(unsupported)} have a dtype that is not accepted; accepted are {', '.join(_DTYPES)}"
         )
     for key, limits in ranges.items():
         if len(limits) != 2 or len(shapes[key]) > _MOST_DIMENSIONS or max(shapes[key], default=0) > sys.maxsize:
-            raise ValueError(f"{path}: {key} has an impossible shape or place: {shapes[key]}, {limits}")
+            raise ValueError(f"{path}: {key} has an impossible shape or offsets: {shapes[key]}, {limits}")
         begin, end = limits
         if (
             min(shapes[key], default=0) < 0
@@ -87,24 +87,30 @@ def read_header(path: Path) -> Header:
             raise ValueError(f"{path}: is cut off: {key} ends at byte {8 + length + end}, the file has {size}")
     edges = sorted((limits[0], limits[1]) for limits in ranges.values())
     if any(end != begin for (_, end), (begin, _) in pairwise([(0, 0), *edges, (size - 8 - length, size)])):
-        raise ValueError(f"{path}: its tensors overlap, or leave bytes that belong to none")
+        raise ValueError(f"{path}: its tensors overlap, or some bytes belong to no tensor")
     offsets = {key: 8 + length + limits[0] for key, limits in ranges.items()}
     return Header(shapes, dtypes, offsets, metadata, 4 * sum(math.prod(shape) for shape in shapes.values()))
 
 
 def _whole_numbers(values: Any) -> tuple[int, ...]:
     if not isinstance(values, list) or not all(type(value) is int for value in values):
-        raise TypeError(f"{values!r} is no list of whole numbers")
+        raise TypeError(f"{values!r} is not a list of integers")
     return tuple(values)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata in a safetensors file. Raises as read_header."""
+    """The metadata of a safetensors file. Raises as `read_header`."""
     return read_header(path).metadata
 
 
 def check_memory(path: Path, needed: int, available: int | None = None) -> None:
-    """Warn before more than 2 GiB are taken, and refuse more than the machine has (`available` bytes; None: asks it)."""
+    """Warn if reading a file needs more than 2 GiB, and raise ValueError if it needs more than the machine has.
+
+    Args:
+        path: the file, for the message.
+        needed: bytes that reading it needs.
+        available: bytes of memory; None: the machine's physical memory.
+    """
     if available is None:
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > available:
@@ -116,9 +122,13 @@ def check_memory(path: Path, needed: int, available: int | None = None) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file; floating ones as float32, because NumPy has no bfloat16. Raises as read_header."""
+    """The tensors of a safetensors file, in their stored shapes.
+
+    Floating-point tensors are converted to float32, because NumPy has no bfloat16. Raises as `read_header` and
+    `check_memory`.
+    """
     header = read_header(path)
-    # Beside the tensors read, their converted copies.
+    # Twice: the stored tensors and their float32 copies.
     check_memory(path, 2 * header.float32_bytes)
     tensors = {}
     for key, shape in header.shapes.items():
@@ -131,19 +141,19 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_finite(what: str, tensors: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError that names the tensors with NaN or infinity."""
+    """Raise ValueError that lists the tensors (of any shape) with NaN or infinity."""
     bad = [key for key, value in tensors.items() if not np.isfinite(value).all()]
     if bad:
         raise ValueError(f"{what}: NaN or infinity in {listing(bad)}")
 
 
-def check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError that names the parameters that are missing in a weights file, unknown, or of another shape."""
-    faults = [f"{name} is missing" for name in wanted if name not in found]
-    faults += [f"{name} is unknown" for name in found if name not in wanted]
+def check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError that lists the parameters that are missing in a weights file, unknown, or of another shape."""
+    faults = [f"{name} is missing" for name in expected if name not in found]
+    faults += [f"{name} is unknown" for name in found if name not in expected]
     faults += [
-        f"{name} has shape {tuple(found[name])}, config.json asks for {tuple(shape)}"
-        for name, shape in wanted.items()
+        f"{name} has shape {tuple(found[name])}, config.json requires {tuple(shape)}"
+        for name, shape in expected.items()
         if name in found and tuple(found[name]) != tuple(shape)
     ]
     if faults:
@@ -151,7 +161,7 @@ def check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mappi
 
 
 def as_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, mx.array]:
-    """MLX arrays in float32, float16 or bfloat16.
+    """Convert NumPy arrays to MLX arrays of the same shapes, in float32, float16 or bfloat16.
 
     Raises:
         ValueError: a value is too large for float16; names the tensors.
@@ -165,7 +175,7 @@ def as_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, mx.arra
 
 
 def listing(names: Iterable[str], most: int = 20) -> str:
-    """Names joined by commas; how many more there are, past `most`."""
+    """The first `most` names, joined by commas, and the number of further ones."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

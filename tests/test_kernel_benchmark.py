@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_the_counted_table(tmp_path: Path) -> None:
     script, file = ROOT / "scripts" / "benchmarks" / "kernels.py", tmp_path / "table.json"
-    command = [sys.executable, str(script), "--presets", "debug", "--count", "--json", str(file)]
+    command = [sys.executable, str(script), "--presets", "reference-debug", "--count", "--json", str(file)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rows = json.loads(file.read_text(encoding="utf-8"))["table"]
     assert len(printed.splitlines()) == 2 + len(rows)

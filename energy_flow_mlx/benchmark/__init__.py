@@ -1,1 +1,1 @@
-"""What `python -m energy_flow_mlx.benchmark` measures, and how."""
+"""Benchmarks of time and memory: `python -m energy_flow_mlx.benchmark`."""

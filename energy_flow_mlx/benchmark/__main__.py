@@ -1,4 +1,4 @@
-"""python -m energy_flow_mlx.benchmark: how fast a preset trains and runs here, beside the machine's limits and torch."""
+"""python -m energy_flow_mlx.benchmark: time a preset against the machine's peak rates and torch."""
 
 import importlib.util
 import sys
@@ -23,14 +23,14 @@ from .work import benchmark_config, compute_dtype, flow_steps, require_comparabl
 _USAGE = "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--compare torch] [--stages] [--sweep] [...]"
 _DESCRIPTION = (
     "Time the forward pass and the training step of a preset. Spawning, exploration noise and dropout are off, and a step "
-    "has one micro-batch, unless --as-trained or a flag asks for them. Each figure comes from a process of its own; "
-    "times are medians of calls that are waited for; memory counts arrays in use in the timed calls."
+    "has one micro-batch, unless --as-trained or a flag enables them. Each measurement runs in a separate process. Times are "
+    "medians over synchronised calls; memory is the peak of allocated arrays during the timed calls."
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 (a measurement of the model here failed), 2 (refused)."""
-    arguments = _parser().parse_args(argv)
+    """Run the command; returns the exit code: 0, 1 (a measurement of the MLX model failed), 2 (invalid argument)."""
+    arguments = _parser(argv).parse_args(argv)
     try:
         _require(arguments)
         config = benchmark_config(
@@ -61,26 +61,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any("error" in row for row in results["rows"] if row["framework"] == "mlx"))
 
 
-def _parser() -> Parser:
+def _parser(argv: Sequence[str] | None) -> Parser:
     parser = Parser(prog="python -m energy_flow_mlx.benchmark", usage=_USAGE, description=_DESCRIPTION)
     parser.add_argument(
-        "--compare", choices=("torch",), help="time the vectorised torch baseline too; needs torch and a clone"
+        "--compare",
+        choices=("torch",),
+        help="also time the vectorised torch baseline; needs torch and a clone of the repository",
     )
     parser.add_argument(
-        "--stages", action="store_true", help="time the stages of a step, each beside the machine's limit"
+        "--stages", action="store_true", help="time the stages of a step and compare each with the machine's limit"
     )
-    parser.add_argument("--sweep", action="store_true", help="grow B, W*H, D and Hd, and fit how time and memory grow")
+    parser.add_argument(
+        "--sweep", action="store_true", help="vary B, W*H, D and Hd, and fit the growth of time and memory"
+    )
     parser.add_argument(
         "--scenario",
         action="append",
         choices=SCENARIOS,
         default=[],
-        help="a small training, on CPU and GPU; repeatable",
+        help="train a small reference model on CPU and GPU; repeatable",
     )
-    parser.add_argument("--scenario-steps", type=int, default=200, metavar="N", help="its steps (default: 200)")
+    parser.add_argument(
+        "--scenario-steps", type=int, default=200, metavar="N", help="steps of a scenario (default: 200)"
+    )
     parser.add_argument("--repeats", type=int, default=20, metavar="N", help="timed calls (default: 20)")
     parser.add_argument(
-        "--warmup", type=int, default=3, metavar="N", help="calls before them, after the first (default: 3)"
+        "--warmup", type=int, default=3, metavar="N", help="untimed calls after the first one (default: 3)"
     )
     parser.add_argument(
         "--seconds",
@@ -89,24 +95,26 @@ def _parser() -> Parser:
         metavar="S",
         help="stop timing a row after S seconds and 3 calls (default: 30)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures here (.png, .svg or .pdf)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to a file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the results (.png, .svg or .pdf)")
     parser.add_argument(
         "--as-trained",
         action="store_true",
-        help="with spawning, noise, dropout and accumulation as the preset has them",
+        help="keep the preset's spawning, noise, dropout and gradient accumulation",
     )
     parser.add_argument(
-        "--warm-cache", action="store_true", help="keep the caches of compiled kernels: the first call is no cold one"
+        "--warm-cache",
+        action="store_true",
+        help="use existing caches of compiled kernels, so that first calls are not cold",
     )
     parser.add_argument("--torch-eager", action="store_true", help="torch without torch.compile")
     parser.add_argument(
         "--torch-variants", metavar="LIST", help="precision/gru/mode, joined by commas; see scripts/torch_baseline.py"
     )
     parser.add_argument(
-        "--torch-limit", type=float, default=420.0, metavar="S", help="seconds for all of torch; what is left over is reported as left out (default: 420)"
+        "--torch-limit", type=float, default=420.0, metavar="S", help="total seconds for torch; variants beyond it are reported as left out (default: 420)"
     )  # fmt: skip
-    add_config_flags(parser)
+    add_config_flags(parser, argv)
     return parser
 
 
@@ -114,12 +122,12 @@ def _require(arguments: Namespace) -> None:
     for name, least in (("repeats", 1), ("warmup", 0), ("scenario_steps", 1)):
         if getattr(arguments, name) < least:
             raise ConfigError(
-                f"--{name.replace('_', '-')} {getattr(arguments, name)} is not accepted: it takes a whole number from {least}"
+                f"--{name.replace('_', '-')} {getattr(arguments, name)} is not accepted: it takes an integer from {least}"
             )
     if arguments.compare is None:
         for name in ("torch_eager", "torch_variants"):
             if getattr(arguments, name):
-                raise ConfigError(f"--{name.replace('_', '-')} is accepted with --compare torch alone")
+                raise ConfigError(f"--{name.replace('_', '-')} is accepted only with --compare torch")
         return
     if arguments.as_trained:
         raise ConfigError(
@@ -131,14 +139,14 @@ def _require(arguments: Namespace) -> None:
         parts = variant.split("/")
         if len(parts) != 3 or parts[0] not in ("fp32", "bf16") or parts[1] not in ("cell", "cudnn"):
             raise ConfigError(
-                f"--torch-variants: {variant!r} came, accepted are fp32 or bf16 / cell or cudnn / a mode, as in {TORCH_CUDA[0]}"
+                f"--torch-variants: accepted are fp32 or bf16 / cell or cudnn / a mode, as in {TORCH_CUDA[0]}, got {variant!r}"
             )
 
 
 def _variants(arguments: Namespace) -> tuple[str, ...]:
     if arguments.torch_variants:
         return tuple(arguments.torch_variants.split(","))
-    if arguments.torch_eager or sys.platform == "darwin":  # torch.compile is an experiment on Metal
+    if arguments.torch_eager or sys.platform == "darwin":  # torch.compile is experimental on Metal
         return TORCH_EAGER
     return TORCH_CUDA if on_gpu() else TORCH_CPU
 
@@ -163,7 +171,10 @@ def _measure(config: EnergyConfig, arguments: Namespace) -> dict[str, Any]:
             what: {"flops": total_flops(config, what), "flow_steps": flow_steps(config, what)} for what in WHATS
         },
     }
-    _say(title + (f"; products on the CPU use {blas.description()}" if blas.description() and not on_gpu() else ""))
+    _say(
+        title
+        + (f"; matrix products on the CPU use {blas.description()}" if blas.description() and not on_gpu() else "")
+    )
     with workshop() as folder:
         basis = {
             "config": config.to_dict(),
@@ -197,14 +208,14 @@ def _measure(config: EnergyConfig, arguments: Namespace) -> dict[str, Any]:
 
 
 def _beside_limit(stage: Mapping[str, Any], ceilings: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The stage with the least time its products and its traffic need at the ceilings, and the share of it."""
+    """Add the roofline limit of a stage, max(FLOPs / peak FLOP/s, bytes / peak bytes/s), and limit / measured time."""
     limit = max(stage["flops"] / ceilings["flops"][dtype], stage["bytes"] / ceilings["bytes_per_s"])
     share = limit / stage["seconds"] if stage["seconds"] else None
     return {**stage, "limit_seconds": limit, "share_of_limit": share}
 
 
 def _say(line: str) -> None:
-    """Progress goes to standard error: standard output has the tables alone."""
+    """Print progress to standard error, because standard output has only the tables."""
     print(line, file=sys.stderr, flush=True)
 
 

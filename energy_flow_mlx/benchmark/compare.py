@@ -1,4 +1,4 @@
-"""The model here, and the torch baseline in its variants, as rows of one table."""
+"""Measuring the MLX model and the variants of the torch baseline, as rows of one table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,19 +12,26 @@ from .processes import MeasurementFailed, run_mlx, run_torch, save_batches
 from .work import compute_dtype, flow_steps, make_batches, total_flops
 
 WHATS = ("training", "forward")
-# Quick to compile first: the time limit may leave out the last ones.
+# Those that compile fast come first, because the time limit may leave out the last ones.
 TORCH_CUDA = (
     "bf16/cell/captured", "fp32/cell/captured", "bf16/cell/step", "fp32/cell/step", "fp32/cudnn/captured",
     "bf16/cell/whole", "fp32/cell/whole", "bf16/cell/captured-whole", "fp32/cell/captured-whole",
 )  # fmt: skip
 TORCH_CPU = ("fp32/cell/eager", "fp32/cudnn/eager", "fp32/cell/whole")
 TORCH_EAGER = ("fp32/cell/eager", "fp32/cudnn/eager", "bf16/cell/eager")
-_WEIGHTS_LIMIT = 2**29  # bytes of weights up to which both frameworks start from the same ones
+_WEIGHTS_LIMIT = 2**29  # bytes; smaller models start from the same weights in both frameworks
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to measure. limit_s: of the timed calls of one row; torch_limit_s: of all torch processes of one benchmark."""
+    """How to measure.
+
+    warmup, repeats: untimed and timed calls of a row.
+    limit_s: seconds after which a row's timed calls stop.
+    dropout: keep dropout on.
+    cold: give each process empty caches of compiled kernels.
+    torch_limit_s: total seconds for all torch processes.
+    """
 
     warmup: int
     repeats: int
@@ -42,7 +49,10 @@ def measure_mlx(
     weights: Path | None,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """A row each for the training step and the forward pass here; the first writes its initial weights to `weights`."""
+    """Measure the MLX model: one row for the training step and one for the forward pass.
+
+    The training process writes its initial weights to `weights`, for the torch baseline.
+    """
     rows = []
     for what in WHATS:
         save = str(weights) if weights is not None and what == WHATS[0] else None
@@ -63,7 +73,10 @@ def measure_torch(
     device: str,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """A row for each variant of the baseline, training first. Failed ones and those left out by the limit carry an `error`."""
+    """Measure the torch baseline: rows for training and forward of each variant.
+
+    A row that failed or was left out because of the time limit has an `error`.
+    """
     data = folder / "batches.npz"
     save_batches(data, make_batches(config))
     end = perf_counter() + plan.torch_limit_s
@@ -79,11 +92,11 @@ def measure_torch(
             }
 
             def measured(job: Mapping[str, Any] = job) -> dict[str, Any]:
-                left = end - perf_counter()
-                if left <= 0:
-                    raise MeasurementFailed(f"left out: --torch-limit {plan.torch_limit_s:g} s were spent")
-                # Half of what is left: one variant that compiles for ever must not keep out all others.
-                return run_torch(folder, job, cold=plan.cold, limit=max(left / 2, min(left, 60.0)))
+                remaining = end - perf_counter()
+                if remaining <= 0:
+                    raise MeasurementFailed(f"left out: --torch-limit {plan.torch_limit_s:g} s is used up")
+                # Half of the remaining time, so that one variant with an endless compilation cannot use all of it.
+                return run_torch(folder, job, cold=plan.cold, limit=max(remaining / 2, min(remaining, 60.0)))
 
             rows.append(_row("torch", variant, config, what, ceilings, measured))
             say(_brief(rows[-1]))
@@ -91,13 +104,13 @@ def measure_torch(
 
 
 def _brief(row: Mapping[str, Any]) -> str:
-    """A row as soon as it is there, should the rest never come."""
+    """A row as one line, printed as soon as it is measured."""
     found = row["error"] if "error" in row else f"{1e3 * row['seconds']:.4g} ms, {1e3 * row['pipelined_s']:.4g} pipelined"
     return f"{row['framework']} {row['variant']}, {row['what']}: {found}"
 
 
 def weights_file(config: EnergyConfig, folder: Path) -> Path | None:
-    """Where the MLX process leaves its initial weights for torch; None when they are too many to pass on."""
+    """The file in which the MLX process saves its initial weights for torch; None if they are too large to share."""
     middle = max(config.embedding_dim // 2, 2 * config.surface_dim)
     surface = config.surface_dim
     many = 2 * (config.embedding_dim * middle + 2 * middle * surface + 2 * surface * surface)
@@ -105,14 +118,14 @@ def weights_file(config: EnergyConfig, folder: Path) -> Path | None:
 
 
 def best_of(rows: Sequence[Mapping[str, Any]], what: str, key: str) -> Mapping[str, Any] | None:
-    """The torch row of `what` with the least `key`; None when there is none."""
+    """The torch row of `what` with the smallest `key`; None if there is none."""
     found = [row for row in rows if row["framework"] == "torch" and row["what"] == what and row.get(key) is not None]
     return min(found, key=lambda row: float(row[key]), default=None)
 
 
 def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """MLX beside torch, for training and forward: its time over the least torch time, its memory over that of the same
-    torch variant, and over the least of all variants."""
+    """MLX relative to torch, for training and forward: its time / the fastest torch variant's, its memory / the same
+    variant's, and its memory / the smallest of all variants."""
     found = []
     for row in rows:
         fastest = best_of(rows, row["what"], "seconds")
@@ -131,7 +144,7 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "memory_kind": key,
                 "leanest_torch": leanest["variant"],
                 "memory_to_leanest": row[key] / leanest[key],
-                # The loss of the first step, or the sum of the embeddings: the same where both had the same weights.
+                # The loss of the first step, or the sum of the embeddings: equal if both used the same weights.
                 "first_value": row["first_value"],
                 "first_value_torch": fastest["first_value"],
             }

@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: `python -m energy_flow_mlx.benchmark.job JOB.json RESULT.json`."""
+"""The child process of one measurement: `python -m energy_flow_mlx.benchmark.job JOB.json RESULT.json`."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""How calls are timed; the whole model, and the limits of the machine."""
+"""Timing calls, and measuring the model and the machine's peak rates."""
 
 import itertools
 import resource
@@ -28,7 +28,18 @@ LEAST_REPEATS = 3
 def timed(
     call: Callable[[], Any], *, warmup: int, repeats: int, limit: float, wait: Callable[[], Any] = mx.synchronize
 ) -> list[float]:
-    """Seconds of up to `repeats` calls, each waited for; fewer, but at least 3, once they took `limit` seconds together."""
+    """Time up to `repeats` synchronised calls.
+
+    Args:
+        call: what to time.
+        warmup: untimed calls before.
+        repeats: the most timed calls.
+        limit: after this many seconds in total no further call starts, except for the first 3.
+        wait: waits for the device.
+
+    Returns:
+        Seconds of each call.
+    """
     for _ in range(warmup):
         call()
     wait()
@@ -42,7 +53,10 @@ def timed(
 
 
 def per_call(call: Callable[[], Any], calls: int, *, repeats: int, limit: float) -> float:
-    """Median seconds of a call that gives arrays, when `calls` of them are in flight: the cost in a running step."""
+    """Median seconds per call, with `calls` calls submitted before waiting, as inside a training step.
+
+    `call` returns arrays that are not evaluated yet.
+    """
 
     def burst() -> None:
         for _ in range(calls):
@@ -52,7 +66,7 @@ def per_call(call: Callable[[], Any], calls: int, *, repeats: int, limit: float)
 
 
 def pipelined(start: Callable[[], Any], finish: Callable[[Any], Any], calls: int) -> float:
-    """Seconds a call where each is waited for once the next has been started, as training does."""
+    """Mean seconds per call, where each call is finished only after the next has been started, as in training."""
     began = time.perf_counter()
     started = start()
     for _ in range(calls - 1):
@@ -64,20 +78,23 @@ def pipelined(start: Callable[[], Any], finish: Callable[[Any], Any], calls: int
 
 
 def clear_memory() -> None:
-    """Forget cached memory and the peak so far."""
+    """Free MLX's cached memory and reset the peak."""
     mx.clear_cache()
     mx.reset_peak_memory()
 
 
 def device_name() -> str:
-    """The device in words."""
+    """A human-readable name of the device."""
     info = mx.device_info()
     return str(info.get("device_name", mx.default_device()))
 
 
 def measure_model(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Build the model, call it once, and time it: `what` is forward or training. The peak is that of the timed calls and
-    counts arrays in use (weights, optimiser, activations), not MLX's cache of freed memory."""
+    """Build the model, call it once, and time further calls; `job["what"]` is forward or training.
+
+    `peak_bytes` is the peak during the timed calls of arrays in use (weights, optimiser state, activations), without
+    MLX's cache of freed memory.
+    """
     config = EnergyConfig.from_dict(job["config"])
     training = job["what"] == "training"
     memory.limit(config)
@@ -85,7 +102,7 @@ def measure_model(job: Mapping[str, Any]) -> dict[str, Any]:
     batches = make_batches(config)
     model = make_model(config, training=training, dropout=job["dropout"])
     if job["save_weights"]:
-        mx.eval(model.parameters())  # drawing them belongs to the first call, writing them does not
+        mx.eval(model.parameters())  # initialisation counts as part of the first call, saving does not
         began = time.perf_counter()
         mx.savez(job["save_weights"], **named_arrays(model.parameters()))
         start += time.perf_counter() - began
@@ -116,7 +133,7 @@ def measure_model(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Calls(NamedTuple):
-    """`start` has the device work on a call and returns at once; `finish` waits for what came back: the loss, or the embeddings."""
+    """`start` submits a call without waiting; `finish` waits for its result: the loss [], or the embeddings [B, E]."""
 
     start: Callable[[], Any]
     finish: Callable[[Any], mx.array]
@@ -156,13 +173,13 @@ def _forward(config: EnergyConfig, model: EnergyFlow, batches: Sequence[PairBatc
 
 
 def peak_of_process() -> int:
-    """The largest resident memory of this process so far, in bytes."""
+    """The peak resident memory of this process, in bytes."""
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else largest * 1024
 
 
 def measure_ceilings(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The machine's two limits: FLOP/s of a large square matrix product, by dtype, and bytes/s (read and written) of a copy."""
+    """The machine's peak rates: FLOP/s of a large matrix product by dtype, and bytes/s (read and written) of a copy."""
     gpu = on_gpu()
     size = 8192 if gpu else 2048
     timing = {"repeats": job["repeats"], "limit": job["limit_s"]}

@@ -1,4 +1,4 @@
-"""A benchmark's results as text, JSON and a figure."""
+"""Printing, saving and plotting a benchmark's results."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ Results = Mapping[str, Any]
 
 
 def text(results: Results) -> str:
-    """Everything that was measured, as tables."""
+    """All results as tables."""
     parts = [_ceilings(results["ceilings"]), _rows(results["rows"])]
     if results.get("ratios"):
         parts.append(_ratios(results["ratios"]))
@@ -25,13 +25,13 @@ def text(results: Results) -> str:
 
 
 def write_json(path: Path, results: Results) -> None:
-    """Write the results, aside and renamed."""
+    """Write the results as JSON, atomically."""
     content = json.dumps(results, indent=1) + "\n"
     write_aside(path, lambda aside: aside.write_text(content, encoding="utf-8"))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned: the first to the left, the others to the right."""
+    """A table with the first column aligned left and the others right."""
     widths = [max(len(row[k]) for row in (header, *rows)) for k in range(len(header))]
     lines = []
     for row in (header, *rows):
@@ -55,8 +55,8 @@ def percent(share: float | None) -> str:
 def _ceilings(ceilings: Results) -> str:
     products = ", ".join(f"{rate / 1e12:.3g} TFLOP/s {name}" for name, rate in ceilings["flops"].items())
     return (
-        f"{ceilings['device']}: a product of {ceilings['size']}² matrices {products}; "
-        f"a copy {ceilings['bytes_per_s'] / 1e9:.3g} GB/s"
+        f"{ceilings['device']}: matrix product of {ceilings['size']}² matrices {products}; "
+        f"copy {ceilings['bytes_per_s'] / 1e9:.3g} GB/s"
     )
 
 
@@ -130,7 +130,7 @@ def _sweep(sweep: Results) -> str:
         for fit in sweep["exponents"]
     ]  # fmt: skip
     return (
-        "growth of a training step, and of its flows alone (forward and backward)\n"
+        "growth of a training step, and of only its flows (forward and backward)\n"
         + table(["", "step ms", "step MiB", "flows ms", "flows MiB"], lines)
         + "\n\nexponents p of growth ~ x^p over all points (over the last doubling)\n"
         + table(["", "step time", "step memory", "flows time", "flows memory"], fits)
@@ -144,12 +144,12 @@ def _scenarios(scenarios: Sequence[Results]) -> str:
          f"{run['last_loss']:.4g}"]
         for scenario in scenarios for run in scenario["runs"]
     ]  # fmt: skip
-    return table(["scenario", "steps", "ms a step", "samples/s", "peak MiB", "first loss", "last loss"], lines)
+    return table(["scenario", "steps", "ms per step", "samples/s", "peak MiB", "first loss", "last loss"], lines)
 
 
 def draw(path: Path, results: Results) -> None:
-    """The rows' times, the stages and the sweep as one figure; the ending of `path` chooses its format."""
-    import matplotlib  # only where a figure is drawn
+    """Plot the rows' times, the stages and the sweep in one figure; the extension of `path` selects its format."""
+    import matplotlib  # here, because it is an optional dependency
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -192,5 +192,7 @@ def _draw_sweep(axis: Any, results: Results) -> None:
             marker="o",
             label=f"{fit['axis']}: p = {fit['flows seconds']:.2f}",
         )
-    axis.set(xscale="log", yscale="log", xlabel="times the smallest value", ylabel="ms", title="growth of the flows")
+    axis.set(
+        xscale="log", yscale="log", xlabel="multiple of the smallest value", ylabel="ms", title="growth of the flows"
+    )
     axis.legend()

@@ -1,4 +1,4 @@
-"""Measurements in child processes, one at a time, so that none shares memory, caches or compiled kernels with another."""
+"""Running measurements in child processes, one at a time, so that they share no memory, caches or compiled kernels."""
 
 import json
 import os
@@ -16,17 +16,17 @@ import numpy as np
 from ..data.source import PairBatch
 
 BASELINE = Path(__file__).resolve().parents[2] / "scripts" / "torch_baseline.py"
-# Where compiled kernels are kept: MLX's and the driver's on CUDA, torch's. Metal's cache belongs to macOS.
+# Cache folders of compiled kernels: MLX's and the driver's on CUDA, and torch's. Metal's cache is managed by macOS.
 CACHES = ("MLX_PTX_CACHE_DIR", "CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 class MeasurementFailed(RuntimeError):
-    """A child process failed or ran over its time; the text has its `error: …` to the end, else the last line it wrote."""
+    """A child process failed or timed out. The message is its output from `error: …` on, or else its last line."""
 
 
 @contextmanager
 def workshop() -> Iterator[Path]:
-    """A folder for the jobs of one benchmark, removed at its end."""
+    """A temporary folder for the jobs of one benchmark."""
     with tempfile.TemporaryDirectory(prefix="energy-flow-benchmark-") as folder:
         yield Path(folder)
 
@@ -39,7 +39,14 @@ def run_mlx(
     cold: bool = True,
     limit: float | None = None,
 ) -> dict[str, Any]:
-    """The result of a job of `python -m MODULE`, killed after `limit` seconds.
+    """Run a job with `python -m MODULE JOB RESULT`, killed after `limit` seconds; returns its result.
+
+    Args:
+        folder: for the job's files.
+        job: the job, which must be serialisable as JSON.
+        module: the module to run.
+        cold: give the process empty caches of compiled kernels.
+        limit: seconds; None: no limit.
 
     Raises:
         MeasurementFailed: the process failed or was killed.
@@ -48,10 +55,10 @@ def run_mlx(
 
 
 def run_torch(folder: Path, job: Mapping[str, Any], *, cold: bool = True, limit: float | None = None) -> dict[str, Any]:
-    """The result of a job of scripts/torch_baseline.py, killed after `limit` seconds.
+    """Run a job with scripts/torch_baseline.py; arguments as in `run_mlx`.
 
     Raises:
-        MeasurementFailed: the process failed or was killed, or the script is not there.
+        MeasurementFailed: the process failed or was killed, or the script does not exist.
     """
     if not BASELINE.is_file():
         raise MeasurementFailed(f"{BASELINE} is missing: --compare torch runs in a clone of the repository")
@@ -59,7 +66,7 @@ def run_torch(folder: Path, job: Mapping[str, Any], *, cold: bool = True, limit:
 
 
 def save_batches(path: Path, batches: Sequence[PairBatch]) -> None:
-    """Write the batches for the torch process."""
+    """Write batches (arrays as in `PairBatch`) to an .npz file for the torch process."""
     arrays = {f"{name}.{k}": value for k, batch in enumerate(batches) for name, value in batch._asdict().items()}
     np.savez(path, count=np.array(len(batches)), **arrays)
 
@@ -76,7 +83,7 @@ def _run(folder: Path, command: list[str], job: Mapping[str, Any], cold: bool, l
             Path(environment[name]).mkdir()
     log = folder / f"{number}.log"
     with log.open("wb") as output:
-        # In a session of its own: torch's compiler starts processes too, and all must go together.
+        # A new session, so that the processes that torch's compiler starts can be killed together with the child.
         child = subprocess.Popen(
             [*command, str(job_file), str(result_file)],
             env=environment,
@@ -87,14 +94,14 @@ def _run(folder: Path, command: list[str], job: Mapping[str, Any], cold: bool, l
         try:
             code = child.wait(timeout=limit)
         except subprocess.TimeoutExpired:
-            raise MeasurementFailed(f"not done after {limit:.0f} s") from None
+            raise MeasurementFailed(f"timed out after {limit:.0f} s") from None
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
     if code or not result_file.is_file():
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        told = next((index for index, line in enumerate(lines) if line.startswith("error: ")), -1)
-        raise MeasurementFailed(f"exit code {code}: " + ("\n".join(lines[told:]) or "no message"))
+        first = next((index for index, line in enumerate(lines) if line.startswith("error: ")), -1)
+        raise MeasurementFailed(f"exit code {code}: " + ("\n".join(lines[first:]) or "no message"))
     result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
     return result

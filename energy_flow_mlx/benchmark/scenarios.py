@@ -1,4 +1,4 @@
-"""Small trainings beside the model's own: linear regression, an MLP, and the text encoder, on every device there is."""
+"""Small reference trainings: linear regression, an MLP, and the text encoder, on every available device."""
 
 import statistics
 import time
@@ -24,7 +24,7 @@ Loss = Callable[[Any, Batch], mx.array]
 
 
 def measure_scenario(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Train `job["scenario"]` for `job["steps"]` steps on the CPU and, where there is one, on the GPU."""
+    """Train `job["scenario"]` for `job["steps"]` steps on the CPU and, if there is one, on the GPU."""
     config = EnergyConfig.from_dict(job["config"])
     devices = [device for device in (mx.cpu, mx.gpu) if mx.is_available(device)]
     return {"scenario": job["scenario"], "runs": [_train(job["scenario"], config, job["steps"], d) for d in devices]}
@@ -41,14 +41,14 @@ def _train(scenario: str, config: EnergyConfig, steps: int, device: Any) -> dict
     mx.eval(model.parameters(), batches)
     gradient = nn.value_and_grad(model, loss)
     times, losses = [], []
-    for number_of_step in range(steps):
+    for step in range(steps):
         began = time.perf_counter()
-        value, gradients = gradient(model, batches[number_of_step % len(batches)])
+        value, gradients = gradient(model, batches[step % len(batches)])
         optimiser.update(model, gradients)
         mx.eval(value, model.parameters(), optimiser.state)
         times.append(time.perf_counter() - began)
         losses.append(number(value))
-        if number_of_step == 0:
+        if step == 0:
             first_call = time.perf_counter() - start
     window = max(1, steps // 10)
     return {
@@ -65,7 +65,7 @@ def _train(scenario: str, config: EnergyConfig, steps: int, device: Any) -> dict
 
 
 def _linear(config: EnergyConfig) -> tuple[nn.Module, Loss, list[Batch], optim.Optimizer]:
-    """y = x w + noise of deviation 0.1, 256 features, batches of 1024: the loss falls to the noise's 0.01."""
+    """Linear regression on 256 features, batches of 1024. Noise of standard deviation 0.1 bounds the loss at 0.01."""
     weight = mx.random.normal((256, 1)) / 16
     batches: list[Batch] = []
     for _ in range(8):
@@ -75,7 +75,7 @@ def _linear(config: EnergyConfig) -> tuple[nn.Module, Loss, list[Batch], optim.O
 
 
 def _mlp(config: EnergyConfig) -> tuple[nn.Module, Loss, list[Batch], optim.Optimizer]:
-    """Ten classes that a random network of the same shape assigns to points in 64 dimensions; 64-512-512-10, GELU."""
+    """A 64-512-512-10 MLP with GELU learns the classes that a random network of its shape assigns to random points."""
 
     def network() -> nn.Sequential:
         return nn.Sequential(nn.Linear(64, 512), nn.GELU(), nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 10))
@@ -94,7 +94,7 @@ def _mlp(config: EnergyConfig) -> tuple[nn.Module, Loss, list[Batch], optim.Opti
 
 
 def _text_encoder(config: EnergyConfig) -> tuple[nn.Module, Loss, list[Batch], optim.Optimizer]:
-    """The text encoder of the configuration learns the surfaces that a fixed mapper gives the built-in texts' embeddings."""
+    """The text encoder learns the surfaces to which a fixed mapper maps the embeddings of built-in texts."""
     pairs = 8 * config.batch_size
     data = built_in_data(
         pairs, 2, 2, config.seed, config.embedding_dim, config.text_vocab_size, config.text_max_length

@@ -1,4 +1,4 @@
-"""The stages of a training step, one at a time, each beside the machine's limit for it."""
+"""Timing the stages of a training step separately, with the FLOPs and bytes from which their limits follow."""
 
 import statistics
 from collections.abc import Callable, Mapping
@@ -22,7 +22,12 @@ from .work import make_batches, make_model, make_step, product_flops
 
 
 class Stage(NamedTuple):
-    """One stage: `call(*arrays)` gives its outputs; `calls` times in one micro-batch; `flops` of its products in a call."""
+    """One stage: `call(*arrays)` computes its outputs.
+
+    calls: calls in one micro-batch.
+    flops: FLOPs of its matrix products in one call.
+    arrays: inputs and weights, in the shapes that `call` takes; their bytes are counted.
+    """
 
     name: str
     calls: int
@@ -32,10 +37,10 @@ class Stage(NamedTuple):
 
 
 def measure_stages(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds of each stage in one micro-batch, operations and bytes.
+    """Seconds, FLOPs and bytes of each stage in one micro-batch.
 
-    Bytes are those a stage must move at least once: its weights, inputs and outputs. Every stage runs alone, on inputs of its
-    own, as often as in a micro-batch and without a wait in between.
+    Bytes are those that a stage must move at least once: weights, inputs and outputs. Each stage is timed separately,
+    with random inputs and as many calls as in a micro-batch, without synchronisation between calls.
     """
     config = EnergyConfig.from_dict(job["config"])
     memory.limit(config)
@@ -61,7 +66,7 @@ def _forward_stages(config: EnergyConfig, model: EnergyFlow) -> list[Stage]:
     batch = make_batches(config)[0]
     moves, flops = config.flow_steps, product_flops(config)
     processor, step = model.processor, model.processor.step
-    weights = step.weights(model.neuron, model.carrier)  # as all moves of a micro-batch share them
+    weights = step.weights(model.neuron, model.carrier)  # prepared once per micro-batch, shared by all moves
     dtype = step.dtype
     inputs = mx.array(batch.input_embedding)
     state = processor.lattice.place_initial_energy(model.map_to_surface(inputs), dtype)
@@ -98,7 +103,7 @@ def _forward_stages(config: EnergyConfig, model: EnergyFlow) -> list[Stage]:
 
     matrices = [matrix for layer in weights.carrier.layers for matrix in (layer.input, layer.hidden)]
     each_layer = config.carrier_num_layers * moves
-    # Weights are given too, though some calls reach them by themselves: their bytes count.
+    # Weights are listed even if a call takes them from its module, because their bytes are counted.
     return [
         Stage("mapper", 1, flops["mapper"], lambda x, *_: model.map_to_surface(x), (inputs, *parameters(model.mapper))),
         Stage("neuron", moves, flops["neuron"] / moves,
@@ -117,7 +122,7 @@ def _forward_stages(config: EnergyConfig, model: EnergyFlow) -> list[Stage]:
 
 
 def _whole_stages(config: EnergyConfig, model: EnergyFlow, repeats: int, limit: float) -> list[dict[str, Any]]:
-    """Backward as what the gradients take beyond the loss, and the optimiser with its clipping, both of one micro-batch."""
+    """Loss, backward pass (time of the gradients minus the loss) and optimiser with clipping, for one micro-batch."""
     batch = make_batches(config)[0]
     step = make_step(config, model)
 
@@ -138,7 +143,7 @@ def _whole_stages(config: EnergyConfig, model: EnergyFlow, repeats: int, limit: 
         mx.eval(model.parameters(), step.optimiser.state)
 
     timing = {"warmup": 1, "repeats": repeats, "limit": limit}
-    whole = {
+    seconds = {
         name: statistics.median(timed(call, **timing))  # type: ignore[arg-type]
         for name, call in (("loss", forward), ("gradients", gradients), ("optimiser", update))
     }
@@ -148,8 +153,8 @@ def _whole_stages(config: EnergyConfig, model: EnergyFlow, repeats: int, limit: 
         sum(array.nbytes for array in named_arrays(tree).values()) for tree in (model.trainable_parameters(), found)
     )
     return [
-        _row("loss (forward, whole)", 1, whole["loss"], backward / 2 + 2 * parts["mapper"], 0),
-        _row("backward (whole)", 1, max(whole["gradients"] - whole["loss"], 0.0), backward, 0),
+        _row("loss (forward, whole)", 1, seconds["loss"], backward / 2 + parts["mapper"], 0),
+        _row("backward (whole)", 1, max(seconds["gradients"] - seconds["loss"], 0.0), backward, 0),
         # The norms and AdamW read the gradients; AdamW reads and writes weight and both moments.
-        _row("optimiser", 1, whole["optimiser"], 0, 2 * given + 6 * trained),
+        _row("optimiser", 1, seconds["optimiser"], 0, 2 * given + 6 * trained),
     ]

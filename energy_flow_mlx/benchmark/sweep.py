@@ -1,4 +1,4 @@
-"""How time and memory grow with the batch, the cells, the depth and the hidden size."""
+"""The growth of time and memory with batch size, cells, depth and hidden size."""
 
 import math
 import statistics
@@ -19,9 +19,9 @@ FACTORS = (0.25, 0.5, 1.0, 2.0)
 
 
 def sweep_points(config: EnergyConfig) -> list[tuple[str, int, EnergyConfig]]:
-    """(axis, its value, configuration): each axis at a quarter to twice the configuration's value, the others as they are.
+    """(axis, its value, configuration) with one axis at 1/4, 1/2, 1 or 2 times the configuration's value.
 
-    W*H grows through W. D stays even, because flows move for D // 2 steps.
+    W*H is varied through W. D is kept even, because flows take D // 2 steps.
     """
     points = []
     for axis, field in AXES.items():
@@ -38,15 +38,15 @@ def sweep_points(config: EnergyConfig) -> list[tuple[str, int, EnergyConfig]]:
 
 
 def exponent(values: Sequence[float], results: Sequence[float]) -> float:
-    """p of the fit results ~ values^p, least squares on logarithms; NaN with fewer than two values or a result of 0."""
+    """The exponent p of results ~ values^p, fitted on logarithms; NaN for fewer than two values or a result of 0."""
     if len(values) < 2 or min(results) <= 0:
         return math.nan
     return float(np.polyfit(np.log(values), np.log(results), 1)[0])
 
 
 def measure_sweep(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds and peak bytes of a training step, and of its flows alone (the surface's flows forward and backward: what
-    must grow linearly), at each point; and the exponent of their growth along each axis."""
+    """Seconds and peak bytes of a training step, and of only its flows (forward and backward), at each point; and the
+    exponents of their growth along each axis. Those of the flows must be linear."""
     points: list[dict[str, Any]] = []
     for axis, value, config in sweep_points(EnergyConfig.from_dict(job["config"])):
         model = make_model(config, training=True, dropout=job["dropout"])
@@ -58,12 +58,12 @@ def measure_sweep(job: Mapping[str, Any]) -> dict[str, Any]:
         clear_memory()
     fits = []
     for axis in AXES:
-        along = [point for point in points if point["axis"] == axis]
-        values = [point["value"] for point in along]
+        axis_points = [point for point in points if point["axis"] == axis]
+        values = [point["value"] for point in axis_points]
         fit: dict[str, Any] = {"axis": axis}
         for what in ("training", "flows"):
             for quantity in ("seconds", "peak_bytes"):
-                results = [point[what][quantity] for point in along]
+                results = [point[what][quantity] for point in axis_points]
                 fit[f"{what} {quantity}"] = exponent(values, results)
                 fit[f"{what} {quantity}, last doubling"] = exponent(values[-2:], results[-2:])
         fits.append(fit)

@@ -1,4 +1,4 @@
-"""The work that is measured: configuration, batches, a model ready to run, and how many operations its products take."""
+"""The measured workload: configuration, batches, model and training step, and the FLOPs of its matrix products."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,17 +17,25 @@ from ..models.mapper import intermediate_size
 from ..train.optimiser import freeze_unreached, make_optimiser
 from ..train.step import TrainStep
 
-# What is off unless asked for, so that every run and every framework moves the same flows, one micro-batch a step.
+# What the benchmark sets unless asked otherwise: the reference's model without spawning and noise, one micro-batch a step, so that every
+# run and every framework does the same work.
 STILL: dict[str, Any] = {
     "movement_based_spawn": False,
     "use_exploration_noise": False,
     "gradient_accumulation_steps": 1,
+    "collection": "nearest",
+    "initial_weights": "reference",
+    "input_residual": False,
+    "arrival_loss_weight": 0.0,
 }
-# What the torch baseline does.
+# The settings that the torch baseline implements.
 _COMPARABLE: dict[str, Any] = {
     "movement_based_spawn": False,
     "use_exploration_noise": False,
     "collection": "nearest",
+    "flows_enabled": True,
+    "input_residual": False,
+    "arrival_loss_weight": 0.0,
     "enable_displacement_filtering": False,
     "convergence_enabled": False,
 }
@@ -36,7 +44,7 @@ _COMPARABLE: dict[str, Any] = {
 def benchmark_config(
     preset: str | None, file: Path | None, fields: Mapping[str, Any], *, as_trained: bool
 ) -> EnergyConfig:
-    """The preset, then STILL unless `as_trained`, then the file, then the flags.
+    """The configuration from preset, STILL (unless `as_trained`), file and flags, each overriding the one before.
 
     Raises:
         ConfigError: a value or a key is not accepted, or the file does not parse.
@@ -48,25 +56,25 @@ def benchmark_config(
 
 
 def require_comparable(config: EnergyConfig) -> None:
-    """Refuse what the torch baseline does not do.
+    """Check that the torch baseline implements the configuration.
 
     Raises:
-        ConfigError: names the field and the value it must have.
+        ConfigError: it does not; names the field and the value that it must have.
     """
-    for name, wanted in _COMPARABLE.items():
-        if getattr(config, name) != wanted:
+    for name, required in _COMPARABLE.items():
+        if getattr(config, name) != required:
             raise ConfigError(
-                f"{flag(name)} {getattr(config, name)} is not accepted with --compare torch: the baseline does {wanted}"
+                f"{flag(name)} {getattr(config, name)} is not accepted with --compare torch: the baseline has {required}"
             )
 
 
 def compute_dtype(config: EnergyConfig) -> str:
-    """The name of the dtype of the configuration's products."""
+    """The name of the dtype of the configuration's matrix products."""
     return str(getattr(config, "compute_dtype", "float32"))
 
 
 def make_batches(config: EnergyConfig, seed: int = 0) -> list[PairBatch]:
-    """The micro-batches of one step, drawn at random: embeddings of length 1, texts of half to all of `text_max_length`."""
+    """Random micro-batches for one step: embeddings of length 1, texts of T / 2 to T tokens (T = `text_max_length`)."""
     rng = np.random.default_rng(seed)
     size, length = config.batch_size, config.text_max_length
 
@@ -84,7 +92,7 @@ def make_batches(config: EnergyConfig, seed: int = 0) -> list[PairBatch]:
 
 
 def make_model(config: EnergyConfig, *, training: bool, dropout: bool) -> EnergyFlow:
-    """A model of the configuration's seed, as `train` makes it; without dropout unless asked for."""
+    """A model initialised from the configuration's seed, as in training; without dropout unless `dropout`."""
     mx.random.seed(config.seed)
     model = EnergyFlow(config)
     freeze_unreached(model, config)
@@ -92,21 +100,21 @@ def make_model(config: EnergyConfig, *, training: bool, dropout: bool) -> Energy
     if not dropout:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
-                module._p_1 = 1.0  # the probability to keep; the layers that hold it look at it too
+                module._p_1 = 1.0  # the keep probability; the layers that contain the Dropout read it too
     return model
 
 
 def make_step(config: EnergyConfig, model: EnergyFlow) -> TrainStep:
-    """The training step, as `train` makes it."""
+    """The training step with its optimiser, as in training."""
     optimiser = make_optimiser(config)
     optimiser.init(model.trainable_parameters())
     return TrainStep(model, optimiser, config)
 
 
 def product_flops(config: EnergyConfig) -> dict[str, float]:
-    """Operations (2 for a multiplication and an addition) of the matrix products of one micro-batch's forward pass, by part.
+    """FLOPs of the matrix products in the forward pass of one micro-batch, by part.
 
-    A Linear(a, b) on n rows takes 2 n a b. Elementwise work, LayerNorms, the collection and padding are not
+    A Linear(a, b) on n rows takes 2 n a b. Elementwise operations, LayerNorms, the collection and padding are not
     counted.
     """
     c, S, E = config, config.surface_dim, config.embedding_dim
@@ -126,20 +134,21 @@ def product_flops(config: EnergyConfig) -> dict[str, float]:
 
 
 def total_flops(config: EnergyConfig, what: str) -> float:
-    """Operations of one `forward` (one batch, without the text encoder) or one `training` step.
+    """FLOPs of one `forward` (one batch, without the text encoder) or one `training` step.
 
-    A training step counts each forward product three times (itself, the gradient of its input, that of its weights), and
-    the mapping of targets and inputs, which has no gradient, once. What checkpointing computes again is not counted.
+    A training step counts each forward product three times (forward, gradient of the input, gradient of the weights),
+    and once the mapping of targets for the loss, which has no gradient. Recomputation by gradient
+    checkpointing is not counted.
     """
     parts = product_flops(config)
     text = parts.pop("text encoder") if config.text_loss_weight else parts.pop("text encoder") * 0
     forward = sum(parts.values())
     if what == "forward":
         return forward
-    return config.gradient_accumulation_steps * (3 * (forward + text) + 2 * parts["mapper"])
+    return config.gradient_accumulation_steps * (3 * (forward + text) + parts["mapper"])
 
 
 def flow_steps(config: EnergyConfig, what: str) -> int:
-    """Slots moved in one call: micro-batches * B * slots of a sample * steps."""
+    """The number of slot moves in one call: micro-batches * B * slots per sample * flow steps."""
     micro_batches = 1 if what == "forward" else config.gradient_accumulation_steps
     return micro_batches * config.batch_size * config.slots_per_sample * config.flow_steps

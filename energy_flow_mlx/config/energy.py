@@ -1,11 +1,11 @@
-"""The whole configuration, flat, as flags, YAML files and config.json have it; and the presets."""
+"""EnergyConfig: all fields of a model and a run in one flat configuration, as in flags, YAML files and config.json."""
 
 import os
 from dataclasses import dataclass
-from typing import Any, cast
 
 from .fields import RETIRED, ConfigError, field_names, read_mapping
 from .model import ModelConfig
+from .presets import PRESETS
 from .run import RunConfig
 
 
@@ -27,45 +27,30 @@ class EnergyConfig(RunConfig, ModelConfig):
 
     @classmethod
     def tiny(cls) -> "EnergyConfig":
-        """8x8x8, learns the built-in pairs in minutes on a laptop CPU."""
-        # With moves of full length untrained flows crowd into a few cells, and what they carry is averaged away.
-        return cls(
-            displacement_scale=0.25, displacement_scale_min=0.25, surface_loss_weight=0.1, learning_rate=1e-3,
-            batch_size=16, training_steps=500, validation_pairs=400,
-        )  # fmt: skip
+        """8x8x8 with narrow layers: learns the built-in pairs in two minutes on two CPU cores."""
+        return cls.preset("tiny")
 
     @classmethod
     def debug(cls) -> "EnergyConfig":
-        """20x20x10, the reference's preset for checking a setup."""
-        return cls(
-            lattice_width=20, lattice_height=20, lattice_depth=10, batch_size=8, carrier_hidden_size=256, carrier_num_layers=2,
-            spawn_movement_threshold_ratio=0.15, use_exploration_noise=True, **_REFERENCE,
-        )  # fmt: skip
+        """20x20x10, for checking a setup."""
+        return cls.preset("debug")
 
     @classmethod
     def experiment(cls) -> "EnergyConfig":
-        """28x28x40, the reference's preset for research runs."""
-        # A child takes a move of at least 2t = 1.0. The longest without noise is sqrt(3)/2, so room for a sixteenth is ample.
-        return cls(
-            lattice_width=28, lattice_height=28, lattice_depth=40, batch_size=16, gradient_accumulation_steps=4, carrier_hidden_size=512,
-            carrier_num_layers=3, spawn_movement_threshold_ratio=0.5, spawn_capacity=1 / 16, use_exploration_noise=True, **_REFERENCE,
-        )  # fmt: skip
+        """28x28x40, for research runs."""
+        return cls.preset("experiment")
 
     @classmethod
     def optimized(cls) -> "EnergyConfig":
-        """100x100x50, the reference's full-size preset."""
-        return cls(
-            lattice_width=100, lattice_height=100, lattice_depth=50, batch_size=32, carrier_hidden_size=1024, carrier_num_layers=3,
-            spawn_movement_threshold_ratio=0.1, max_spawn_per_step=3, spawn_capacity=0.5, use_exploration_noise=True,
-            exploration_noise=0.1, gradient_checkpointing=True, **_REFERENCE,
-        )  # fmt: skip
+        """100x100x50, full size."""
+        return cls.preset("optimized")
 
     @classmethod
     def preset(cls, name: str) -> "EnergyConfig":
-        """The preset of that name: tiny, debug, experiment or optimized."""
+        """The preset of that name, one of `PRESETS`."""
         if name not in PRESETS:
             raise ConfigError(f"preset={name!r} is unknown: accepted are {', '.join(PRESETS)}")
-        return cast(EnergyConfig, getattr(cls, name)())
+        return cls(**PRESETS[name])
 
 
 def read_config(path: str | os.PathLike[str]) -> ModelConfig:
@@ -78,13 +63,3 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
     values = read_mapping(path)
     whole = not (field_names(ModelConfig) | RETIRED).issuperset(values)
     return (EnergyConfig if whole else ModelConfig).from_dict(values, source=str(path))
-
-
-# What the reference's presets share: full-size modules and the reference's optimiser settings.
-_REFERENCE: dict[str, Any] = dict(
-    movement_based_spawn=True, neuron_hidden_dim=32, neuron_output_dim=64, text_vocab_size=4000, text_model_dim=256, text_num_heads=8,
-    text_feedforward_dim=512, text_max_length=64, learning_rate=1e-4, warmup_steps=100, learning_rate_schedule="plateau",
-    gradient_clip_per_tensor=1.0, max_active_flows=10_000_000,
-)  # fmt: skip
-
-PRESETS = ("tiny", "debug", "experiment", "optimized")

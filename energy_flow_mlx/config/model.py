@@ -30,6 +30,15 @@ class ModelConfig(Fields):
     )
 
     # The life of a flow
+    flows_enabled: bool = field(
+        True, "off: the mapper's surface goes straight to the collector, to see what the flows are worth", group=FLOW
+    )
+    initial_weights: str = field(
+        "reference",
+        "of the carrier; carrying: untrained flows already take their energy straight to a plane",
+        group=FLOW,
+        choices=("reference", "carrying"),
+    )
     boundary_reflection_enabled: bool = field(
         True, "reflect flows at the side walls; off: clamp them there", group=FLOW
     )
@@ -42,7 +51,7 @@ class ModelConfig(Fields):
     )
     max_spawn_per_step: int = field(1, "children one flow may leave in one step", group=FLOW, low=0)
     spawn_capacity: float = field(
-        1.0, "room for children in a sample, as a multiple of its W*H first flows", group=FLOW, low=0, high=64
+        1.0, "room for children in a sample, as a multiple of its W*H first flows; in evaluation it grows until no child is lost", group=FLOW, low=0, high=64
     )
     max_active_flows: int = field(
         1_000_000, "flows that may move at once, shared equally by the samples of a batch", group=FLOW, low=1
@@ -86,6 +95,12 @@ class ModelConfig(Fields):
     )
     gru_input_clip_value: float = field(10.0, "bound of the GRU's inputs and hidden state", group=MODULES, above=0)
     gru_output_clip_value: float = field(10.0, "bound of the GRU's outputs", group=MODULES, above=0)
+    dropout: float = field(
+        0.1, "dropout of text encoder, mapper and collector; of the layers next to a surface half of it", group=MODULES, low=0, high=0.9
+    )
+    input_residual: bool = field(
+        False, "add the input embedding to the collector's output, which starts at 0: the model learns the difference", group=MODULES
+    )
     text_vocab_size: int = field(1500, "entries of the token embedding", group=MODULES, low=8)
     text_model_dim: int = field(64, "d, width of the text encoder", group=MODULES, low=2)
     text_num_heads: int = field(4, "attention heads; must divide d", group=MODULES, low=1)

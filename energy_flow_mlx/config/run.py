@@ -22,6 +22,9 @@ class RunConfig(Fields):
     batch_size: int = field(32, "pairs in a micro-batch", group=TRAINING, low=1)
     gradient_accumulation_steps: int = field(1, "micro-batches in one optimiser step", group=TRAINING, low=1)
     learning_rate: float = field(2e-3, "peak learning rate of AdamW", group=TRAINING, above=0)
+    flow_learning_rate_factor: float = field(
+        1.0, "factor on the learning rate of neuron and carrier, whose weights act at every step of every flow", group=TRAINING, above=0
+    )
     weight_decay: float = field(1e-5, "decoupled weight decay of AdamW", group=TRAINING, low=0)
     learning_rate_schedule: str = field(
         "cosine",
@@ -55,6 +58,10 @@ class RunConfig(Fields):
     surface_loss_weight: float = field(1.0, "weight of the surface term", group=LOSS, low=0)
     text_loss_weight: float = field(0.1, "weight of the text encoder's term", group=LOSS, low=0)
     embedding_loss_weight: float = field(1.0, "weight of 1 - cosine(embedding, target)", group=LOSS, low=0)
+
+    arrival_loss_weight: float = field(
+        0.0, "weight of the mean distance between flows and their nearest plane at the end of their life", group=LOSS, low=0
+    )
 
     # The data
     data: str = field(

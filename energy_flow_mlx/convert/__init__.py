@@ -1,1 +1,1 @@
-"""PyTorch checkpoints to model folders and back: `python -m energy_flow_mlx.convert`."""
+"""Converting PyTorch checkpoints to model folders and back: `python -m energy_flow_mlx.convert`."""

@@ -1,4 +1,4 @@
-"""python -m energy_flow_mlx.convert SRC --to DIR: PyTorch checkpoints to model folders, and with --to-torch back."""
+"""python -m energy_flow_mlx.convert SRC --to DIR: convert PyTorch checkpoints to model folders; --to-torch: back."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 when a file or an argument is refused."""
+    """Run the command; returns the exit code: 0, or 2 for an invalid file or argument."""
     options = _parser().parse_args(argv)
     try:
         if options.to_torch:
@@ -23,13 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 options.source, options.to, options.dtype, not options.without_optimizer
             )
             files = ["checkpoint.pt", "mapper.pt"]
-            headers = ("here", "torch")
+            headers = ("mlx", "torch")
         else:
             overrides = dict(_assignment(text) for text in options.set)
             source = read_source(options.source, options.mapper, options.config, not options.without_optimizer)
             conversion = to_mlx.convert(source, options.dtype, options.init_missing, overrides)
             files = to_mlx.write(conversion, options.to, options.tokenizer)
-            rows, notes, headers = conversion.rows, conversion.notes, ("torch", "here")
+            rows, notes, headers = conversion.rows, conversion.notes, ("torch", "mlx")
             if conversion.untrained:
                 notes = [*notes, f"untrained, initialised at random: {', '.join(conversion.untrained)}"]
     except (ValueError, OSError) as error:
@@ -45,31 +45,33 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m energy_flow_mlx.convert", description=__doc__)
     parser.add_argument(
         "source", type=Path, metavar="SRC",
-        help="a folder of scripts/export_torch_checkpoint.py, a .safetensors file, or a .pt checkpoint (needs torch); "
+        help="a folder written by scripts/export_torch_checkpoint.py, a .safetensors file, or a .pt checkpoint (needs torch); "
         "with --to-torch: a model folder",
     )  # fmt: skip
     parser.add_argument("--to", type=Path, metavar="DIR", required=True, help="the new folder")
     parser.add_argument(
-        "--mapper", type=Path, metavar="FILE", help="input_mapper.* and output_collector.*, .pt or .safetensors"
+        "--mapper", type=Path, metavar="FILE", help="tensors input_mapper.* and output_collector.*; .pt or .safetensors"
     )
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="the text encoder's tokenizer.json")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="the torch configuration as JSON (default: the source's)"
     )
-    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the weights (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default=DTYPES[0], help="dtype of the weights (default: %(default)s)"
+    )
     parser.add_argument(
         "--init-missing", action="store_true", help="initialise mapper, collector or text encoder if absent"
     )
-    parser.add_argument("--without-optimizer", action="store_true", help="leave the optimiser's moments out")
+    parser.add_argument("--without-optimizer", action="store_true", help="do not convert the optimiser's moments")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a field of the configuration that wins over the source's",
+        help="override a field of the source's configuration",
     )
     parser.add_argument(
-        "--to-torch", action="store_true", help="the way back: write checkpoint.pt and mapper.pt (needs torch)"
+        "--to-torch", action="store_true", help="convert back: write checkpoint.pt and mapper.pt (needs torch)"
     )
     return parser
 
@@ -77,7 +79,7 @@ def _parser() -> Parser:
 def _refuse_for_torch(options: argparse.Namespace) -> None:
     given = [name for name in ("mapper", "tokenizer", "config", "init_missing", "set") if getattr(options, name)]
     if given:
-        raise ValueError(f"--{', --'.join(given).replace('_', '-')} has no meaning with --to-torch")
+        raise ValueError(f"--{', --'.join(given).replace('_', '-')} cannot be used with --to-torch")
 
 
 def _assignment(text: str) -> tuple[str, str | bool]:

@@ -1,6 +1,6 @@
-"""The text decoder's tensors: carried over unchanged, with the T5 configuration that their shapes give.
+"""The text decoder: its tensors are copied unchanged, and its T5 configuration is recovered from their shapes.
 
-No decoder is built here; the two files hold all that one needs.
+This package has no decoder; the two files hold what is needed to build one.
 """
 
 import re
@@ -15,21 +15,22 @@ _BIAS = "t5_model.{}.block.0.layer.0.SelfAttention.relative_attention_bias.weigh
 
 
 def recover_t5_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Hugging Face's T5 configuration of a decoder's tensors.
+    """Recover Hugging Face's T5 configuration from the shapes of a decoder's tensors.
 
     Args:
         shapes: by key, `surface_adapter.*` and `t5_model.*`.
 
     Returns:
-        What the shapes say under T5Config's names, and what they cannot say (token ids, the distance beyond which positions
-        share a bucket, the activation of a plain feed-forward) at t5-small's values, whose names are in `assumed`.
+        The configuration under T5Config's names. Values that shapes do not determine (token ids, the maximum distance
+        of the relative position buckets, the activation of an ungated feed-forward) are those of t5-small; `assumed`
+        lists their names.
 
     Raises:
-        ValueError: a key is neither the adapter's nor T5's, or one that gives a size is missing; names it.
+        ValueError: a key belongs neither to the adapter nor to T5, or a needed tensor is missing; names it.
     """
-    strange = [key for key in shapes if not key.startswith(("surface_adapter.", "t5_model."))]
-    if strange:
-        raise ValueError(f"text decoder: unknown keys {listing(strange)}")
+    unknown = [key for key in shapes if not key.startswith(("surface_adapter.", "t5_model."))]
+    if unknown:
+        raise ValueError(f"text decoder: unknown keys {listing(unknown)}")
     gated = "t5_model.decoder.block.0.layer.2.DenseReluDense.wi_0.weight"
     feedforward = gated if gated in shapes else "t5_model.decoder.block.0.layer.2.DenseReluDense.wi.weight"
     query = "t5_model.decoder.block.0.layer.0.SelfAttention.q.weight"
@@ -43,14 +44,14 @@ def recover_t5_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     )
     missing = [key for key in needed if len(shapes.get(key, ())) != 2]
     if missing:
-        raise ValueError(f"text decoder: {', '.join(missing)} missing or no matrix; the T5 configuration needs them")
+        raise ValueError(f"text decoder: {', '.join(missing)} missing or not a matrix; the T5 configuration needs them")
     vocabulary, dim = shapes[_SHARED]
     buckets, heads = shapes[_BIAS.format("decoder")]
     inner = shapes[query][0]
     if inner % heads or shapes["surface_adapter.4.weight"][0] != dim:
         raise ValueError(
-            f"text decoder: {heads} heads, attention of {inner}, adapter to {shapes['surface_adapter.4.weight'][0]} and d_model {dim} "
-            "do not fit each other"
+            f"text decoder: {heads} heads, attention size {inner}, adapter output {shapes['surface_adapter.4.weight'][0]} and "
+            f"d_model {dim} do not fit each other"
         )
     assumed = {
         "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6, "pad_token_id": 0, "eos_token_id": 1,

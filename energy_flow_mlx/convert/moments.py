@@ -1,17 +1,17 @@
-"""Adam's moments under the key map.
+"""Converting Adam's moments along with the parameters.
 
-A first moment is a mean of gradients, so it follows the gradients' chain rule exactly, everywhere. A second moment is a mean
-of squared gradients: it follows where a parameter is renamed, split or stacked, and is estimated where it is folded.
+A first moment is an average of gradients, so it transforms exactly by the chain rule. A second moment is an average of
+squared gradients: it transforms exactly if a parameter is renamed, split or stacked, and is estimated if it is folded.
 
-| parameters | first moment | second moment | the next step |
+| parameters | first moment | second moment | the next update |
 |---|---|---|---|
 | renamed, split, stacked, `bhn`, `b` of the gate n | exact | exact | equals torch's |
-| `b` of the gates r and z | exact | exact | half of torch's: torch moves both of its two biases, here one is moved |
-| `neuron.coord_encoder.bias` | exact | exact | as Adam's for this parametrisation; torch moves W and b, whose images mix |
-| `neuron.coord_encoder.weight` | exact | v_W + v_b, scaled: the unknown correlation of the two is taken as 0 | at most √2 times Adam's for this parametrisation |
+| `b` of the gates r and z | exact | exact | half of torch's, which updates two biases that are one here |
+| `neuron.coord_encoder.bias` | exact | exact | Adam's for the folded parameters; torch updates W and b before folding |
+| `neuron.coord_encoder.weight` | exact | v_W + v_b, scaled, with the unknown correlation of the two taken as 0 | at most √2 times Adam's for the folded parameters |
 
-Adam depends on the parametrisation, so the last three cannot equal torch's step; per entry they differ from its image by no
-more than a few learning rates, once, and each goes on as Adam does.
+Adam is not invariant under reparametrisation, so the last three cannot equal torch's update. The first update after the
+conversion differs by at most a few learning rates per entry; afterwards Adam proceeds as usual.
 """
 
 from collections.abc import Mapping
@@ -22,13 +22,13 @@ import numpy as np
 from ..config import ModelConfig
 from .torch_keys import Arithmetic, Arrays, from_torch, to_torch
 
-BETAS, EPS = [0.9, 0.999], 1e-8  # of the optimiser here and of torch's defaults
+BETAS, EPS = [0.9, 0.999], 1e-8  # of this package's AdamW, and torch's defaults
 
 # With W' = 2 W / span and b' = b - W 1:  dL/dW' = (dL/dW + dL/db 1ᵀ) span / 2,  dL/db' = dL/db.
 FIRST = Arithmetic(
     fold=lambda weight, bias, span: ((weight + bias[:, None]) * span / 2.0, bias),
     unfold=lambda weight, bias, span: (2.0 * weight / span - bias[:, None], bias),
-    # Torch's two biases enter as a sum, so both have the gradient of the sum.
+    # Torch's two biases are added, so both have the gradient of the sum.
     merge=lambda input_bias, hidden_bias: (input_bias + hidden_bias) / 2,
     unmerge=lambda bias: (bias, bias),
 )
@@ -41,7 +41,7 @@ SECOND = Arithmetic(
 
 
 class Moments(NamedTuple):
-    """Adam's state: first and second moments by parameter name, and the number of steps they have seen."""
+    """Adam's state: first and second moments by parameter name, in the parameter's shape, and the number of steps."""
 
     first: dict[str, np.ndarray]
     second: dict[str, np.ndarray]
@@ -49,11 +49,14 @@ class Moments(NamedTuple):
 
 
 def read_moments(tensors: Mapping[str, np.ndarray]) -> Moments | None:
-    """Moments from `<key>.exp_avg`, `<key>.exp_avg_sq` and `<key>.step`, or None if there are none.
+    """Read moments from torch's entries; None if there are none.
+
+    Args:
+        tensors: `<key>.exp_avg` and `<key>.exp_avg_sq` in the parameter's shape, `<key>.step` one number.
 
     Raises:
-        ValueError: the parameters have seen different numbers of steps, which one counter here cannot hold, or an entry has
-            no partner.
+        ValueError: the parameters' step counts differ, while MLX's AdamW has one for all, or a parameter lacks an
+            entry.
     """
     kinds = ("exp_avg", "exp_avg_sq", "step")
     by_kind: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in kinds}
@@ -72,14 +75,14 @@ def read_moments(tensors: Mapping[str, np.ndarray]) -> Moments | None:
     if len(set(counts.values())) > 1:
         least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         raise ValueError(
-            f"optimizer: the parameters have seen different numbers of steps ({least} {counts[least]}, {most} {counts[most]}); "
-            "MLX's AdamW has one counter; --without-optimizer leaves the moments out"
+            f"optimizer: the parameters have different step counts ({least} {counts[least]}, {most} {counts[most]}), but MLX's "
+            "AdamW has one for all; --without-optimizer converts without the moments"
         )
     return Moments(first, second, next(iter(counts.values())))
 
 
 def moments_from_torch(moments: Moments, config: ModelConfig) -> Moments:
-    """Moments by torch key -> by parameter name here."""
+    """Convert moments by torch key to moments by this package's parameter names."""
 
     def convert(values: Arrays, arithmetic: Arithmetic) -> dict[str, np.ndarray]:
         return {name: item.value for name, item in from_torch(values, config, arithmetic).items()}
@@ -88,7 +91,7 @@ def moments_from_torch(moments: Moments, config: ModelConfig) -> Moments:
 
 
 def moments_to_torch(moments: Moments, config: ModelConfig) -> Moments:
-    """Moments by parameter name here -> by torch key."""
+    """Convert moments by this package's parameter names to moments by torch key."""
 
     def convert(values: Arrays, arithmetic: Arithmetic) -> dict[str, np.ndarray]:
         return {key: item.value for key, item in to_torch(values, config, arithmetic).items()}
@@ -97,7 +100,16 @@ def moments_to_torch(moments: Moments, config: ModelConfig) -> Moments:
 
 
 def to_optimiser_state(moments: Moments, trained: Mapping[str, tuple[int, ...]], rate: float) -> dict[str, np.ndarray]:
-    """The flat state of `mlx.optimizers.AdamW`; zeros for trained parameters (name -> shape) that have no moments yet."""
+    """The flat state of `mlx.optimizers.AdamW`.
+
+    Args:
+        moments: by parameter name.
+        trained: name -> shape of the trained parameters; those without moments get zeros.
+        rate: the learning rate.
+
+    Returns:
+        `step` and `learning_rate`, scalars, and `<name>.m` and `<name>.v` of the parameter's shape.
+    """
     state: dict[str, np.ndarray] = {
         "step": np.array(moments.step, dtype=np.uint64),
         "learning_rate": np.array(rate, dtype=np.float32),
@@ -109,7 +121,7 @@ def to_optimiser_state(moments: Moments, trained: Mapping[str, tuple[int, ...]],
 
 
 def from_optimiser_state(state: Mapping[str, np.ndarray]) -> Moments:
-    """The inverse of `to_optimiser_state`."""
+    """The moments in a flat state: the inverse of `to_optimiser_state`. Raises ValueError if an entry is missing."""
     missing = [name for name in ("step", "learning_rate") if name not in state]
     if missing:
         raise ValueError(f"optimizer.safetensors: has no {' and no '.join(missing)}")

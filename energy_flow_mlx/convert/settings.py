@@ -1,4 +1,4 @@
-"""The configuration: from a PyTorch checkpoint's to ours, held against the weights, and back."""
+"""Converting the configuration of a PyTorch checkpoint, with a check against its weights, and back."""
 
 import dataclasses
 import re
@@ -9,7 +9,7 @@ from ..config import ConfigError, EnergyConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What the PyTorch trainer fixes in code instead of in its configuration (pytorch_energy_flow, sections 2 and 4).
+# Constants in the PyTorch trainer's code that are fields of our configuration.
 FIXED: dict[str, Any] = {
     "text_num_heads": 8,
     "text_max_length": 128,
@@ -17,9 +17,10 @@ FIXED: dict[str, Any] = {
     "learning_rate_schedule": "plateau",
     "plateau_patience": 10,
 }
-# Of these and of what torch has in one form alone, those that change outputs.
+# Those constants, and the collection that the PyTorch code always uses, which affect outputs.
 SEEN_IN_OUTPUTS = {"text_num_heads": 8, "text_max_length": 128, "collection": "nearest"}
-# The entry of a checkpoint written here that holds our fields without a place in torch's configuration; torch ignores it.
+# In a checkpoint that this package writes, the entry with the fields that torch's configuration lacks; torch ignores
+# it.
 RECORD = "energy_flow_mlx"
 REQUIRED = ("lattice_width", "lattice_height", "lattice_depth")
 OUTPUT_EMBEDDING = "output_embedding_dim_to_teacher"
@@ -29,25 +30,28 @@ DERIVED = ("input_cells", "output_cells")
 def config_from_torch(
     values: Mapping[str, Any], shapes: Shapes, overrides: Mapping[str, Any], recorded: Any = None
 ) -> tuple[EnergyConfig, list[str]]:
-    """Our configuration, and notes on what the torch configuration did not decide or has no counterpart here.
+    """Convert a torch configuration.
 
-    Fields of the same name are taken over; sizes that torch's configuration lacks come from the weights.
+    Fields with the same name are copied; sizes that torch's configuration lacks are derived from the weights.
 
     Args:
         values: the checkpoint's configuration.
-        shapes: of its tensors, by prefixed torch key.
-        overrides: fields of ours that win over all others.
-        recorded: what `fields_beside` left in the checkpoint, if the model was written for torch here.
+        shapes: shapes of its tensors, by prefixed torch key.
+        overrides: fields of our configuration that take precedence over all others.
+        recorded: the fields that `fields_beside` stored, if this package wrote the checkpoint.
+
+    Returns:
+        Our configuration; and notes on fields that have no counterpart or whose value is not from `values`.
 
     Raises:
-        ValueError: a field is missing, is not accepted, or disagrees with the weights; names field, value and weight.
+        ValueError: a field is missing, invalid, or contradicts the weights; names the field, its value and the weight.
     """
     missing = [name for name in REQUIRED if name not in values]
     if missing:
         raise ValueError(f"config: {', '.join(missing)} missing")
-    strange = [f"{name}={values[name]!r}" for name in REQUIRED if type(values[name]) is not int]
-    if strange:
-        raise ValueError(f"config: {', '.join(strange)}: accepted are whole numbers")
+    invalid = [f"{name}={values[name]!r}" for name in REQUIRED if type(values[name]) is not int]
+    if invalid:
+        raise ValueError(f"config: {', '.join(invalid)}: accepted are whole numbers")
     names = {field.name for field in dataclasses.fields(EnergyConfig)}
     ours = {name: value for name, value in values.items() if name in names}
     found = sizes_of(shapes)
@@ -73,12 +77,12 @@ def config_from_torch(
     if dim is not None and values.get(OUTPUT_EMBEDDING, dim) != dim:
         raise ValueError(
             f"config: {OUTPUT_EMBEDDING}={values[OUTPUT_EMBEDDING]} differs from input_embedding_dim_from_teacher={dim}; "
-            "here one size serves both ends"
+            "this package has one size for both"
         )
     recorded = {} if recorded is None else recorded
     if not isinstance(recorded, Mapping):
         raise ValueError(
-            f"{RECORD}: a {type(recorded).__name__} came, accepted are fields of the configuration by name"
+            f"{RECORD}: must be a dictionary of configuration fields, got {type(recorded).__name__}"
         )
     fixed = dict(FIXED)
     fixed["text_max_length"] = min(FIXED["text_max_length"], ours.get("text_max_positions", FIXED["text_max_length"]))
@@ -86,25 +90,27 @@ def config_from_torch(
         config = EnergyConfig.from_dict({**fixed, **recorded, **ours, **overrides}, source="config")
     except ConfigError as error:
         raise ValueError(f"config: {error}; --set NAME=VALUE gives another value") from error
-    left = [
+    unused = [
         name for name in values if name not in names and name not in found and name not in (OUTPUT_EMBEDDING, *DERIVED)
     ]
-    notes = [f"configuration, no counterpart here: {', '.join(left)}"] if left else []
+    notes = [f"configuration, without a counterpart in this package: {', '.join(unused)}"] if unused else []
     code = [f"{name}={value}" for name, value in fixed.items() if name not in {**ours, **overrides, **recorded}]
-    notes += [f"configuration, as the torch code has it: {', '.join(code)}"] if code else []
-    notes += [f"configuration, as this package recorded it: {', '.join(recorded)}"] if recorded else []
-    if config.movement_based_spawn and "spawn_capacity" not in {**overrides, **recorded}:
-        notes.append(
-            f"configuration: room for children is fixed here, spawn_capacity={config.spawn_capacity}; flows that leave more than "
-            "that overflow, which is counted; --set spawn_capacity=VALUE makes more"
-        )
+    notes += [f"configuration, constants of the torch code: {', '.join(code)}"] if code else []
+    notes += [f"configuration, recorded by this package: {', '.join(recorded)}"] if recorded else []
     return config, notes
 
 
 def config_to_torch(config: EnergyConfig, torch_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The torch configuration: `torch_config`, as it came with a converted checkpoint, with our values where names agree.
+    """Convert our configuration to torch's.
 
-    Without one, the fields that exist on both sides and the sizes that torch derives.
+    Args:
+        config: our configuration.
+        torch_config: the configuration of the torch checkpoint that the model was converted from; empty if there is
+            none.
+
+    Returns:
+        `torch_config` with our values for fields of the same name or, without it, the fields that both configurations
+        have; and the sizes that torch derives.
     """
     ours = config.to_dict()
     known = torch_config or {
@@ -117,34 +123,34 @@ def config_to_torch(config: EnergyConfig, torch_config: Mapping[str, Any]) -> di
 
 
 def fields_beside(config: EnergyConfig, torch_config: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
-    """Our fields that neither the torch configuration nor the shapes of the tensors hold: what RECORD carries there and back."""
+    """Our fields that neither the torch configuration nor the tensors' shapes determine; stored in the entry RECORD."""
     return {name: value for name, value in config.to_dict().items() if name not in {**torch_config, **sizes_of(shapes)}}
 
 
 def notes_for_torch(config: EnergyConfig) -> list[str]:
-    """What the PyTorch code fixes at another value than this model has, so that its outputs would differ."""
+    """Notes on constants in the PyTorch code that differ from this model's values, so that its outputs would differ."""
     differing = [
-        f"{name}={getattr(config, name)} ({value} there)"
+        f"{name}={getattr(config, name)} ({value} in torch)"
         for name, value in SEEN_IN_OUTPUTS.items()
         if getattr(config, name) != value
     ]
     if not differing:
         return []
     return [
-        f"configuration: the PyTorch code has no setting for {', '.join(differing)}; change it there, or outputs differ"
+        f"configuration: the PyTorch code has no setting for {', '.join(differing)}; change its code, or outputs will differ"
     ]
 
 
 # Without a counterpart in the PyTorch implementation.
 _OURS_ALONE = {
-    "collection", "project_unfinished", "spawn_capacity", "untrained_parts", "seed", "training_steps",
+    "collection", "project_unfinished", "flows_enabled", "initial_weights", "dropout", "input_residual", "arrival_loss_weight", "flow_learning_rate_factor", "spawn_capacity", "untrained_parts", "seed", "training_steps",
     "learning_rate_schedule", "warmup_steps", "plateau_patience", "gradient_clip_per_tensor", "gradient_checkpointing",
     "validation_interval", "surface_loss_weight", "embedding_loss_weight", "data", "train_pairs", "validation_pairs", "test_pairs",
 }  # fmt: skip
 
 
 def sizes_of(shapes: Shapes) -> dict[str, tuple[int, str]]:
-    """Sizes that the shapes of torch's tensors give: field -> (size, the key that gives it)."""
+    """Sizes derived from the shapes of torch's tensors: field -> (size, key of the tensor)."""
     sources = {
         "neuron_hidden_dim": ("neuron.layers.0.weight", 0),
         "neuron_output_dim": ("neuron.layers.6.weight", 0),
@@ -176,7 +182,7 @@ def sizes_of(shapes: Shapes) -> dict[str, tuple[int, str]]:
 
 
 def _surface_size(key: str, shape: tuple[int, ...]) -> int | None:
-    """S, where this tensor has a side of that length."""
+    """The surface size S, if this tensor has an axis of that size."""
     if key in ("input_mapper.projection.8.weight", "text_encoder.surface_projection.4.weight") and shape:
         return shape[0]
     if key in ("output_collector.reconstruction.0.weight", "text_decoder.surface_adapter.0.weight") and len(shape) == 2:

@@ -1,4 +1,4 @@
-"""What a conversion starts from: an exported folder, a safetensors file, or a `.pt` checkpoint."""
+"""Reading the source of a conversion: an exported folder, a safetensors file, or a `.pt` checkpoint."""
 
 import importlib.util
 import json
@@ -10,15 +10,18 @@ import numpy as np
 from ..tensors import check_finite, check_memory, read_header, read_tensors
 
 EXPORT_HINT = (
-    "reading a .pt file needs torch: pip install torch, or run scripts/export_torch_checkpoint.py where torch is "
-    "and convert the folder that it writes"
+    "reading a .pt file needs torch: pip install torch, or run scripts/export_torch_checkpoint.py on a machine with "
+    "torch and convert the folder that it writes"
 )
 
 
 class Source(NamedTuple):
-    """A torch checkpoint in NumPy: tensors (float32) and moments by prefixed torch key, the configuration, and the rest.
+    """A torch checkpoint in NumPy.
 
-    `low_precision` names the dtypes under float32 that the file held.
+    tensors: float32, by prefixed torch key, in torch's shapes.
+    moments: `<key>.exp_avg` and `<key>.exp_avg_sq` in the tensor's shape, `<key>.step` one number.
+    config: torch's configuration; training: the other entries of the checkpoint.
+    low_precision: the half-precision dtypes in the file.
     """
 
     tensors: dict[str, np.ndarray]
@@ -29,11 +32,11 @@ class Source(NamedTuple):
 
 
 def read_source(path: Path, mapper: Path | None, config: Path | None, with_optimizer: bool) -> Source:
-    """Read SRC and the mapper file.
+    """Read a torch checkpoint and, if given, the mapper file.
 
     Args:
-        path: a folder of the export script, a .safetensors file, or a PyTorch checkpoint.
-        mapper: further tensors, input_mapper.* and output_collector.*; .pt or .safetensors.
+        path: a folder written by the export script, a .safetensors file, or a PyTorch checkpoint.
+        mapper: a file with the tensors input_mapper.* and output_collector.*; .pt or .safetensors.
         config: the torch configuration as JSON; None: the one in the checkpoint, or config.json beside the file.
         with_optimizer: read the moments too.
 
@@ -44,7 +47,7 @@ def read_source(path: Path, mapper: Path | None, config: Path | None, with_optim
     if path.is_dir():
         source = _read_folder(path, config, with_optimizer)
     elif path.name == "model.safetensors" and path.with_name("training.json").is_file():
-        # The export's own file: what lies beside belongs to it.
+        # A file in an exported folder: the other files belong to it.
         source = _read_folder(path.parent, config, with_optimizer)
     elif path.suffix == ".safetensors":
         source = _read_file(path, config)
@@ -52,14 +55,14 @@ def read_source(path: Path, mapper: Path | None, config: Path | None, with_optim
         source = _read_checkpoint(path, config, with_optimizer)
     if mapper is not None:
         more, low = _read_mapper(mapper)
-        strange = [key for key in more if not key.startswith(("input_mapper.", "output_collector."))]
-        if strange:
+        unknown = [key for key in more if not key.startswith(("input_mapper.", "output_collector."))]
+        if unknown:
             raise ValueError(
-                f"{mapper}: unknown keys {', '.join(strange)}; accepted are input_mapper.* and output_collector.*"
+                f"{mapper}: unknown keys {', '.join(unknown)}; accepted are input_mapper.* and output_collector.*"
             )
-        twice = sorted(more.keys() & source.tensors.keys())
-        if twice:
-            raise ValueError(f"{mapper}: {', '.join(twice)} are in {path} too")
+        duplicates = sorted(more.keys() & source.tensors.keys())
+        if duplicates:
+            raise ValueError(f"{mapper}: {', '.join(duplicates)} are in {path} too")
         source.tensors.update(more)
         source = source._replace(low_precision=tuple(sorted({*source.low_precision, *low})))
     check_finite(str(path), source.tensors)
@@ -85,7 +88,9 @@ def _low(dtypes: dict[str, str]) -> tuple[str, ...]:
 def _read_folder(path: Path, config: Path | None, with_optimizer: bool) -> Source:
     missing = [name for name in ("model.safetensors", "config.json") if not (path / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"{path}: {' and '.join(missing)} missing; a folder of the export script holds both")
+        raise FileNotFoundError(
+            f"{path}: {' and '.join(missing)} missing; a folder written by the export script holds both"
+        )
     if "untrained_parts" in read_json(path / "config.json"):
         raise ValueError(f"{path}: is a model folder of this package already; --to-torch converts it back")
     source = _read_file(path / "model.safetensors", config)
@@ -96,12 +101,12 @@ def _read_folder(path: Path, config: Path | None, with_optimizer: bool) -> Sourc
 
 def _read_file(path: Path, config: Path | None) -> Source:
     low = _low(read_header(path).dtypes)
-    beside = config or path.with_name("config.json")
-    if not beside.is_file():
+    config = config or path.with_name("config.json")
+    if not config.is_file():
         raise FileNotFoundError(
-            f"{beside}: no such file; the torch configuration lies beside {path.name}, or --config names it"
+            f"{config}: no such file; put the torch configuration beside {path.name}, or name it with --config"
         )
-    return Source(read_tensors(path), {}, read_json(beside), {}, low)
+    return Source(read_tensors(path), {}, read_json(config), {}, low)
 
 
 def _read_checkpoint(path: Path, config: Path | None, with_optimizer: bool) -> Source:
@@ -112,7 +117,7 @@ def _read_checkpoint(path: Path, config: Path | None, with_optimizer: bool) -> S
     from ..export_torch_checkpoint import load_checkpoint
 
     exported = load_checkpoint(path, with_optimizer)
-    # Only mapped so far; what a half-precision file holds doubles in float32.
+    # The tensors are only memory-mapped so far; as float32, those of a half-precision file take twice its size.
     numbers = sum(tensor.numel() for part in (exported.tensors, exported.moments) for tensor in part.values())
     check_memory(path, 8 * numbers)
     low = _low_torch(exported.tensors)
@@ -133,7 +138,7 @@ def _read_mapper(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
 
 
 def require_torch(path: Path, hint: str = EXPORT_HINT) -> None:
-    """Raise ValueError that says what to do where torch is not installed."""
+    """Raise ValueError with a hint if torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise ValueError(f"{path}: {hint}")
 

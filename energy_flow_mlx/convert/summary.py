@@ -1,4 +1,4 @@
-"""The table that a conversion prints."""
+"""The table of tensors that a conversion prints."""
 
 import itertools
 from collections import Counter
@@ -9,7 +9,7 @@ from .torch_keys import Converted
 
 
 class Row(NamedTuple):
-    """One line: source keys, target key, shape and what was done."""
+    """One line: source keys, target key, the target's shape and what was done."""
 
     sources: str
     target: str
@@ -18,12 +18,12 @@ class Row(NamedTuple):
 
 
 def rows_of(converted: Mapping[str, Converted]) -> list[Row]:
-    """A row for each target."""
+    """One row per target tensor."""
     return [Row(joined(item.sources), name, tuple(item.value.shape), item.action) for name, item in converted.items()]
 
 
 def joined(keys: Sequence[str]) -> str:
-    """Keys in one line, what they begin with once: a.{b.weight, c.weight}."""
+    """Join keys, writing their common prefix once: a.{b.weight, c.weight}."""
     if len(keys) == 1:
         return keys[0]
     parts = [key.split(".") for key in keys]
@@ -33,13 +33,13 @@ def joined(keys: Sequence[str]) -> str:
 
 
 def by_module(names: Iterable[str]) -> str:
-    """How many names each module has: 'carrier 16, mapper 13'."""
+    """Count names by module: 'carrier 16, mapper 13'."""
     counts = Counter(name.split(".")[0] for name in names)
     return ", ".join(f"{module} {count}" for module, count in counts.items())
 
 
-def table(rows: Sequence[Row], headers: tuple[str, str] = ("torch", "here")) -> str:
-    """The rows in columns, and how many of each action there are."""
+def table(rows: Sequence[Row], headers: tuple[str, str] = ("torch", "mlx")) -> str:
+    """The rows in aligned columns, and a last line that counts them by action."""
     cells = [(*headers, "shape", "done")]
     cells += [(row.sources, row.target, "x".join(map(str, row.shape)) or "scalar", row.action) for row in rows]
     widths = [max(len(cell[column]) for cell in cells) for column in range(4)]

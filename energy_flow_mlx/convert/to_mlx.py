@@ -1,4 +1,4 @@
-"""A torch checkpoint becomes a model folder."""
+"""Converting a torch checkpoint to a model folder."""
 
 import json
 from collections.abc import Mapping
@@ -27,7 +27,10 @@ PARTS = {"mapper": "input_mapper.", "collector": "output_collector.", "text_enco
 class Conversion(NamedTuple):
     """A converted checkpoint, not yet written.
 
-    decoder and decoder_moments are by torch's key; `optimiser` is the flat state of MLX's AdamW, None without moments.
+    optimiser: the flat state of MLX's AdamW (see `to_optimiser_state`); None without moments.
+    decoder, decoder_moments: by torch key, in torch's shapes.
+    untrained: the parts that were initialised at random.
+    rows, notes: the printed table and remarks.
     """
 
     model: EnergyFlow
@@ -48,21 +51,22 @@ def convert(
     """Convert a checkpoint.
 
     Args:
-        dtype: of the weights; moments stay float32.
-        init_missing: initialise mapper, collector or text encoder where the checkpoint has none of its tensors.
-        overrides: fields of the configuration that win over the checkpoint's.
+        source: the checkpoint.
+        dtype: dtype of the weights; moments stay float32.
+        init_missing: initialise mapper, collector or text encoder at random if the checkpoint has none of its tensors.
+        overrides: configuration fields that take precedence over the checkpoint's.
 
     Raises:
-        ValueError: a key is left over or missing, a shape does not fit, configuration and weights disagree, or the optimiser's
-            state cannot be carried over; names them all.
+        ValueError: a key is unknown or missing, a shape is wrong, configuration and weights contradict each other, or
+            the optimiser's state cannot be converted. The message lists all of them.
     """
     state = {key: value for key, value in source.tensors.items() if not key.startswith(PREFIX)}
     decoder = {key.removeprefix(PREFIX): value for key, value in source.tensors.items() if key.startswith(PREFIX)}
     shapes = {key: value.shape for key, value in source.tensors.items()}
     config, notes = config_from_torch(source.config, shapes, overrides or {}, source.training.get(RECORD))
-    notes.append("neuron.coord_encoder: its outputs 3 to 11, which torch computes and does not use, are cut")
+    notes.append("neuron.coord_encoder: outputs 3 to 11, which torch computes but does not use, are dropped")
     if source.low_precision:
-        notes.append(f"the source holds {' and '.join(source.low_precision)}; its values are exact in float32")
+        notes.append(f"the source has {' and '.join(source.low_precision)} tensors, converted to float32 without loss")
 
     expected = torch_shapes(config)
     absent = [part for part, prefix in PARTS.items() if not any(key.startswith(prefix) for key in state)]
@@ -70,7 +74,7 @@ def convert(
     if absent and not init_missing:
         raise ValueError(
             f"{', '.join(absent)} absent from the source: --mapper FILE adds input_mapper.* and output_collector.*; "
-            "--init-missing initialises what is absent at random"
+            "--init-missing initialises them at random"
         )
     untrained = [part for part in PARTS if part in absent or part in config.untrained_parts.split(",")]
     config = config.replace(untrained_parts=",".join(untrained) or "none")
@@ -112,7 +116,7 @@ def convert(
 
 
 def torch_shapes(config: EnergyConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of torch's modules of this configuration, by prefixed key."""
+    """The shapes of all tensors of torch's modules for this configuration, by prefixed key."""
     zero = np.zeros((), dtype=np.float32)
     shapes = {name: array.shape for name, array in named_arrays(EnergyFlow(config).parameters()).items()}
     blank = {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
@@ -120,12 +124,21 @@ def torch_shapes(config: EnergyConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(state: Mapping[str, np.ndarray], expected: Shapes, absent: list[str]) -> None:
-    """Raise ValueError that names every missing, unknown, misshapen and whole-number tensor; tensors of `absent` parts may miss."""
+    """Check the keys, shapes and dtypes of `state`, torch's tensors by prefixed key.
+
+    Args:
+        state: the tensors.
+        expected: the shapes of all tensors.
+        absent: parts whose tensors may be missing.
+
+    Raises:
+        ValueError: lists every tensor that is missing, unknown, of another shape or not floating-point.
+    """
     prefixes = tuple(PARTS[part] for part in absent)
     missing = [key for key in expected if key not in state and not (prefixes and key.startswith(prefixes))]
     unknown = [key for key in state if key not in expected]
     misshapen = [
-        f"{key} has shape {tuple(value.shape)}, the configuration asks for {expected[key]}"
+        f"{key} has shape {tuple(value.shape)}, the configuration requires {expected[key]}"
         for key, value in state.items()
         if key in expected and tuple(value.shape) != tuple(expected[key])
     ]
@@ -135,14 +148,14 @@ def check_tensors(state: Mapping[str, np.ndarray], expected: Shapes, absent: lis
         if value.dtype.kind != "f"
     ]
     faults = [f"missing: {listing(missing)}"] if missing else []
-    faults += [f"left over, not known: {listing(unknown)}"] if unknown else []
+    faults += [f"unknown: {listing(unknown)}"] if unknown else []
     faults += misshapen
     if faults:
         raise ValueError("the source does not fit: " + "; ".join(faults))
 
 
 def write(conversion: Conversion, folder: Path, tokeniser: Path | None) -> list[str]:
-    """Write the model folder, all or nothing, and return the names of its files.
+    """Write the model folder atomically and return the names of its files.
 
     Raises:
         ValueError: the folder is not empty, or the tokeniser has more entries than the token embedding has rows.
@@ -189,11 +202,11 @@ def write(conversion: Conversion, folder: Path, tokeniser: Path | None) -> list[
 
 
 def check_empty(folder: Path) -> None:
-    """Raise ValueError unless the folder is new, empty, or holds nothing but a write that was cut off."""
+    """Raise ValueError unless the folder is new, empty, or holds only the remains of an interrupted write."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; --to takes a folder")
     if folder.is_dir() and any(path.name != ".incoming" for path in folder.iterdir()):
-        raise ValueError(f"{folder}: is there and not empty; name a new folder")
+        raise ValueError(f"{folder}: exists and is not empty; name a new folder")
 
 
 def _saver(arrays: dict[str, mx.array], metadata: dict[str, str]) -> Any:
@@ -201,8 +214,8 @@ def _saver(arrays: dict[str, mx.array], metadata: dict[str, str]) -> Any:
 
 
 def _split_moments(moments: Moments, tensors: Mapping[str, np.ndarray]) -> tuple[Moments, Moments | None]:
-    """Those of our modules, and those of the decoder (by its own key)."""
-    faults = [f"{key} is no tensor of the source" for key in moments.first if key not in tensors]
+    """Split moments into those of our modules and those of the decoder, the latter by key without prefix."""
+    faults = [f"{key} is not a tensor of the source" for key in moments.first if key not in tensors]
     faults += [
         f"{key}: {kind} has shape {values[key].shape}, the weight {tensors[key].shape}"
         for kind, values in (("exp_avg", moments.first), ("exp_avg_sq", moments.second))
@@ -232,14 +245,14 @@ def _optimiser_state(
     groups = training.get("param_groups") or [{}]
     if len({json.dumps({k: v for k, v in group.items() if k != "params"}, sort_keys=True) for group in groups}) > 1:
         raise ValueError(
-            "optimizer: its parameter groups have different settings; here there is one group; --without-optimizer leaves it out"
+            "optimizer: its parameter groups have different settings, but this package has one group; --without-optimizer converts without it"
         )
     group = groups[0]
     betas, eps = list(group.get("betas", BETAS)), group.get("eps", EPS)
     if betas != BETAS or eps != EPS or group.get("amsgrad"):
         raise ValueError(
-            f"optimizer: betas {betas}, eps {eps}, amsgrad {bool(group.get('amsgrad'))} came, here AdamW has betas {BETAS}, eps {EPS} "
-            "and no amsgrad; --without-optimizer leaves the moments out"
+            f"optimizer: betas {betas}, eps {eps}, amsgrad {bool(group.get('amsgrad'))} are not supported: this package's AdamW has "
+            f"betas {BETAS}, eps {EPS} and no amsgrad; --without-optimizer converts without the moments"
         )
     freeze_unreached(model, config)
     trained = {name: tuple(array.shape) for name, array in named_arrays(model.trainable_parameters()).items()}
@@ -248,10 +261,10 @@ def _optimiser_state(
     notes = [f"optimiser: moments of {sum(name in trained for name in ours.first)} parameters after {ours.step} steps"]
     dropped = [name for name in ours.first if name not in trained]
     if dropped:
-        notes.append(f"optimiser: not trained here, so their moments are left out: {by_module(dropped)}")
+        notes.append(f"optimiser: moments dropped, this package does not train: {by_module(dropped)}")
     blank = [name for name in trained if name not in ours.first]
     if blank:
-        notes.append(f"optimiser: no moments, they start at 0: {by_module(blank)}")
+        notes.append(f"optimiser: moments missing, initialised with 0: {by_module(blank)}")
     rate = float(group.get("lr", config.learning_rate))
     rows = [
         Row(f"moments of {row.sources}", f"moments of {row.target}", row.shape, row.action)
@@ -262,7 +275,7 @@ def _optimiser_state(
 
 
 def _trainer_state(model: EnergyFlow, config: EnergyConfig, training: Mapping[str, Any]) -> dict[str, Any]:
-    """trainer.json as `train.checkpoint` reads it: torch's plateau schedule goes on where it stood."""
+    """The contents of trainer.json for `train.checkpoint`, with the state of torch's plateau schedule."""
     scheduler = training.get("scheduler_state_dict") or {}
     best = scheduler.get("best")
     rate = (training.get("param_groups") or [{}])[0].get("lr", config.learning_rate)

@@ -1,4 +1,4 @@
-"""A model folder becomes a torch checkpoint, checkpoint.pt and mapper.pt."""
+"""Converting a model folder to a torch checkpoint: checkpoint.pt and mapper.pt."""
 
 import math
 from collections.abc import Mapping
@@ -24,13 +24,22 @@ from .torch_optimiser import in_torch_order, torch_optimiser
 MODEL, ENCODER, MAPPER = ("neuron.", "carrier."), "text_encoder.", ("input_mapper.", "output_collector.")
 WRITE_HINT = "writing .pt files needs torch: pip install torch"
 NOT_INVERTIBLE = (
-    "not invertible: neuron.coord_encoder's outputs 3 to 11, which nothing uses, are 0",
-    "not invertible: the summed biases of the gates r and z are all in bias_ih, bias_hh holds 0 there",
+    "not invertible: neuron.coord_encoder's outputs 3 to 11, which are unused, are 0",
+    "not invertible: the summed biases of the gates r and z are in bias_ih; bias_hh is 0 for these gates",
 )
 
 
 def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) -> tuple[list[Row], list[str]]:
-    """Write `checkpoint.pt`, laid out as the PyTorch trainer's, and `mapper.pt` into `out`; returns table rows and notes.
+    """Write `checkpoint.pt`, in the PyTorch trainer's layout, and `mapper.pt`.
+
+    Args:
+        folder: the model folder.
+        out: the new folder.
+        dtype: dtype of the weights; moments stay float32.
+        with_optimizer: write the optimiser's state too.
+
+    Returns:
+        The rows of the printed table, and notes.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, damaged, holds NaN or does not fit; names it.
@@ -41,7 +50,7 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
 
     weights = resolve(folder, "model.safetensors")
     if weights.is_file():
-        read_header(weights)  # says what is wrong with a damaged file, which MLX's reader does not
+        read_header(weights)  # its errors say what is wrong with a damaged file; those of MLX's reader do not
     model = EnergyFlow.from_pretrained(folder)
     config = EnergyConfig.from_json(resolve(folder, "config.json"))
     parameters = {name: np.array(array.astype(mx.float32)) for name, array in named_arrays(model.parameters()).items()}
@@ -102,7 +111,7 @@ def _without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _torch_config(config: EnergyConfig, torch_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with dtypes, which were carried as text, as torch's."""
+    """The torch configuration, with dtypes restored from text."""
     import torch
 
     def restore(value: Any) -> Any:
@@ -113,7 +122,7 @@ def _torch_config(config: EnergyConfig, torch_config: Mapping[str, Any]) -> dict
 
 
 def _read_decoder(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The decoder's tensors by prefixed key, and which keys share the tensor of another."""
+    """The decoder's tensors by prefixed key; and tied keys -> the key whose tensor they share."""
     path = resolve(folder, "text_decoder.safetensors")
     if not path.is_file():
         return {}, {}

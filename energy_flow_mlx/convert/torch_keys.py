@@ -1,17 +1,20 @@
-"""The one key map between the PyTorch state dicts and the parameters here, both ways.
+"""The mapping between PyTorch state dicts and this package's parameters, in both directions.
 
-Most names agree, because modules keep their layers in lists as torch does. What differs:
+Most names are equal, because modules keep their layers in lists as torch does. The differences:
 
-| torch | here | what is done | back |
+| torch | this package | conversion | back |
 |---|---|---|---|
 | `input_mapper.*`, `output_collector.*` | `mapper.*`, `collector.*` | renamed | exact |
-| `neuron.coord_encoder.*` (12 outputs) | `neuron.coord_encoder.*` (3 outputs) | cut to 3 and folded with torch's second normalisation | unfolded; the 9 unused outputs become 0 |
+| `neuron.coord_encoder.*` (12 outputs) | `neuron.coord_encoder.*` (3 outputs) | first 3 outputs, folded with torch's second normalisation (below) | unfolded; the 9 unused outputs become 0 |
 | `carrier.gru.{weight_ih,weight_hh}_lK` | `carrier.gru.K.{Wx,Wh}` | renamed | exact |
 | `carrier.gru.{bias_ih,bias_hh}_lK` | `carrier.gru.K.{b,bhn}` | summed for r and z; n keeps both | the sum goes to bias_ih, bias_hh gets 0 |
 | `positional_encoding` of the text encoder | `text_encoder.positional_encoding.weight` | renamed | exact |
 | `self_attn.in_proj_*` | `self_attn.{query,key,value}_proj.*` | split | stacked, exact |
 
-The same walk converts the optimiser's moments, with other arithmetic for what is folded and summed (`Arithmetic`).
+Torch normalises positions p in [-1, 1] a second time, to 2 p / span - 1 with span = (W - 1, H - 1, D - 1), before its
+coord_encoder. Folding replaces W (2 p / span - 1) + b by W' p + b' with W' = 2 W / span and b' = b - W 1.
+
+The same code converts the optimiser's moments, with another `Arithmetic` for folded and summed parameters.
 """
 
 import re
@@ -33,18 +36,18 @@ SAME = ("neuron.", "carrier.", "text_encoder.")
 
 
 class Converted(NamedTuple):
-    """One target tensor: the keys it came from, what was done (as is, renamed, split, folded, summed, …), and its value."""
+    """One target tensor: its source keys, the conversion and its value."""
 
     sources: tuple[str, ...]
-    action: str
-    value: np.ndarray
+    action: str  # as is, renamed, split, folded, summed, …
+    value: np.ndarray  # in the target's shape
 
 
 class Arithmetic(NamedTuple):
-    """What becomes of a quantity (weights, or one of Adam's moments) where a parameter is not just renamed or cut.
+    """How weights, or one of Adam's moments, are converted if a parameter is not only renamed or split.
 
-    fold(weight [3, 3], bias [3], span [3]) -> (weight, bias) of the folded coord_encoder; unfold is the way back.
-    merge(bias_ih, bias_hh) -> the one bias of the gates r and z; unmerge(bias) -> (bias_ih, bias_hh).
+    fold(weight [3, 3], bias [3], span [3]) -> (weight, bias) of the folded coord_encoder; unfold is its inverse.
+    merge(bias_ih [2 Hd], bias_hh [2 Hd]) -> the bias [2 Hd] of the gates r and z; unmerge(bias) -> (bias_ih, bias_hh).
     """
 
     fold: Callable[[np.ndarray, np.ndarray, np.ndarray], Pair]
@@ -53,7 +56,6 @@ class Arithmetic(NamedTuple):
     unmerge: Callable[[np.ndarray], Pair]
 
 
-# W(2p / span - 1) + b = (2 W / span) p + (b - W 1)
 WEIGHTS = Arithmetic(
     fold=lambda weight, bias, span: (2.0 * weight / span, bias - weight.sum(axis=1)),
     unfold=lambda weight, bias, span: (weight * span / 2.0, bias + (weight * span / 2.0).sum(axis=1)),
@@ -63,11 +65,18 @@ WEIGHTS = Arithmetic(
 
 
 def from_torch(state: Arrays, config: ModelConfig, arithmetic: Arithmetic = WEIGHTS) -> dict[str, Converted]:
-    """Target name -> tensor, for a torch state dict whose keys start with neuron., carrier., input_mapper.,
-    output_collector. or text_encoder. (the checkpoint's text_encoder_state_dict, prefixed).
+    """Convert a torch state dict.
+
+    Args:
+        state: torch's tensors; keys start with neuron., carrier., input_mapper., output_collector. or text_encoder.
+        config: the sizes of the lattice.
+        arithmetic: for weights or for one of Adam's moments.
+
+    Returns:
+        Parameter name -> tensor.
 
     Raises:
-        ValueError: a key is unknown, or one of two keys that belong together is missing; names it.
+        ValueError: a key is unknown, or a key that is converted together with another is missing; names it.
     """
     converted: dict[str, Converted] = {}
     unknown = []
@@ -100,10 +109,10 @@ def from_torch(state: Arrays, config: ModelConfig, arithmetic: Arithmetic = WEIG
 
 
 def to_torch(parameters: Arrays, config: ModelConfig, arithmetic: Arithmetic = WEIGHTS) -> dict[str, Converted]:
-    """Torch key -> tensor, the inverse of `from_torch`, in torch's order of keys inside each module.
+    """Convert parameters by name to a torch state dict (key -> tensor): the inverse of `from_torch`.
 
     Raises:
-        ValueError: a name is unknown, or one of those that belong together is missing; names it.
+        ValueError: a name is unknown, or a parameter that is converted together with another is missing; names it.
     """
     converted: dict[str, Converted] = {}
     unknown = []
@@ -140,7 +149,7 @@ def to_torch(parameters: Arrays, config: ModelConfig, arithmetic: Arithmetic = W
 
 def _partner(state: Arrays, key: str, other: str) -> np.ndarray:
     if other not in state:
-        raise ValueError(f"state: {key} is there, its partner {other} is missing")
+        raise ValueError(f"state: {key} needs {other}, which is missing")
     return state[other]
 
 
@@ -164,7 +173,7 @@ def _renamed_back(name: str) -> str | None:
 
 
 def _span(config: ModelConfig) -> np.ndarray:
-    """What torch divides positions by before its second normalisation."""
+    """The divisor [3] of positions in torch's second normalisation."""
     return np.array([config.lattice_width - 1, config.lattice_height - 1, config.lattice_depth - 1], dtype=np.float64)
 
 

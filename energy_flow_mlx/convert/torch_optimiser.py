@@ -1,4 +1,4 @@
-"""The state dict of torch's AdamW, from MLX's: parameters are numbered, in the order of the modules."""
+"""Converting the state of MLX's AdamW to torch's state dict, which numbers parameters in the order of the modules."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from .decoder import PREFIX
 from .moments import BETAS, EPS, Moments, from_optimiser_state, moments_to_torch
 from .summary import by_module
 
-# The order of torch's `parameters()`; numbers in a key sort by value.
+# Patterns in the order of torch's `parameters()`. Numbers in a key sort by value.
 _ORDER = (
     r"neuron\.layers\.", r"neuron\.", r"carrier\.gru\.", r"carrier\.position_memory", r"carrier\.history_fusion",
     r"carrier\.energy_projection", r"carrier\.displacement_projection", r"text_encoder\.positional_encoding",
@@ -40,9 +40,11 @@ _GROUP: dict[str, Any] = {
 
 
 def in_torch_order(keys: Iterable[str], known: Sequence[str] = ()) -> list[str]:
-    """Keys of the checkpoint's modules in the order of torch's `parameters()`; the decoder's stay as they come.
+    """Sort a checkpoint's keys in the order of torch's `parameters()`; the decoder's keep their order.
 
-    known: the order of the checkpoint that the model was converted from; it comes first.
+    Args:
+        keys: the keys to sort.
+        known: the key order of the checkpoint that the model was converted from; its keys come first, in that order.
     """
     places = {key: place for place, key in enumerate(known)}
 
@@ -63,11 +65,16 @@ def in_torch_order(keys: Iterable[str], known: Sequence[str] = ()) -> list[str]:
 def torch_optimiser(
     folder: Path, config: EnergyConfig, order: Sequence[str], training: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The state dict, from the optimizer files in `folder`, and notes on what is left out.
+    """Convert the optimiser files of a model folder.
 
     Args:
+        folder: the model folder.
+        config: its configuration.
         order: the keys of the checkpoint's tensors, in torch's order.
-        training: what came with the checkpoint, if the model was converted from one.
+        training: the training record of the checkpoint that the model was converted from; empty if there is none.
+
+    Returns:
+        The state dict, with moments in their parameter's shape, and notes on moments that are left out.
     """
     import torch
 
@@ -75,17 +82,17 @@ def torch_optimiser(
     ours = from_optimiser_state(flat)
     moments = moments_to_torch(_touched(ours), config)
     steps = dict.fromkeys(moments.first, ours.step)
-    beside = resolve(folder, "text_decoder_optimizer.safetensors")
-    if beside.is_file():
-        theirs = int(read_metadata(beside)["step"])
-        for name, value in read_tensors(beside).items():
+    decoder_file = resolve(folder, "text_decoder_optimizer.safetensors")
+    if decoder_file.is_file():
+        theirs = int(read_metadata(decoder_file)["step"])
+        for name, value in read_tensors(decoder_file).items():
             key, _, kind = (PREFIX + name).rpartition(".")
             (moments.first if kind == "exp_avg" else moments.second)[key] = value
             steps[key] = theirs
     groups = training.get("param_groups") or []
     numbered = order[: sum(len(group["params"]) for group in groups)] if groups else order
-    left = [key for key in moments.first if key not in numbered]
-    notes = [f"optimiser: left out, torch's optimiser lacks them: moments of {by_module(left)}"] if left else []
+    dropped = [key for key in moments.first if key not in numbered]
+    notes = [f"optimiser: moments dropped, torch's optimiser does not have: {by_module(dropped)}"] if dropped else []
     state = {
         index: {
             "step": torch.tensor(float(steps[key])),
@@ -97,16 +104,17 @@ def torch_optimiser(
     }
     group = {**_GROUP, **(groups[0] if groups else {}), "betas": tuple(BETAS), "eps": EPS}
     rate = flat["learning_rate"].reshape(-1)[0]
-    if np.float32(group.get("lr", -1.0)) != rate:  # else keep the digits that float32 cut
+    if np.float32(group.get("lr", -1.0)) != rate:  # otherwise keep torch's float64 value
         group["lr"] = float(rate)
     group |= {"weight_decay": config.weight_decay, "params": list(range(len(numbered)))}
     return {"state": state, "param_groups": [group]}, notes
 
 
 def _touched(moments: Moments) -> Moments:
-    """Without the parameters that no gradient has reached: they have no state in torch.
+    """Drop parameters that never had a gradient, for which torch keeps no state.
 
-    One that shares a torch tensor with a touched one stays (b and bhn, query and key, weight and bias of coord_encoder).
+    A parameter stays if another that belongs to the same torch tensor had one (b and bhn; query, key and value; weight
+    and bias of coord_encoder).
     """
     families = {_family(name) for name, value in moments.second.items() if value.any()}
     first, second = (

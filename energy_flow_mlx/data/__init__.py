@@ -1,4 +1,4 @@
-"""Data: the built-in corpus, teachers, tokenisers, and the interface through which pairs reach training."""
+"""Training data: the built-in corpus, teachers that embed texts, and the `PairDataset` interface of training."""
 
 from ..config import check_fit
 from ..text.cache import TextCache

@@ -1,6 +1,7 @@
 """A BERT or DistilBERT encoder from a Hugging Face folder.
 
-The file may be a bare encoder or one with a head; what is left aside is in `_IGNORED`, and any other key is an error.
+The weights may be those of a bare encoder or of an encoder with a head. Keys that match `_IGNORED` are skipped; any
+other unknown key is an error.
 """
 
 import hashlib
@@ -23,10 +24,11 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 class Family(NamedTuple):
-    """How one kind of model names its settings and its tensors.
+    """The names that one model family uses for its settings and its tensors.
 
-    settings: ours -> the key in config.json; layer: the names in front of and behind a layer's number; parts: the
-    modules of a layer, theirs -> ours.
+    settings: field of `BertSettings` -> key in config.json.
+    layer: prefix of a layer's tensors, in front of the layer's number.
+    parts: module of a layer in the file -> module in `BertEncoder`.
     """
 
     settings: dict[str, str]
@@ -88,14 +90,15 @@ FAMILIES = {
         },
     ),
 }
-# Buffers, BERT's pooler, and heads for masked words, next sentences, classes and answers.
+# Buffers, BERT's pooler, and heads for masked language modelling, next sentence prediction, classification and question
+# answering.
 _IGNORED = re.compile(
     r"embeddings\.(position_ids|token_type_ids)|(pooler\.dense|cls\.predictions|cls\.seq_relationship|vocab_transform|"
     r"vocab_layer_norm|vocab_projector|pre_classifier|classifier|qa_outputs)\..+"
 )
-_OLD_ENDINGS = {"gamma": "weight", "beta": "bias"}  # LayerNorms in files written before 2020
-# Other modules with the same keys, which compute something else.
-_REFUSED_SETTINGS = {
+_OLD_ENDINGS = {"gamma": "weight", "beta": "bias"}  # LayerNorm parameters in files written before 2020
+# With any other value the same keys belong to a different computation.
+_REQUIRED_SETTINGS = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "add_cross_attention": False,
@@ -103,7 +106,7 @@ _REFUSED_SETTINGS = {
 
 
 class LoadedEncoder(NamedTuple):
-    """encoder in evaluation mode; kind: bert or distilbert; digest: hash of its settings and weights."""
+    """`encoder` is in evaluation mode; `kind` is bert or distilbert; `digest` is a hash of settings and weights."""
 
     encoder: BertEncoder
     settings: BertSettings
@@ -112,15 +115,16 @@ class LoadedEncoder(NamedTuple):
 
 
 def load_encoder(folder: Path, dtype: str) -> LoadedEncoder:
-    """The encoder in `folder`, which holds config.json and model.safetensors.
+    """Load the encoder in `folder`.
 
     Args:
-        dtype: of the weights in memory and of the products: float32, float16 or bfloat16.
+        folder: holds config.json and model.safetensors.
+        dtype: of weights and matrix products: float32, float16 or bfloat16.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, of another kind of model, or the two do not fit; weights are not finite; an
-            unknown dtype. Names the file and what came.
+        ValueError: a file is damaged or of another model type, the two do not match, weights are not finite, or the
+            dtype is unknown. The message names the file and the value.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not accepted: it takes {', '.join(DTYPES)}")
@@ -128,18 +132,18 @@ def load_encoder(folder: Path, dtype: str) -> LoadedEncoder:
     values = read_mapping(config)
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise ValueError(f"{config}: model_type={kind!r} is no accepted teacher: it takes {', '.join(FAMILIES)}")
+        raise ValueError(f"{config}: model_type={kind!r} is not supported: accepted are {', '.join(FAMILIES)}")
     settings = read_settings(config, values, FAMILIES[kind])
     header = read_header(weights)
     shapes = header.shapes
     names = rename(weights, shapes, kind)
     integers = [key for key in names if header.dtypes[key] not in FLOATS]
     if integers:
-        raise ValueError(f"{weights}: weights must be of {', '.join(FLOATS)}, others are {listing(integers)}")
+        raise ValueError(f"{weights}: weights must be {', '.join(FLOATS)}; of another dtype are {listing(integers)}")
     _check_sizes(weights, {ours: shapes[theirs] for theirs, ours in names.items()}, settings)
-    encoder = BertEncoder(settings)  # MLX makes an array when it is asked for, so these take no memory
-    wanted = {name: array.shape for name, array in dict(tree_flatten(encoder.parameters())).items()}
-    check_shapes(weights, {ours: shapes[theirs] for theirs, ours in names.items()}, wanted)
+    encoder = BertEncoder(settings)  # MLX is lazy: the initial weights are never allocated
+    expected = {name: array.shape for name, array in dict(tree_flatten(encoder.parameters())).items()}
+    check_shapes(weights, {ours: shapes[theirs] for theirs, ours in names.items()}, expected)
     stored = read_tensors(weights)
     tensors = {ours: stored[theirs] for theirs, ours in names.items()}
     check_finite(str(weights), tensors)
@@ -149,8 +153,12 @@ def load_encoder(folder: Path, dtype: str) -> LoadedEncoder:
 
 
 def read_settings(path: Path, values: Mapping[str, Any], family: Family) -> BertSettings:
-    """The settings in the mapping of a config.json. Raises ValueError that names file, key and what is accepted."""
-    for key, accepted in _REFUSED_SETTINGS.items():
+    """The encoder's settings, from the contents `values` of the config.json at `path`.
+
+    Raises:
+        ValueError: a key is missing or its value is not accepted. Names the file, the key and the accepted values.
+    """
+    for key, accepted in _REQUIRED_SETTINGS.items():
         if values.get(key, accepted) != accepted:
             raise ValueError(f"{path}: {key}={values[key]!r} is not supported: accepted is {accepted!r}")
     found: dict[str, Any] = {"types": 0}
@@ -183,10 +191,10 @@ def read_settings(path: Path, values: Mapping[str, Any], family: Family) -> Bert
 
 
 def rename(path: Path, keys: Mapping[str, Any], kind: str) -> dict[str, str]:
-    """Key in the file -> parameter name here, without the keys that `_IGNORED` leaves aside.
+    """Map the keys of the file at `path` to parameter names of `BertEncoder`, skipping those that match `_IGNORED`.
 
     Raises:
-        ValueError: keys are unknown, or two mean the same parameter; names them.
+        ValueError: a key is unknown, or two keys map to the same parameter; the message lists them.
     """
     family = FAMILIES[kind]
     names: dict[str, str] = {}
@@ -202,8 +210,8 @@ def rename(path: Path, keys: Mapping[str, Any], kind: str) -> dict[str, str]:
     if unknown:
         raise ValueError(f"{path}: unknown keys for model_type={kind}: {listing(unknown)}")
     if len(set(names.values())) < len(names):
-        twice = [key for key, name in names.items() if list(names.values()).count(name) > 1]
-        raise ValueError(f"{path}: the same parameter stands under several keys: {listing(twice)}")
+        duplicates = [key for key, name in names.items() if list(names.values()).count(name) > 1]
+        raise ValueError(f"{path}: several keys name the same parameter: {listing(duplicates)}")
     return names
 
 
@@ -223,7 +231,7 @@ def _parameter(key: str, family: Family) -> str | None:
 
 
 def _check_sizes(path: Path, shapes: Mapping[str, tuple[int, ...]], settings: BertSettings) -> None:
-    """Compare the sizes that config.json gives with the file before anything is made of them."""
+    """Check the sizes in config.json against the tensor shapes before the encoder is built."""
     layers = {name.split(".")[2] for name in shapes if name.startswith("transformer_encoder.")}
 
     def size(name: str, axis: int) -> int | None:

@@ -66,7 +66,7 @@ class _Pattern(NamedTuple):
 
 
 def _a(*words: str) -> str:
-    """The words behind "a" or "an"; no word of the lexicon has a vowel that is not heard as one."""
+    """The words with their article. The first letter decides it: the lexicon has no word such as "hour" or "unit"."""
     return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
 
 
@@ -96,7 +96,7 @@ def _fits(action: _Action, place: str) -> bool:
     return action.kind not in lexicon.OUTDOOR_CLASSES or lexicon.PLACES[place] == "outdoors"
 
 
-# The patterns. Each takes one choice of every slot; its docstring is a premise and the hypothesis that it entails.
+# The patterns. Each takes one choice per slot. Its docstring is an example: premise -> entailed hypothesis.
 
 
 def _drop_adjective(adjective: str, agent: _Agent, action: _Action) -> TextPair:
@@ -212,29 +212,29 @@ def _patterns() -> tuple[_Pattern, ...]:
 
 
 def corpus_size() -> int:
-    """How many distinct pairs the grammar makes."""
+    """The number of distinct pairs that the grammar can generate."""
     return sum(pattern.size for pattern in _patterns())
 
 
 def _shares(count: int, sizes: Sequence[int]) -> list[int]:
-    """`count` in shares as equal as the sizes allow."""
+    """Split `count` into shares that are as equal as `sizes`, their upper bounds, allow."""
     shares = [0] * len(sizes)
-    left = count
+    remaining = count
     for done, number in enumerate(sorted(range(len(sizes)), key=lambda number: (sizes[number], number))):
-        shares[number] = min(sizes[number], left // (len(sizes) - done))
-        left -= shares[number]
+        shares[number] = min(sizes[number], remaining // (len(sizes) - done))
+        remaining -= shares[number]
     return shares
 
 
 def generate_pairs(count: int, seed: int) -> list[TextPair]:
-    """`count` pairs with distinct premises, from all patterns in equal shares (as far as their sizes allow), shuffled.
+    """Generate `count` shuffled pairs with distinct premises, in equal shares from all patterns as far as sizes allow.
 
     Args:
         count: from 1 to `corpus_size()`.
         seed: from 0 to 2**32 - 1.
 
     Raises:
-        TypeError, ValueError: an argument is no integer or out of range.
+        TypeError, ValueError: an argument is not an integer or is out of range.
     """
     seed = check_int("seed", seed, 0, MAX_SEED)
     count = check_int("count", count, 1)
@@ -250,18 +250,18 @@ def generate_pairs(count: int, seed: int) -> list[TextPair]:
 
 
 def split_pairs(pairs: Sequence[TextPair], validation: int, test: int, seed: int) -> Splits:
-    """Split by premise: all pairs with one premise land in one part.
+    """Split by premise: all pairs that share a premise go to the same part.
 
     Args:
         pairs: the pairs; premises may repeat, as in SNLI.
-        validation, test: how many pairs these parts get; `train` gets the rest. When the last premise of a part has
-            more pairs than are still wanted, its surplus is left out, since no other part may hold that premise.
+        validation, test: pairs in these parts; `train` gets the rest. If the last premise of a part has more pairs
+            than the part needs, the surplus is dropped, because no other part may hold that premise.
         seed: from 0 to 2**32 - 1.
 
     Raises:
-        TypeError, ValueError: an argument is no integer or out of range, or nothing is left to train on.
+        TypeError, ValueError: an argument is not an integer or is out of range, or no training pairs remain.
     """
-    wanted = {"validation": check_int("validation", validation, 0), "test": check_int("test", test, 0)}
+    sizes = {"validation": check_int("validation", validation, 0), "test": check_int("test", test, 0)}
     seed = check_int("seed", seed, 0, MAX_SEED)
     by_premise: dict[str, list[TextPair]] = {}
     for pair in pairs:
@@ -269,7 +269,7 @@ def split_pairs(pairs: Sequence[TextPair], validation: int, test: int, seed: int
     groups = list(by_premise.values())
     shuffle(groups, seed)
     parts: dict[str, list[TextPair]] = {}
-    for name, size in wanted.items():
+    for name, size in sizes.items():
         part: list[TextPair] = []
         while groups and len(part) < size:
             part += groups.pop()
@@ -278,6 +278,6 @@ def split_pairs(pairs: Sequence[TextPair], validation: int, test: int, seed: int
     if not train:
         raise ValueError(
             f"validation ({validation}) and test ({test}) leave nothing to train on: "
-            f"{len(pairs)} pairs with {len(by_premise)} distinct premises came"
+            f"got {len(pairs)} pairs with {len(by_premise)} distinct premises"
         )
     return Splits(train, parts["validation"], parts["test"])

@@ -1,4 +1,4 @@
-"""The teacher made of a BERT or DistilBERT encoder."""
+"""A teacher that embeds texts with a BERT or DistilBERT encoder."""
 
 import hashlib
 import os
@@ -16,26 +16,26 @@ from .bert_folder import FILES, LoadedEncoder, load_encoder
 from .model_files import locate
 
 POOLINGS = ("mean", "cls")
-_VERSION = 1  # of what is computed; goes into the fingerprint
-_CHUNK = 4096  # texts tokenised and sorted by length at a time
+_VERSION = 1  # of the computation; part of the fingerprint
+_CHUNK = 4096  # texts that are tokenised and grouped by length at a time
 _BATCH = 64
-_WIDTH = 8  # batches are as wide as a multiple of it, so that there are few shapes
+_WIDTH = 8  # batch widths are multiples of it, which keeps the number of distinct shapes small
 
 
 class EncoderTeacher:
     """Embeds a text as the pooled hidden states of its tokens.
 
-    Texts are sorted by length and batched, so the work goes into tokens rather than padding. A text's embedding does not
-    depend on its company, up to rounding (about 1e-6 in float32).
+    Texts of similar length are batched together to reduce padding. A text's embedding does not depend on the rest of
+    its batch, up to rounding (about 1e-6 in float32).
 
     Args:
         loaded: the encoder.
-        tokeniser: made for it.
-        name: says which encoder this is, for people.
+        tokeniser: the encoder's tokeniser.
+        name: a human-readable name of the encoder.
         pooling, normalise, max_length: see `open_teacher`.
 
     Raises:
-        TypeError, ValueError: an argument is not accepted, or tokeniser and encoder do not fit.
+        TypeError, ValueError: an argument is not accepted, or the tokeniser has more entries than the encoder.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class EncoderTeacher:
         self._pooling, self._normalise, self._max_length = pooling, bool(normalise), max_length
         self._dim = settings.dim
         self._dtype = str(loaded.encoder.token_embedding.weight.dtype).removeprefix("mlx.core.")
-        length = "unit length" if normalise else "own length"
+        length = "unit length" if normalise else "not normalised"
         self._name = f"{name} ({loaded.kind}, {pooling}, {length}, {self._dtype}, {max_length} tokens)"
         parts = (_VERSION, loaded.digest, tokeniser.fingerprint, pooling, self._normalise, self._dtype, max_length)
         self._fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
@@ -68,7 +68,7 @@ class EncoderTeacher:
     def open(cls, spec: str, *, pooling: str, normalise: bool, dtype: str, max_length: int) -> "EncoderTeacher":
         """The teacher in a folder or of a hub id; see `open_teacher`."""
         folder = locate("teacher", spec, [*FILES, "tokenizer.json"])
-        # Of a folder two parts of the path: many are called "model", and the whole path is the machine's, not the teacher's.
+        # The last two components of a folder's path: many are called "model", and the full path depends on the machine.
         name = "/".join(folder.resolve().parts[-2:]) if Path(os.path.expanduser(spec)).is_dir() else spec
         tokeniser = Tokeniser.from_file(folder / "tokenizer.json")
         loaded = load_encoder(folder, dtype)
@@ -96,8 +96,8 @@ class EncoderTeacher:
             [N, E] in float32.
 
         Raises:
-            TypeError, ValueError: `texts` is no list of valid strings, or an embedding is not finite (float16
-                can overflow); the text names the index.
+            TypeError, ValueError: `texts` is not a list of valid strings, or an embedding is not finite (float16
+                can overflow). The message names the index.
         """
         checked = check_texts("texts", texts)
         rows = {text: row for row, text in enumerate(dict.fromkeys(checked))}
@@ -109,25 +109,25 @@ class EncoderTeacher:
         usable = np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)
         if not usable.all():
             index = checked.index(distinct[int(np.argmin(usable))])
-            raise ValueError(f"texts[{index}]: {self._name} gives NaN, infinity or nothing but zeros for it")
+            raise ValueError(f"texts[{index}]: its embedding by {self._name} holds NaN or infinity, or is all zeros")
         if self._normalise:
             embeddings /= lengths
         return embeddings[[rows[text] for text in checked]]
 
     def _embed_chunk(self, texts: list[str]) -> NDArray[np.float32]:
         tokens = self._tokeniser.encode(texts, self._max_length)
-        started = []
+        pending = []
         for rows, batch in batches(tokens):
             pooled = self._pool(mx.array(batch.input_ids), mx.array(batch.attention_mask))
-            mx.async_eval(pooled)  # the device works while the next batch is laid out
-            started.append((rows, pooled))
+            mx.async_eval(pooled)  # the device computes while the next batch is prepared
+            pending.append((rows, pooled))
         embeddings = np.empty((len(texts), self._dim), dtype=np.float32)
-        for rows, pooled in started:
+        for rows, pooled in pending:
             embeddings[rows] = np.array(pooled)[: len(rows)]
         return embeddings
 
     def _pool(self, input_ids: mx.array, mask: mx.array) -> mx.array:
-        """[B, T] -> [B, E] in float32, in which the sum over tokens is exact enough for every dtype."""
+        """Encode and pool ids and mask [B, T] to [B, E]. The mean over tokens is in float32 for every encoder dtype."""
         hidden = self._encoder(input_ids, mask)
         if self._pooling == "cls":
             return hidden[:, 0].astype(mx.float32)
@@ -135,17 +135,23 @@ class EncoderTeacher:
 
 
 def batches(tokens: TokenBatch) -> Iterator[tuple[NDArray[np.intp], TokenBatch]]:
-    """Rows of like length together: (which rows, their tokens), each row once.
+    """Group rows of similar length into batches, each row once.
 
-    A batch is as wide as its longest row, rounded up to a multiple of 8. It has 64 rows, or the next power of two where
-    fewer are left; the rows that fill it up come last and hold one token.
+    A batch is as wide as its longest row, rounded up to a multiple of 8. It has 64 rows; the last batch of a width is
+    padded to the next power of two with rows of one token.
+
+    Args:
+        tokens: ids and mask [N, T].
+
+    Yields:
+        The indices [n] of the rows, and their ids and mask [B, W] with n <= B and W <= T; rows n to B - 1 are padding.
     """
     lengths = np.maximum(tokens.attention_mask.sum(axis=1), 1)
     widths = np.minimum(-(-lengths // _WIDTH) * _WIDTH, tokens.input_ids.shape[1])
     for width in np.unique(widths):
-        alike = np.flatnonzero(widths == width)
-        for start in range(0, len(alike), _BATCH):
-            rows = alike[start : start + _BATCH]
+        group = np.flatnonzero(widths == width)
+        for start in range(0, len(group), _BATCH):
+            rows = group[start : start + _BATCH]
             height = 1 << (len(rows) - 1).bit_length()
             ids = np.zeros((height, width), dtype=np.int32)
             mask = np.zeros((height, width), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""The built-in teacher: hashed words, pairs of words and letters."""
+"""The built-in teacher: a projection of hashed words, word bigrams and letter trigrams."""
 
 import hashlib
 import re
@@ -14,36 +14,36 @@ from ..checks import EMPTY_TEXT, check_int, check_texts
 
 _BUCKETS = 8192
 _WORD = re.compile(r"\w+")
-# Longest run of rows that one gather copies; bounds the memory that a very long text takes.
+# The most rows that one gather copies; bounds the memory for a very long text.
 _BLOCK = 4096
 
 
 class HashedNgramTeacher:
-    """A fixed hashed n-gram projection. This is a hashing projection of words and letters, not a language model.
+    """A fixed random projection of hashed n-grams. It is not a language model.
 
-    It needs no download, and it knows no meaning: texts are close when they share words, neighbouring words or letters.
-    Every n-gram is hashed to one of 8192 rows r of fixed Gaussian numbers. With n distinct words and m distinct pairs
-    of neighbouring words,
+    It needs no download and captures no meaning: texts are close when they share words, word bigrams or letter
+    trigrams. Every n-gram is hashed to one of 8192 rows r of fixed Gaussian numbers. With n distinct words and m
+    distinct bigrams,
 
-        v = 1/sqrt(n) Σ_words (r(word) + l(word)) + 1/(2 sqrt(m)) Σ_pairs r(pair),    l(word) = 1/sqrt(t) Σ r(trigram)
+        v = 1/sqrt(n) Σ_words (r(word) + l(word)) + 1/(2 sqrt(m)) Σ_bigrams r(bigram)
+        l(word) = 1/sqrt(t) Σ_trigrams r(trigram)
 
-    over the t trigrams of the word; the embedding is v divided by its length. A word or pair counts once however
-    often it stands in the text, so that articles do not drown the rest. Words are runs of letters and digits of the
-    text in NFKC form and case-folded (of a text without any: what stands between white space); trigrams are those of
-    "<word>". An empty text is embedded as the text "empty".
+    over the t trigrams of "<word>"; the embedding is v / |v|. A repeated word or bigram counts once, so that frequent
+    words such as articles do not dominate. Words are runs of letters and digits in the case-folded NFKC form of the
+    text; if there are none, the text is split at white space. An empty text is embedded as the text "empty".
 
     Args:
         dim: size of an embedding, E, at least 1.
         seed: of the Gaussian rows, from 0 to 2**32 - 1.
 
     Raises:
-        TypeError, ValueError: an argument is no integer or out of range.
+        TypeError, ValueError: an argument is not an integer or is out of range.
     """
 
     def __init__(self, dim: int = 768, seed: int = 0) -> None:
         self._dim = check_int("dim", dim, 1)
         self._seed = check_int("seed", seed, 0, 2**32 - 1)
-        # RandomState, because NumPy froze its streams; those of Generator may change between versions.
+        # RandomState: NumPy has frozen its random streams, while those of Generator may change between versions.
         rows = np.random.RandomState(self._seed).standard_normal((_BUCKETS, self._dim))
         self._rows: NDArray[np.float32] = rows.astype(np.float32)  # [buckets, E]
         self._word = lru_cache(maxsize=8192)(self._embed_word)
@@ -59,7 +59,7 @@ class HashedNgramTeacher:
 
     @property
     def fingerprint(self) -> str:
-        # The rows come from the seed and nothing else; a change of the formula above needs another number here.
+        # `1` is the version of the formula. The rows depend on the seed and the dimension alone.
         return hashlib.blake2b(f"hashed-ngram 1 {self._dim} {self._seed}".encode(), digest_size=16).hexdigest()
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -72,7 +72,7 @@ class HashedNgramTeacher:
             [N, E], each row of length 1.
 
         Raises:
-            TypeError, ValueError: `texts` is no list of valid strings; the text names the index.
+            TypeError, ValueError: `texts` is not a list of valid strings; the message names the index.
         """
         checked = check_texts("texts", texts)
         embeddings = np.empty((len(checked), self._dim), dtype=np.float32)
@@ -84,7 +84,7 @@ class HashedNgramTeacher:
     def _embed_text(self, text: str) -> NDArray[np.float32]:
         folded = unicodedata.normalize("NFKC", text).casefold()
         words = _WORD.findall(folded) or folded.split() or [EMPTY_TEXT]
-        # Dictionaries, not sets: the order of a sum decides its last bits, and a set's order differs between processes.
+        # Dictionaries, not sets: the order of summation affects rounding, and a set's order differs between processes.
         distinct = list(dict.fromkeys(words))
         bigrams = list(dict.fromkeys(pairwise(words)))
         vector = np.zeros(self._dim, dtype=np.float32)
@@ -111,7 +111,7 @@ class HashedNgramTeacher:
 
 
 def _bucket(kind: str, ngram: str) -> int:
-    """The row of an n-gram. BLAKE2, because Python's own hash of a string differs between processes."""
+    """The row of an n-gram. BLAKE2, because Python's `hash` of a string differs between processes."""
     digest = hashlib.blake2b(f"{kind} {ngram}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % _BUCKETS
 

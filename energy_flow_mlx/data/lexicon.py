@@ -1,8 +1,8 @@
 """The words of the built-in corpus: what each word is, and what it entails.
 
-Nothing here computes. A class name is the hypernym of its members ("guitar" -> "instrument"), a frame's general verb is
-entailed by each of its verbs ("devours" -> "eats"). Every member belongs to one class only, so that a hypernym is a
-function of the word.
+This module only holds data. A class name is the hypernym of its members ("guitar" -> "instrument"), a frame's general
+verb is entailed by each of its verbs ("devours" -> "eats"). Every member belongs to one class only, so that a hypernym
+is a function of the word.
 """
 
 from typing import NamedTuple
@@ -72,7 +72,7 @@ OBJECTS: dict[str, tuple[str, ...]] = {
     "insect": _words("beetle butterfly moth ant bee wasp grasshopper"),
 }
 
-# Objects that do not go into a room.
+# Objects that are not found indoors.
 OUTDOOR_CLASSES = frozenset({"vehicle", "boat", "tree"})
 
 FRAMES: tuple[Frame, ...] = (

@@ -1,4 +1,4 @@
-"""Model files by folder or Hugging Face hub id."""
+"""Locating model files: in a folder, or on the Hugging Face hub."""
 
 import os
 import re
@@ -12,19 +12,19 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def locate(argument: str, spec: str, files: Sequence[str]) -> Path:
-    """The folder that holds `files`: `spec` itself where it is a folder, else the hub's cache.
+    """The folder that holds `files`: `spec` itself if it is a folder, else the hub's cache.
 
-    What the cache has is taken from there, without asking the network; the rest is downloaded into it. The files of one
-    call are of one revision.
+    Files in the cache are used without network access; missing ones are downloaded into it. All files of one call have
+    the same revision.
 
     Args:
-        argument: what the caller calls `spec`, for the errors.
+        argument: the caller's name for `spec`, used in error messages.
         spec: a folder or a hub id.
         files: names of files.
 
     Raises:
-        FileNotFoundError: neither a folder nor to be had from the hub; says what to download and where to put it.
-        ValueError: the folder or repository lacks a file, or `spec` cannot be either of the two.
+        FileNotFoundError: no such folder, and the download failed; says what to download and where to put it.
+        ValueError: the folder or repository lacks a file, or `spec` is a file.
     """
     folder = Path(os.path.expanduser(spec))
     if spec and folder.is_dir():
@@ -43,10 +43,10 @@ def _from_hub(argument: str, spec: str, files: Sequence[str]) -> Path:
     try:
         return _fetch(spec, files, local=True)
     except LocalEntryNotFoundError:
-        pass  # not or not wholly in the cache
+        pass  # at least one file is not in the cache
     try:
         return _fetch(spec, files, local=False)
-    except LocalEntryNotFoundError as error:  # the hub's word for "no network and not in the cache"
+    except LocalEntryNotFoundError as error:  # no network, and not in the cache
         raise FileNotFoundError(_how_to_get(argument, spec, files, error)) from error
     except EntryNotFoundError as error:
         raise ValueError(f"{argument}={spec!r}: the repository lacks one of {', '.join(files)}: {error}") from error
@@ -64,10 +64,10 @@ def _fetch(repository: str, files: Sequence[str], *, local: bool) -> Path:
 
 def _how_to_get(argument: str, spec: str, files: Sequence[str], error: Exception) -> str:
     return (
-        f"{argument}={spec!r}: no such folder, not in the cache {constants.HF_HUB_CACHE}, and not to be had from the hub "
-        f"({type(error).__name__}: {' '.join(str(error).split())}). Where there is network, run: "
+        f"{argument}={spec!r}: no such folder, not in the cache {constants.HF_HUB_CACHE}, and the download failed "
+        f"({type(error).__name__}: {' '.join(str(error).split())}). On a machine with network access, run: "
         f"hf download {spec} {' '.join(files)} --local-dir FOLDER "
-        f"(or take the files from {constants.ENDPOINT}/{spec}), then give FOLDER here as {argument}"
+        f"(or take the files from {constants.ENDPOINT}/{spec}), then pass FOLDER as {argument}"
     )
 
 
@@ -78,9 +78,9 @@ def _missing(what: str, name: str, present: set[str]) -> str:
         return f"{words}; its weights are in several files. Save them as one: model.save_pretrained(FOLDER, max_shard_size='100GB')"
     if name == "model.safetensors" and pickled:
         return (
-            f"{words}; {', '.join(pickled)} is a pickle, which can run code and is not read. Where transformers is: "
+            f"{words}; {', '.join(pickled)} is a pickle, which can run code and is not read. With transformers installed, run: "
             "AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER, safe_serialization=True)"
         )
     if name == "tokenizer.json" and "vocab.txt" in present:
-        return f"{words}, only vocab.txt. Where transformers is: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        return f"{words}, only vocab.txt. With transformers installed, run: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
     return f"{words} (it holds {', '.join(sorted(present)) or 'nothing'})"

@@ -1,6 +1,7 @@
-"""Seeded orders that are the same on every platform and Python version.
+"""Seeded permutations that are the same on every platform and Python version.
 
-They rest on integer hashing, on `random.Random.random`, whose stream Python guarantees, and on PCG64, whose stream NumPy guarantees.
+They use integer hashing, `random.Random.random`, whose stream Python guarantees, and PCG64, whose stream NumPy
+guarantees.
 """
 
 import random
@@ -21,24 +22,24 @@ def mix(value: int) -> int:
 
 
 def permuted(index: int, size: int, key: int) -> int:
-    """A keyed permutation of 0..size-1 at `index`: distinct draws without a set of those already drawn.
+    """The value at `index` of a keyed permutation of 0..size-1: sampling without replacement in constant memory.
 
-    A four-round Feistel network on the next even number of bits, walked until it lands inside (Black and Rogaway,
-    2002).
+    A four-round Feistel network on the next even number of bits with cycle walking: it is applied until the value is
+    below `size` (Black and Rogaway, 2002).
     """
     half = ((size - 1).bit_length() + 1) // 2 or 1
     mask = (1 << half) - 1
     while True:
         left, right = index >> half, index & mask
-        for turn in range(4):
-            left, right = right, left ^ (mix(key ^ mix(right * 4 + turn)) & mask)
+        for round in range(4):
+            left, right = right, left ^ (mix(key ^ mix(right * 4 + round)) & mask)
         index = left << half | right
         if index < size:
             return index
 
 
 def shuffle(items: list[Any], seed: int) -> None:
-    """Fisher-Yates on `Random.random`; the stream of `Random.shuffle` may change between Python versions."""
+    """Fisher-Yates shuffle in place with `Random.random`; `Random.shuffle` may change between Python versions."""
     draw = random.Random(seed).random
     for last in range(len(items) - 1, 0, -1):
         other = int(draw() * (last + 1))
@@ -46,6 +47,8 @@ def shuffle(items: list[Any], seed: int) -> None:
 
 
 def seeded_order(count: int, *seed: int) -> NDArray[np.int64]:
-    """A permutation [count] of 0..count-1. It sorts raw PCG64 output, a stream that NumPy guarantees, as it does not
-    guarantee Generator.permutation's."""
+    """A permutation [count] of 0..count-1: the argsort of raw PCG64 output.
+
+    NumPy guarantees that stream between versions, but not the result of `Generator.permutation`.
+    """
     return np.argsort(np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count), kind="stable")

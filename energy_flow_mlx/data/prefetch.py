@@ -1,4 +1,4 @@
-"""Reading ahead: the next step's batches are made in a thread while this step runs."""
+"""Prefetching: a background thread prepares the next step's batches while the current step runs."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,13 +8,13 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """Calls `make(step)` one step ahead. What is made depends on the step alone, so it is what a direct call gives.
+    """Calls `make(step)` one step ahead, in a background thread.
 
-    Use it in a `with` statement, whose end waits for the thread.
+    Use it as a context manager; leaving it waits for the thread.
 
     Args:
-        make: a function of the step; it runs in a thread, one call at a time.
-        last: the step after which there is nothing to make.
+        make: a pure function of the step, so that prefetching does not change its result. Calls do not overlap.
+        last: the last step.
     """
 
     def __init__(self, make: Callable[[int], T], last: int) -> None:
@@ -29,10 +29,10 @@ class Prefetch(Generic[T]):
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def __call__(self, step: int) -> T:
-        """What `make(step)` gives; its errors are raised here. Steps are asked for in any order, quickest in rising."""
-        here = (
+        """The result of `make(step)`, or its error. Steps may have any order, but only `step + 1` is prefetched."""
+        current = (
             self._next[1] if self._next is not None and self._next[0] == step else self._thread.submit(self._make, step)
         )
-        made = here.result()
+        result = current.result()
         self._next = (step + 1, self._thread.submit(self._make, step + 1)) if step < self._last else None
-        return made
+        return result

@@ -1,4 +1,4 @@
-"""The one interface through which data reaches training: batches of embeddings and tokens, asked for by index."""
+"""The data interface of training: batches of embeddings and tokens by index, and the order of the indices."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -14,13 +14,13 @@ from .teacher import HashedNgramTeacher, Teacher
 
 
 class PairBatch(NamedTuple):
-    """B pairs; the tokens are those of the input texts."""
+    """B pairs with the tokens of their input texts."""
 
     input_embedding: NDArray[np.float32]  # [B, E]
     target_embedding: NDArray[np.float32]  # [B, E]
     input_ids: NDArray[np.int32]  # [B, T]
     attention_mask: NDArray[np.int32]  # [B, T]
-    indices: NDArray[np.int64]  # [B], where in the data set each pair stands
+    indices: NDArray[np.int64]  # [B], index of each pair in the data set
 
 
 class PairDataset(Protocol):
@@ -43,14 +43,14 @@ class PairDataset(Protocol):
 
 
 class PairData(NamedTuple):
-    """What a run trains on, watches and is judged by."""
+    """The parts of a data set, and its tokeniser."""
 
     train: PairDataset
     validation: PairDataset
     test: PairDataset
     tokeniser: Tokeniser | None  # None: pairs without texts
     name: str  # source, seed and teacher
-    fingerprint: str = ""  # differs between data sets; a run resumes on the one it began with
+    fingerprint: str = ""  # identifies the contents: training resumes only on the data set that it started with
 
 
 class ArrayPairs:
@@ -62,7 +62,7 @@ class ArrayPairs:
         tokens: ids and mask [N, T] of the input texts.
 
     Raises:
-        ValueError: shapes disagree, or an embedding is not finite; the text names the argument.
+        ValueError: shapes disagree, or an embedding is not finite; the message names the argument.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class ArrayPairs:
         """The pairs at `indices` [B], in that order.
 
         Raises:
-            TypeError: `indices` are no integers in one dimension.
+            TypeError: `indices` is not a one-dimensional array of integers.
             IndexError: an index is outside 0..N-1.
         """
         indices = check_indices(indices, len(self))
@@ -123,7 +123,7 @@ class ArrayPairs:
 
 
 def check_indices(indices: Any, count: int) -> NDArray[np.int64]:
-    """`indices` [B], all in 0..count-1. Raises TypeError and IndexError, as `ArrayPairs.batch`."""
+    """`indices` [B] as int64, all in 0..count-1. Raises TypeError and IndexError, as `ArrayPairs.batch`."""
     indices = np.asarray(indices)
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
         raise TypeError(f"indices must be integers [B], got {indices.dtype} {list(indices.shape)}")
@@ -145,10 +145,10 @@ def check_index(index: int, count: int) -> int:
 
 
 class EpochOrder:
-    """Which pairs a training step takes: a pure function of (seed, step), so that a resumed run needs the step alone.
+    """The pairs of each training step: a pure function of (seed, step), so that resuming needs only the step.
 
-    Each epoch is its own permutation of all pairs. The ragged tail of an epoch, `count % batch_size` pairs, is dropped
-    so that every batch has the same shape; another permutation drops other pairs.
+    Each epoch is a new permutation of all pairs. The incomplete last batch of an epoch, `count % batch_size` pairs, is
+    dropped so that every batch has the same shape; which pairs are dropped changes with the epoch.
 
     Args:
         count: pairs in the data set.
@@ -156,7 +156,7 @@ class EpochOrder:
         seed: 0 or more.
 
     Raises:
-        TypeError, ValueError: an argument is no integer or out of range.
+        TypeError, ValueError: an argument is not an integer or is out of range.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
@@ -171,7 +171,7 @@ class EpochOrder:
         self._cached: tuple[int, NDArray[np.int64]] | None = None
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """The indices [batch_size] of step `step`, counted from 0 over all epochs."""
+        """The indices [batch_size] of step `step`. Steps count from 0 and do not restart with an epoch."""
         epoch, position = divmod(check_int("step", step, 0), self.steps_per_epoch)
         start = position * self.batch_size
         return self._permutation(epoch)[start : start + self.batch_size].copy()
@@ -192,18 +192,18 @@ def built_in_data(
     max_length: int,
     tokeniser: Tokeniser | None = None,
 ) -> PairData:
-    """The built-in corpus, embedded by the hashed n-gram teacher. No premise stands in two parts; hypotheses may.
+    """The built-in corpus, embedded by the hashed n-gram teacher. Its parts share no premise, but may share hypotheses.
 
     Args:
         train, validation, test: pairs in each part, at least 1 each.
-        seed: of the sentences and the split; the teacher is the same for every seed.
+        seed: of the sentences and the split; the teacher does not depend on it.
         dim: size of an embedding, E.
         vocab_size: the most entries of the tokeniser that is trained on the training part.
         max_length: tokens of an input, T.
-        tokeniser: that of a saved run, used instead of training one; `vocab_size` is then not used.
+        tokeniser: the tokeniser of a checkpoint, used instead of training one; `vocab_size` is then not used.
 
     Raises:
-        TypeError, ValueError: an argument is no integer or out of range.
+        TypeError, ValueError: an argument is not an integer or is out of range.
     """
     sizes = {"train": train, "validation": validation, "test": test}
     total = sum(check_int(name, size, 1) for name, size in sizes.items())
@@ -219,7 +219,7 @@ def built_in_data(
 def _embeddings(name: str, array: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     array = np.asarray(array, dtype=np.float32)
     if array.ndim != 2 or array.shape[0] != count:
-        raise ValueError(f"{name} must be [{count}, E], one row a pair, got {list(array.shape)}")
+        raise ValueError(f"{name} must be [{count}, E], one row per pair, got {list(array.shape)}")
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
         raise ValueError(f"{name}: row {int(np.argmin(finite))} holds NaN or infinity")

@@ -1,4 +1,4 @@
-"""Teachers: what turns a text into the embedding that the model learns from."""
+"""Teachers embed texts; the model learns to map input embeddings to target embeddings."""
 
 import os
 from collections.abc import Sequence
@@ -26,16 +26,16 @@ class Teacher(Protocol):
 
     @property
     def name(self) -> str:
-        """Says which teacher this is, for people: two teachers of one name may differ in their weights."""
+        """A human-readable name. It is not unique: two teachers of the same name may have different weights."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """A hash of everything that the embeddings depend on; the same in every process and on every machine."""
+        """A hash of everything that the embeddings depend on, equal across processes and machines."""
         ...
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N, E], finite; each row of length 1, unless the teacher was opened with `normalise=False`."""
+        """Embed N texts as [N, E], finite. Rows have length 1 unless the teacher was opened with `normalise=False`."""
         ...
 
 
@@ -48,28 +48,28 @@ def open_teacher(
     dtype: str = "float32",
     max_length: int = 128,
 ) -> Teacher:
-    """The teacher that `spec` names.
+    """Open the teacher that `spec` names.
 
     Args:
         spec: "builtin" (HashedNgramTeacher), the path of a Hugging Face folder with a BERT or DistilBERT encoder
             (config.json, model.safetensors, tokenizer.json), or the hub id of one, such as "distilbert-base-uncased".
-            Hub files are cached and then used without network.
-        dim: E. "builtin" makes this size (None: 768); of an encoder it is what the caller expects (None: any).
-        pooling: "mean" over the tokens of the text, or "cls", the first one.
+            Hub files are cached and then used without network access.
+        dim: E. For "builtin" the size to use (None: 768); for an encoder the size that the caller expects (None: any).
+        pooling: "mean" over the tokens of the text, or "cls", the first token.
         normalise: scale each embedding to length 1.
-        dtype: of weights and products inside: "float32", "float16" or "bfloat16".
-        max_length: tokens of a text; longer ones are cut. "builtin" has no tokens and reads every text whole.
+        dtype: of weights and matrix products: "float32", "float16" or "bfloat16".
+        max_length: tokens of a text; longer texts are truncated. "builtin" has no tokens and never truncates.
 
     Raises:
-        FileNotFoundError: no such folder, and not to be had from the hub; says what to download and where to put it.
-        TypeError, ValueError: an argument is not accepted, files are damaged or of another kind of model, or `dim` is not
-            the encoder's. Names the argument or file, what came and what is accepted.
+        FileNotFoundError: no such folder, and the download failed; says what to download and where to put it.
+        TypeError, ValueError: an argument is not accepted, files are damaged or of another model type, or `dim` is not
+            the encoder's. The message names the argument or file, its value and what is accepted.
     """
     spec = os.fspath(spec)
     if spec != BUILT_IN:
         teacher = EncoderTeacher.open(spec, pooling=pooling, normalise=normalise, dtype=dtype, max_length=max_length)
         if dim is not None and dim != teacher.dim:
-            raise ValueError(f"dim={dim} came, the embeddings of {teacher.name} have {teacher.dim} numbers")
+            raise ValueError(f"dim={dim} is not the embedding size of {teacher.name}, which is {teacher.dim}")
         return teacher
     for argument, value, accepted in (
         ("pooling", pooling, "mean"),

@@ -1,4 +1,4 @@
-"""python -m energy_flow_mlx.dataset: make, look at and convert datasets, and train tokenisers."""
+"""python -m energy_flow_mlx.dataset: build, inspect and convert datasets, and train tokenisers."""
 
 import argparse
 import sys
@@ -21,13 +21,18 @@ from .stream import training_texts
 
 _SOURCES = f"""\
 sources: a file ({", ".join(READ)}), a dataset folder,
-hub:OWNER/NAME[@REVISION][:PART] (a dataset of the hub; PART is in the names of its files) or builtin:COUNT (generated pairs)"""
+hub:OWNER/NAME[@REVISION][:PART] (a dataset of the hub; PART selects files by name) or builtin:COUNT (generated pairs)"""
 
 _TOKENISERS = {"wordpiece": Tokeniser.train, "whitespace": Tokeniser.whitespace}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 (`inspect --verify` found a changed file, or a kernel fails here), 2 (refused), 130 (interrupted)."""
+    """Run the command.
+
+    Returns:
+        The exit code: 0, 1 (`inspect --verify` found a changed file, or a kernel failed), 2 (bad argument or data),
+        130 (interrupted).
+    """
     options = _parser().parse_args(argv)
     commands = {"build": _build, "inspect": _inspect, "convert": _convert, "train-tokenizer": _train_tokeniser}
     try:
@@ -40,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; a build goes on where it stopped when the same command runs again", file=sys.stderr)
+        print("interrupted; the same command resumes a build", file=sys.stderr)
         return 130
 
 
@@ -87,13 +92,13 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     if options.to.exists() and not options.overwrite:
-        raise FileExistsError(f"{options.to} is there: name another file, or give --overwrite")
+        raise FileExistsError(f"{options.to} exists: name another file, or give --overwrite")
     faults = Faults(options.skip_bad)
     source = Origin(options.source, options.seed, _selection(options))
     count, lost = convert(source, options.to, faults, options.tokenizer, options.max_length)
     print(f"{options.to}: {count} pairs")
     for name, times in lost.items():
-        print(f"not held by {options.to.suffix} and left out: {name} ({times} times)")
+        print(f"left out, {options.to.suffix} cannot store it: {name} ({times} times)")
     if faults.counts:
         print(f"left out: {faults}")
     return 0
@@ -103,7 +108,7 @@ def _train_tokeniser(options: argparse.Namespace) -> int:
     faults = Faults(options.skip_bad)
     texts: list[str] = []
     for spec in options.sources:
-        if Path(spec).is_dir():  # of a dataset folder only what training may see
+        if Path(spec).is_dir():  # the training part only: the tokeniser must not see held-out texts
             texts += training_texts(DatasetFolder(Path(spec)), options.limit)
             continue
         for _, record in Origin(spec, options.seed, _selection(options)).records(faults):
@@ -111,7 +116,7 @@ def _train_tokeniser(options: argparse.Namespace) -> int:
             if len(texts) >= options.limit:
                 break
     if not texts:
-        raise ValueError(f"{', '.join(options.sources)}: there is no text to learn from; left out: {faults}")
+        raise ValueError(f"{', '.join(options.sources)}: no text to train on; left out: {faults}")
     tokeniser = _TOKENISERS[options.model](texts, options.vocab_size)
     tokeniser.save(options.to)
     print(f"{options.to}: {tokeniser.vocab_size} entries, from {len(texts)} texts; left out: {faults}")
@@ -141,14 +146,14 @@ def _parser() -> Parser:
         "--columns",
         type=_columns,
         metavar="INPUT,TARGET",
-        help="the columns of the texts; numbers from 1 for a file without names",
+        help="the columns of the texts; numbers from 1 for a file without a header",
     )
     common.add_argument(
-        "--seed", type=int, default=0, metavar="INT", help=f"of every choice, 0 to {MAX_SEED} (default: 0)"
+        "--seed", type=int, default=0, metavar="INT", help=f"random seed, 0 to {MAX_SEED} (default: 0)"
     )
     skip = Parser(add_help=False)
     skip.add_argument(
-        "--skip-bad", action="store_true", help="leave out and count records that cannot be used, instead of stopping"
+        "--skip-bad", action="store_true", help="skip and count invalid records instead of stopping at the first"
     )
 
     def command(name: str, help: str, *parents: Parser) -> argparse.ArgumentParser:
@@ -157,56 +162,56 @@ def _parser() -> Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
 
-    make = command("build", "make a dataset folder; the same command finishes a build that was cut off", common, skip)
+    make = command("build", "build a dataset folder; the same command resumes an interrupted build", common, skip)
     make.add_argument("sources", nargs="+", metavar="SOURCE")
     make.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the new folder")
     for part in PARTS[1:]:
         make.add_argument(
             f"--{part}",
             metavar="COUNT|SOURCE",
-            help="pairs held out, or where they are (default: 1000, at most a tenth)",
+            help="number of pairs to hold out, or a source of held-out pairs (default: 1000, at most a tenth)",
         )
     make.add_argument(
-        "--fraction", type=float, default=1.0, metavar="NUMBER", help="share of the pairs that is taken (default: 1)"
+        "--fraction", type=float, default=1.0, metavar="NUMBER", help="fraction of the pairs to use (default: 1)"
     )
-    make.add_argument("--limit", type=int, metavar="INT", help="the most pairs, of that share")
+    make.add_argument("--limit", type=int, metavar="INT", help="maximum number of pairs, after --fraction")
     make.add_argument(
         "--label",
         action="append",
         default=[],
         metavar="LABEL",
-        help="keep SNLI pairs with this label; can be repeated (default: all but -)",
+        help="keep SNLI pairs with this label; repeatable (default: all but -)",
     )
     make.add_argument(
         "--teacher",
         metavar="SPEC",
-        help="embeds texts that came without an embedding (default: builtin, where no source has embeddings)",
+        help="embeds the texts that have no embedding (default: builtin, if no source has embeddings)",
     )
     make.add_argument(
-        "--dim", type=int, metavar="INT", help="E, where the teacher leaves a choice (default: the teacher's)"
+        "--dim", type=int, metavar="INT", help="embedding size, if the teacher allows a choice (default: the teacher's)"
     )
-    make.add_argument("--pooling", default="mean", metavar="NAME", help="of the teacher: mean or cls (default: mean)")
+    make.add_argument("--pooling", default="mean", metavar="NAME", help="the teacher's: mean or cls (default: mean)")
     make.add_argument(
         "--normalise",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="scale the teacher's embeddings to length 1",
     )
-    make.add_argument("--dtype", default="float32", metavar="NAME", help="the teacher computes in (default: float32)")
+    make.add_argument("--dtype", default="float32", metavar="NAME", help="the teacher's dtype (default: float32)")
     make.add_argument(
         "--teacher-max-length",
         type=int,
         default=128,
         metavar="INT",
-        help="tokens of a text that the teacher reads (default: 128)",
+        help="tokens after which the teacher truncates a text (default: 128)",
     )
     make.add_argument(
-        "--tokenizer", metavar="SPEC", help="goes into the folder; gives tokens in the sources their text"
+        "--tokenizer", metavar="SPEC", help="copied into the folder; decodes the sources' tokens to text"
     )
     make.add_argument(
         "--batch-size", type=int, default=64, metavar="INT", help="texts embedded at a time (default: 64)"
     )
-    make.add_argument("--shard-rows", type=int, default=16_384, metavar="INT", help="texts in a file (default: 16384)")
+    make.add_argument("--shard-rows", type=int, default=16_384, metavar="INT", help="texts per file (default: 16384)")
     make.add_argument("--quiet", action="store_true", help="no progress bars")
 
     look = command("inspect", "print counts, lengths, duplicates and examples", common)
@@ -217,15 +222,15 @@ def _parser() -> Parser:
     turn = command("convert", "write the pairs of a source as .jsonl, .efb1, .efb2, .pt or .safetensors", common, skip)
     turn.add_argument("source", metavar="SOURCE")
     turn.add_argument(
-        "--to", type=Path, required=True, metavar="FILE", help="the new file; its ending chooses the format"
+        "--to", type=Path, required=True, metavar="FILE", help="the new file; its extension selects the format"
     )
     turn.add_argument(
-        "--tokenizer", metavar="SPEC", help="makes tokens of texts, and texts of tokens, where one of them is missing"
+        "--tokenizer", metavar="SPEC", help="encodes texts that have no tokens, and decodes tokens that have no text"
     )
     turn.add_argument("--max-length", type=int, default=128, metavar="INT", help="tokens of a text (default: 128)")
     turn.add_argument("--overwrite", action="store_true", help="replace the file")
 
-    learn = command("train-tokenizer", "learn a tokeniser from the texts of sources", common, skip)
+    learn = command("train-tokenizer", "train a tokeniser on the texts of sources", common, skip)
     learn.add_argument("sources", nargs="+", metavar="SOURCE")
     learn.add_argument("--to", type=Path, required=True, metavar="FILE", help="the new tokenizer.json")
     learn.add_argument(
@@ -236,7 +241,7 @@ def _parser() -> Parser:
     )
     learn.add_argument("--vocab-size", type=int, default=8000, metavar="INT", help="the most entries (default: 8000)")
     learn.add_argument(
-        "--limit", type=int, default=1_000_000, metavar="INT", help="texts to learn from (default: 1000000)"
+        "--limit", type=int, default=1_000_000, metavar="INT", help="texts to train on (default: 1000000)"
     )
     return parser
 

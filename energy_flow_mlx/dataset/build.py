@@ -1,7 +1,7 @@
-"""Building a dataset folder: read and choose pairs, embed each distinct text once, write shards.
+"""Building a dataset folder: read and select pairs, embed each distinct text once, write shards.
 
-A killed build goes on where it stopped when the same command runs again: the sources are read anew, which is quick, and
-shards that are there are kept. The result is the same bit for bit.
+Running the same command again resumes an interrupted build: the sources are read again, which is fast, and existing
+shards are kept. The result is the same bit for bit.
 """
 
 import dataclasses
@@ -37,13 +37,17 @@ _EVERYTHING = Selection()
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a build makes; two builds with equal settings and sources make equal folders.
+    """The settings of a build. Equal settings and sources give equal folders.
 
     validation, test: a number of pairs, or a source; None: 1000 pairs, at most a tenth.
-    teacher: None is the built-in one, where no source has embeddings.
-    fraction, limit: of the pairs of `sources`, taken in this order.
-    normalise, pooling, dtype, teacher_max_length: of the teacher (see `open_teacher`).
-    batch_size: texts that the teacher gets at a time; shard_rows: texts in a file.
+    fraction, limit: the fraction of the pairs of `sources` to use, then the most of these.
+    selection: the columns and labels to read.
+    teacher: None is the built-in one, which requires that no source has embeddings.
+    dim, normalise, pooling, dtype, teacher_max_length: passed to `open_teacher`.
+    tokeniser: copied into the folder, and decodes the sources' tokens; a spec of `open_tokeniser`.
+    batch_size: texts that the teacher embeds at a time.
+    shard_rows: texts per file.
+    skip_bad: skip and count invalid records instead of raising.
     """
 
     sources: tuple[str, ...]
@@ -76,19 +80,19 @@ class Settings:
                 check_int(name, value, 0 if name in ("validation", "test") else 1)
 
     def held_out(self) -> dict[str, HeldOut]:
-        """What stands for validation and test, by name."""
+        """The values of `validation` and `test` by name; test first, because it has priority over validation."""
         return {"test": self.test, "validation": self.validation}
 
 
 def build(settings: Settings, folder: Path, *, quiet: bool = False) -> DatasetFolder:
-    """Make a dataset folder, or finish one whose build was cut off; a finished one of the same settings is kept.
+    """Build a dataset folder, or resume an interrupted build; a finished folder of the same settings is kept.
 
     Raises:
         FileNotFoundError: a source or the teacher is missing.
-        ValueError (DataError): a source cannot be used, nothing is left to train on, sizes do not fit, or the folder
+        ValueError (DataError): a source is invalid, no training pairs remain, embedding sizes differ, or the folder
             holds something else.
     """
-    # Held-out sources first, that of the test before all: what is in two sources stays there.
+    # Test, validation, training: a pair that is in several sources belongs to the first of these.
     specs = {name: (value,) for name, value in settings.held_out().items() if isinstance(value, str)}
     sources = {
         name: [Origin(spec, settings.seed, settings.selection) for spec in part]
@@ -102,7 +106,7 @@ def build(settings: Settings, folder: Path, *, quiet: bool = False) -> DatasetFo
         raise DataError(f"{folder}: holds a dataset of other settings or sources; name another folder", "in use")
     with claimed(folder, key, begun=(folder / shard_name(0)).is_file) as note:
         if not (folder / "dataset.json").is_file():
-            for aside in folder.glob(".*.new.safetensors"):  # what a kill left of a shard
+            for aside in folder.glob(".*.new.safetensors"):  # shards that an interrupted build did not finish
                 aside.unlink()
             spool = Spool(folder / _SPOOL)
             try:
@@ -117,13 +121,13 @@ def build(settings: Settings, folder: Path, *, quiet: bool = False) -> DatasetFo
 
 
 def _key(settings: Settings, sources: dict[str, list[Origin]], tokeniser: Tokeniser | None) -> str:
-    """Changes with whatever the folder's contents depend on; not with the paths of the sources."""
+    """A hash of everything that the folder's contents depend on; the paths of the sources are not part of it."""
     values = dataclasses.asdict(settings)
     for name in ("sources", "tokeniser", *sources):
         values.pop(name, None)
     contents = {name: [source.contents() for source in part] for name, part in sources.items()}
-    told = [FORMAT, values, contents, None if tokeniser is None else _digest(tokeniser)]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    parts = [FORMAT, values, contents, None if tokeniser is None else _digest(tokeniser)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(tokeniser: Tokeniser) -> str:
@@ -142,7 +146,7 @@ def _write(
     note: Callable[[str, str], None],
     quiet: bool,
 ) -> dict[str, Any]:
-    """Everything but dataset.json; returns what it is to say."""
+    """Write every file but dataset.json; returns the contents of dataset.json."""
     faults = Faults(settings.skip_bad)
     counts = {name: _read(part, tokeniser, spool, faults, quiet) for name, part in sources.items()}
     plan = make_plan(counts, settings.held_out(), settings.fraction, settings.limit, settings.seed, spool, faults)
@@ -151,10 +155,10 @@ def _write(
     if teacher is not None:
         note("teacher", teacher.fingerprint)
     dims = {"the sources'": spool.dim, "the teacher's": None if teacher is None else teacher.dim, "--dim": settings.dim}
-    came = {name: dim for name, dim in dims.items() if dim is not None}
-    if len(set(came.values())) > 1:
-        told = ", ".join(f"{name} {dim}" for name, dim in came.items())
-        raise DataError(f"embedding sizes do not fit each other: {told}", "embedding size")
+    known = {name: dim for name, dim in dims.items() if dim is not None}
+    if len(set(known.values())) > 1:
+        sizes = ", ".join(f"{name} {dim}" for name, dim in known.items())
+        raise DataError(f"embedding sizes differ: {sizes}", "embedding size")
 
     files, lengths = write_shards(folder, plan.rows, spool, teacher, settings.shard_rows, settings.batch_size, quiet)
     write_pairs(folder / "pairs.safetensors", plan, spool.pairs())
@@ -171,7 +175,7 @@ def _write(
         "fingerprint": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16],
         "pairs": plan.sizes,
         "rows": len(plan.rows),
-        "dim": next(iter(came.values())),
+        "dim": next(iter(known.values())),
         "shard_rows": settings.shard_rows,
         "teacher": None if teacher is None else {"name": teacher.name, "fingerprint": teacher.fingerprint},
         "given_embeddings": int(given.sum()),
@@ -189,7 +193,7 @@ def _write(
 def _read(
     sources: list[Origin], tokeniser: Tokeniser | None, spool: Spool, faults: Faults, quiet: bool
 ) -> int:
-    """Put the pairs of the sources into the spool; returns how many there are."""
+    """Add the pairs of the sources to the spool; returns their number."""
     count = 0
     for source in sources:
         records = source.records(faults)
@@ -205,7 +209,7 @@ def _read(
 def _teacher(settings: Settings, given_dim: int | None, given: int) -> Teacher:
     if settings.teacher is None and given:
         raise DataError(
-            f"{given} embeddings came with the sources and others did not: --teacher names the one that made those",
+            f"embeddings from the sources: {given}, but other texts have none: --teacher must name the teacher of the former",
             "no teacher",
         )
     return open_teacher(

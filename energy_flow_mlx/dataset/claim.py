@@ -1,4 +1,4 @@
-"""A folder that one build fills: no other build, and no other settings."""
+"""Locking a dataset folder for one build: one process at a time, and the same settings until it is finished."""
 
 import fcntl
 import json
@@ -8,20 +8,28 @@ from pathlib import Path
 
 from .records import DataError
 
-PLAN = ".build.json"  # there while the folder is not finished
+PLAN = ".build.json"  # exists while the build is unfinished; holds the settings' hash and the teacher's fingerprint
 
 
 @contextmanager
 def claimed(folder: Path, plan: str, begun: Callable[[], bool]) -> Iterator[Callable[[str, str], None]]:
-    """Claim the folder for one build. Gives a function that notes a value of the plan.
+    """Lock the folder for one build.
 
-    Once the build has `begun`, another value is refused. A build that fails before leaves nothing.
+    Args:
+        folder: created if it does not exist.
+        plan: hash of the build's settings and sources.
+        begun: whether the build has written output. From then on a different plan is refused; if the build fails
+            earlier, the folder is removed.
+
+    Yields:
+        A function `note(name, value)` that stores a further value that must not change, such as the teacher's
+        fingerprint.
 
     Raises:
-        DataError: the folder holds something else, another build, or another process is building it.
+        DataError: the folder holds other files or a build with another plan, or another process is building it.
     """
     if folder.exists() and not (folder / PLAN).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder}: is there and not empty; name a new folder", "in use")
+        raise DataError(f"{folder}: exists and is not empty; name a new folder", "in use")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / PLAN).open("a+", encoding="utf-8") as file:
         try:
@@ -34,7 +42,7 @@ def claimed(folder: Path, plan: str, begun: Callable[[], bool]) -> Iterator[Call
         def note(name: str, value: str) -> None:
             if noted.get(name, value) != value and begun():
                 raise DataError(
-                    f"{folder}: holds an unfinished build with other settings, sources or teacher; finish that with its own command, "
+                    f"{folder}: holds an unfinished build with other settings, sources or teacher; resume it with its original command, "
                     "remove the folder, or name another",
                     "in use",
                 )
@@ -50,7 +58,7 @@ def claimed(folder: Path, plan: str, begun: Callable[[], bool]) -> Iterator[Call
         except Exception:
             if not begun():
                 (folder / PLAN).unlink()
-                with suppress(OSError):  # not empty: something else was put there
+                with suppress(OSError):  # not empty: another program wrote there
                     folder.rmdir()
             raise
 
@@ -58,5 +66,5 @@ def claimed(folder: Path, plan: str, begun: Callable[[], bool]) -> Iterator[Call
 def _parsed(text: str) -> dict[str, str]:
     try:
         return dict(json.loads(text)) if text else {}
-    except ValueError:  # a kill while it was written: nothing was built yet
+    except ValueError:  # interrupted while the file was written, before anything was built
         return {}

@@ -1,4 +1,4 @@
-"""From any source of pairs to a file of another format."""
+"""Converting a source of pairs to a file of another format."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -17,17 +17,20 @@ from .records import DataError, Faults, Place, Placed, Record
 def convert(
     source: Origin, path: Path, faults: Faults, tokeniser: str | None = None, max_length: int = 128
 ) -> tuple[int, dict[str, int]]:
-    """Write the pairs of `source` to `path`, aside and renamed.
+    """Write the pairs of `source` to `path`, atomically.
 
     Args:
-        tokeniser: names the tokeniser that makes tokens of texts, and texts of tokens, where one of them is missing.
-        max_length: tokens of a text.
+        source: the pairs.
+        path: the new file; its extension selects the format.
+        faults: handles invalid records.
+        tokeniser: a spec of `open_tokeniser`; encodes texts that have no tokens and decodes tokens that have no text.
+        max_length: tokens after which a text is truncated.
 
     Returns:
-        How many pairs were written; and what the format does not hold, with how many pairs had it.
+        The number of pairs written; and for each field that the format cannot store, the number of pairs that had it.
 
     Raises:
-        FileNotFoundError, ValueError: a source, the tokeniser or the new file cannot be used.
+        FileNotFoundError, ValueError: a source, the tokeniser or the new file is invalid.
     """
     chosen = format_to_write(path)
     opened = None if tokeniser is None else open_tokeniser(tokeniser)
@@ -55,13 +58,13 @@ def convert(
 
 
 def check_ids(place: Place, ids: NDArray[np.uint32], tokeniser: Tokeniser) -> None:
-    """Raise DataError if an id is not in the vocabulary."""
+    """Raise DataError if one of `ids` [T] is not in the vocabulary."""
     if ids.size and ids.max() >= tokeniser.vocab_size:
         raise place.error("bad tokens", f"holds the id {ids.max()}, the tokeniser has {tokeniser.vocab_size} entries")
 
 
 def text_of_tokens(place: Place, record: Record, tokeniser: Tokeniser) -> str:
-    """The text of a record's tokens, without those that its mask hides.
+    """Decode a record's tokens, skipping masked ones.
 
     Raises:
         DataError: an id is not in the vocabulary.
@@ -73,7 +76,7 @@ def text_of_tokens(place: Place, record: Record, tokeniser: Tokeniser) -> str:
 
 
 def complete(place: Place, record: Record, tokeniser: Tokeniser, max_length: int) -> Record:
-    """The record with tokens made of its input text, or its input text of its tokens, whichever it lacks."""
+    """Add what the record lacks: tokens encoded from its input text, or an input text decoded from its tokens."""
     if record.input is None and record.input_ids is not None:
         return record._replace(input=text_of_tokens(place, record, tokeniser))
     if record.input is not None and record.input_ids is None:

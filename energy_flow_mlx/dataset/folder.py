@@ -1,10 +1,10 @@
-"""A dataset folder: embeddings and texts in shards that are mapped into memory, and the pairs that point into them.
+"""The dataset folder: memory-mapped shards of texts with their embeddings, and pairs that index their rows.
 
-dataset.json             what it is: counts, parts, teacher, sources, what was left out, hashes; written last
-rows-00000.safetensors   embedding F32 [n, E]; text U8 and text_offsets I64 [n + 1]; has_text U8 [n]
-pairs.safetensors        input U32 [N], target U32 [N]: rows; train, then validation, then test
-tokens.safetensors       if the sources had tokens: ids U32, mask U8, offsets I64 [N + 1]
-tokenizer.json           if one was named
+dataset.json             counts, parts, teacher, sources, what was left out, hashes; written last
+rows-00000.safetensors   embedding F32 [n, E]; text U8 [bytes] (UTF-8), text_offsets I64 [n + 1]; has_text U8 [n]
+pairs.safetensors        input U32 [N], target U32 [N]: row numbers; train, then validation, then test
+tokens.safetensors       if the sources had tokens: ids U32 [L], mask U8 [L], offsets I64 [N + 1]; L tokens in all
+tokenizer.json           if --tokenizer was given
 """
 
 import json
@@ -32,17 +32,21 @@ class Shard(NamedTuple):
     """The arrays of rows-NNNNN.safetensors."""
 
     embedding: NDArray[np.float32]  # [n, E]
-    text: NDArray[np.uint8]
-    text_offsets: NDArray[np.int64]  # [n + 1]
-    has_text: NDArray[np.uint8]  # [n]
+    text: NDArray[np.uint8]  # [bytes], UTF-8
+    text_offsets: NDArray[np.int64]  # [n + 1], where each text begins, and the end of the last
+    has_text: NDArray[np.uint8]  # [n], 0 or 1
 
 
 class DatasetFolder:
-    """An open dataset folder. What it holds is read when it is asked for.
+    """An open dataset folder. Embeddings and texts are read on access.
+
+    Attributes:
+        dim: E; rows: the number of rows; sizes: the number of pairs of each part.
+        input, target: row numbers [N] of all pairs, uint32.
 
     Raises:
         FileNotFoundError: a file is missing.
-        DataError: a file is damaged, or the files do not fit each other; names file and fault.
+        DataError: a file is damaged, or the files contradict each other; names the file and what is wrong.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,7 +78,7 @@ class DatasetFolder:
         self._tokens = self._open_tokens(count)
 
     def part(self, name: str) -> range:
-        """The numbers of the pairs of train, validation or test."""
+        """The pair numbers of train, validation or test."""
         start = sum(self.sizes[before] for before in PARTS[: PARTS.index(name)])
         return range(start, start + self.sizes[name])
 
@@ -83,12 +87,12 @@ class DatasetFolder:
         found = np.empty((len(rows), self.dim), np.float32)
         shards, places = np.divmod(rows.astype(np.int64), self.shard_rows)
         for number in np.unique(shards):
-            here = shards == number
-            found[here] = self._shards[number].embedding[places[here]]
+            selected = shards == number
+            found[selected] = self._shards[number].embedding[places[selected]]
         return found
 
     def text(self, row: int) -> str | None:
-        """The text of a row; None where it has none."""
+        """The text of a row; None if it has none."""
         number, place = divmod(int(row), self.shard_rows)
         shard = self._shards[number]
         if not shard.has_text[place]:
@@ -96,18 +100,18 @@ class DatasetFolder:
         start, end = int(shard.text_offsets[place]), int(shard.text_offsets[place + 1])
         if not 0 <= start <= end <= len(shard.text):
             raise DataError(
-                f"{self.path / shard_name(number)}: text {place} lies from {start} to {end} of {len(shard.text)} bytes",
+                f"{self.path / shard_name(number)}: text {place} has offsets {start} to {end}, the file has {len(shard.text)} bytes",
                 "damaged",
             )
         try:
             return shard.text[start:end].tobytes().decode()
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{self.path / shard_name(number)}: text {place} is no UTF-8: {error.reason}", "damaged"
+                f"{self.path / shard_name(number)}: text {place} is not UTF-8: {error.reason}", "damaged"
             ) from error
 
     def tokens(self, pair: int) -> tuple[NDArray[np.uint32], NDArray[np.uint8]] | None:
-        """Ids and mask [T] that came with a pair; None where none did."""
+        """The source's ids and mask [T] of a pair's input; None if it had none."""
         if self._tokens is None:
             return None
         start, end = int(self._tokens["offsets"][pair]), int(self._tokens["offsets"][pair + 1])
@@ -119,7 +123,7 @@ class DatasetFolder:
         return Tokeniser.from_file(path) if path.is_file() else None
 
     def verify(self) -> list[str]:
-        """The names of files whose SHA-256 is not that of dataset.json."""
+        """The names of files whose SHA-256 differs from that in dataset.json."""
         return [
             name
             for name, sha in self.about["files"].items()
@@ -128,8 +132,8 @@ class DatasetFolder:
 
     def _open_shard(self, number: int, count: int) -> Shard:
         name = shard_name(number)
-        wanted = {"embedding": "F32", "text": "U8", "text_offsets": "I64", "has_text": "U8"}
-        arrays, _ = open_arrays(self.path / name, wanted)
+        dtypes = {"embedding": "F32", "text": "U8", "text_offsets": "I64", "has_text": "U8"}
+        arrays, _ = open_arrays(self.path / name, dtypes)
         for array, shape in {
             "embedding": (count, self.dim),
             "text_offsets": (count + 1,),
@@ -158,23 +162,23 @@ class DatasetFolder:
     def _expect(self, file: str, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
         if array.shape != shape:
             raise DataError(
-                f"{self.path / file}: {name} has shape {list(array.shape)}, dataset.json asks for {list(shape)}",
+                f"{self.path / file}: {name} has shape {list(array.shape)}, dataset.json requires {list(shape)}",
                 "damaged",
             )
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """The contents of dataset.json. Raises as DatasetFolder."""
+    """The contents of dataset.json. Raises as `DatasetFolder`."""
     file = path / "dataset.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; a dataset folder holds it once its build has finished")
+        raise FileNotFoundError(f"{file}: no such file; a finished build writes it into its dataset folder")
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{file}: does not parse: {error}", "damaged") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         got = about.get("format") if isinstance(about, dict) else type(about).__name__
-        raise DataError(f"{file}: format {got!r} is not known; this version reads {FORMAT}", "damaged")
+        raise DataError(f"{file}: unknown format {got!r}; this version reads {FORMAT}", "damaged")
     return about
 
 

@@ -1,8 +1,8 @@
-"""Datasets of the Hugging Face hub: their data files, downloaded once and then found in the hub's own cache.
+"""Data files of datasets on the Hugging Face hub, downloaded into the hub's cache.
 
 hub:OWNER/NAME            all data files of the dataset
 hub:OWNER/NAME:train      those with "train" in their name
-hub:OWNER/NAME@REVISION   of a branch, tag or commit
+hub:OWNER/NAME@REVISION   those of a branch, tag or commit
 """
 
 import re
@@ -17,12 +17,12 @@ _SPEC = re.compile(r"hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w.-]+))?")
 
 
 def hub_files(spec: str) -> list[Path]:
-    """The local paths of a hub dataset's files, in the order of their names.
+    """The local paths of a hub dataset's files, sorted by name.
 
     Raises:
         ValueError: `spec` does not parse.
-        DataError: the files are neither in the cache nor can they be downloaded; says what to download and where to;
-            or the dataset has no file of a known format.
+        DataError: the files are not in the cache and the download failed (says what to download and where to put it),
+            or the dataset has no file of a supported format.
     """
     parsed = _SPEC.fullmatch(spec)
     if parsed is None:
@@ -38,21 +38,21 @@ def hub_files(spec: str) -> list[Path]:
     download = partial(snapshot_download, repository, repo_type="dataset", revision=revision, allow_patterns=patterns)
     try:
         folder = Path(download())
-    except Exception as error:  # the library has many errors, and its network client others
+    except Exception as error:  # the library and its HTTP client raise too many classes to name
         try:
             folder = Path(download(local_files_only=True))
-        except Exception:  # not in the cache: the error of the download says more
+        except Exception:  # not in the cache; the error of the download is more informative
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             at = f" --revision {revision}" if revision else ""
             some = f" --include '*{part}*'" if part else ""
             raise DataError(
-                f"{spec}: cannot be downloaded ({type(error).__name__}: {reason}). Where there is network, run\n"
+                f"{spec}: cannot be downloaded ({type(error).__name__}: {reason}). On a machine with network access, run\n"
                 f"  hf download {repository} --repo-type dataset{at}{some} --local-dir {repository.split('/')[1]}\n"
-                f"copy that folder here and name its {', '.join(_SUFFIXES)} files instead of {spec}",
+                f"copy the folder to this machine and name its {', '.join(_SUFFIXES)} files instead of {spec}",
                 "no network",
             ) from error
     files = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES and (part or "") in path.name)
     if not files:
-        asked = f" with {part!r} in its name" if part else ""
-        raise DataError(f"{spec}: has no {', '.join(_SUFFIXES)} file{asked}", "empty")
+        condition = f" with {part!r} in its name" if part else ""
+        raise DataError(f"{spec}: has no {', '.join(_SUFFIXES)} file{condition}", "empty")
     return files

@@ -1,4 +1,4 @@
-"""What a dataset looks like, in lines of text."""
+"""Summaries and statistics of a dataset, as lines of text."""
 
 from array import array
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ _SHOWN = 100  # characters of an example
 
 
 def summary(folder: DatasetFolder) -> list[str]:
-    """What dataset.json says."""
+    """The contents of dataset.json as lines of text."""
     about = folder.about
     parts = ", ".join(f"{name} {folder.sizes[name]:,}" for name in PARTS)
-    teacher = about["teacher"]["name"] if about.get("teacher") else "none, embeddings came with the sources"
+    teacher = about["teacher"]["name"] if about.get("teacher") else "none, all embeddings are from the sources"
     size = sum((folder.path / name).stat().st_size for name in about["files"])
     left_out = about.get("left_out") or {}
     least, greatest = about["lengths"]
@@ -33,7 +33,7 @@ def summary(folder: DatasetFolder) -> list[str]:
 
 
 def statistics(records: Iterable[Placed], examples: int) -> list[str]:
-    """Counts, lengths, duplicates and the first examples of records, which are read once."""
+    """Counts, lengths, duplicates and the first `examples` records, in one pass over the records."""
     count, duplicates = 0, 0
     shown: list[str] = []
     characters = {"input": array("q"), "target": array("q")}
@@ -57,9 +57,9 @@ def statistics(records: Iterable[Placed], examples: int) -> list[str]:
                 dim = len(embedding)
                 norms.append(float(np.linalg.norm(embedding)))
         premise = _key(record.input, record.input_embedding, record.input_ids)
-        whole = _key(record.target, record.target_embedding)
-        duplicates += premise + whole in seen
-        seen.add(premise + whole)
+        pair = premise + _key(record.target, record.target_embedding)
+        duplicates += pair in seen
+        seen.add(pair)
         premises.add(premise)
         if len(shown) < examples:
             shown.append(f"  {place.unit} {place.number}: {_short(record.input)} -> {_short(record.target)}")
@@ -76,7 +76,7 @@ def statistics(records: Iterable[Placed], examples: int) -> list[str]:
 
 
 def _key(text: str | None, *arrays: NDArray[Any] | None) -> bytes:
-    """Of the text, or of the first array where there is none."""
+    """A hash of the text or, without one, of the first array (any shape) that is present."""
     contents = [b"" if text is None else text.encode(), *(array.tobytes() for array in arrays if array is not None)]
     return blake2b(next(filter(None, contents), b""), digest_size=16).digest()
 

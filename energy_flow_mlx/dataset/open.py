@@ -1,4 +1,4 @@
-"""The data of a run: generated, from a dataset folder, or from a data file."""
+"""Opening training data: the built-in corpus, a dataset folder, or a data file."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from .stream import file_data, folder_data
 
 
 def data_of_run(config: EnergyConfig, tokeniser: Tokeniser | None = None) -> PairData:
-    """The data that a configuration names; `tokeniser` is that of a saved run.
+    """Open the data that a configuration names; `tokeniser` is the one saved with the model, if any.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ConfigError: there is no such data, or it is damaged or does not fit; the text names the field.
+        ConfigError: the data does not exist, is damaged, or does not fit the model; the message names the field.
     """
     try:
         return open_data(
@@ -27,7 +27,7 @@ def data_of_run(config: EnergyConfig, tokeniser: Tokeniser | None = None) -> Pai
             max_length=config.text_max_length,
             tokeniser=tokeniser,
         )
-    except ValueError as error:  # its text names the argument, which is a field
+    except ValueError as error:  # the message names the argument, which is a configuration field
         raise ConfigError(str(error)) from error
 
 
@@ -43,15 +43,15 @@ def open_data(
     max_length: int,
     tokeniser: Tokeniser | None = None,
 ) -> PairData:
-    """The data that `spec` names; the other arguments are those of `built_in_data`.
+    """Open the data that `spec` names; the other arguments are those of `built_in_data`.
 
     Args:
-        spec: builtin; a dataset folder, all of whose pairs are used in the parts that it has; or a data file, which is
-            split with `validation`, `test` and `seed` (see `file_data`).
+        spec: builtin; a dataset folder, with its parts as they are; or a data file, which is split with `validation`,
+            `test` and `seed` (see `file_data`).
 
     Raises:
         FileNotFoundError: a file of the folder is missing.
-        ValueError: there is no such data, or it is damaged or does not fit; the text lists what is accepted.
+        ValueError: the data does not exist, is damaged, or does not fit the sizes; the message says what is accepted.
     """
     if spec == "builtin":
         return built_in_data(train, validation, test, seed, dim, vocab_size, max_length, tokeniser)
@@ -64,5 +64,5 @@ def open_data(
             tokeniser=tokeniser,
         )  # fmt: skip
     raise ValueError(
-        f"data must be builtin, a folder that `python -m energy_flow_mlx.dataset build` made, or a data file, got {spec!r}"
+        f"data must be builtin, a folder built by `python -m energy_flow_mlx.dataset build`, or a data file, got {spec!r}"
     )

@@ -1,6 +1,6 @@
-"""What pairs are read from: data files, dataset folders, the hub, and the built-in generator.
+"""Sources of pairs: data files, dataset folders, the hub, and the built-in generator.
 
-PATH              a data file, by its ending, or a folder that `build` made
+PATH              a data file, whose extension gives the format, or a dataset folder
 hub:OWNER/NAME    a dataset of the hub (see `hub`)
 builtin:COUNT     COUNT generated pairs
 """
@@ -22,15 +22,15 @@ _BUILTIN = "builtin:"
 
 
 class Origin:
-    """A source of records, opened by its name; it can be read more than once.
+    """A source of records, which can be read more than once.
 
     Args:
-        spec: see the module's text.
+        spec: one of the forms above.
         seed: of generated pairs; other sources do not use it.
-        selection: columns and labels, where the format has them.
+        selection: columns and labels, if the format has them.
 
     Raises:
-        FileNotFoundError, DataError, ValueError: there is no such source.
+        FileNotFoundError, DataError, ValueError: the source does not exist, or `spec` is malformed.
     """
 
     def __init__(self, spec: str, seed: int = 0, selection: Selection | None = None) -> None:
@@ -39,7 +39,7 @@ class Origin:
         self.paths = [] if self._count else hub_files(spec) if spec.startswith(PREFIX) else [_existing(spec)]
 
     def records(self, faults: Faults) -> Iterator[Placed]:
-        """The records, checked; file after file. Errors as `read_file`."""
+        """The validated records of all files, in order. Raises as `read_file`."""
         if self._count:
             for number, pair in enumerate(generate_pairs(self._count, self._seed), 1):
                 yield Place(Path(self.spec), "pair", number), Record(pair.input, pair.target)
@@ -50,13 +50,13 @@ class Origin:
                 yield from read_file(path, faults, self._selection)
 
     def info(self) -> dict[str, Any]:
-        """What a pack says of its origin; of other sources their name."""
+        """The `generation_info` of a pack; for other sources their name."""
         if len(self.paths) == 1 and self.paths[0].suffix in (".pt", ".safetensors"):
             return pack.load(self.paths[0]).info
         return {"source": self.spec}
 
     def contents(self) -> list[str]:
-        """Changes with the contents: SHA-256 and ending of each file, or what generates the pairs."""
+        """Identifies the contents: SHA-256 and extension of each file, or count and seed of generated pairs."""
         if self._count:
             return [f"{self.spec} seed {self._seed}"]
         return [digest(path / "dataset.json") if path.is_dir() else digest(path) + path.suffix for path in self.paths]
@@ -73,7 +73,7 @@ def _existing(spec: str) -> Path:
     path = Path(spec)
     if path.is_dir() and not (path / "dataset.json").is_file():
         raise DataError(
-            f"{path}: is a folder without dataset.json; name a folder that build made, or the files in it", "format"
+            f"{path}: is a folder without dataset.json; name a dataset folder, or the files in this one", "format"
         )
     if not path.exists():
         raise FileNotFoundError(

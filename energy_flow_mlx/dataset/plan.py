@@ -1,4 +1,4 @@
-"""Which pairs of the sources a dataset gets, in which part, and in which order their texts are embedded."""
+"""Selecting pairs from the sources, assigning them to parts, and ordering their texts for embedding."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -13,25 +13,25 @@ from .records import DataError, Faults, Place, Placed, Record
 from .split import choose, split_groups
 from .spool import Spool
 
-MAX_CHARACTERS = 100_000  # of a text; a longer one is no sentence, and takes minutes in a tokeniser
+MAX_CHARACTERS = 100_000  # of a text; a longer one takes minutes in a tokeniser
 _DEFAULT_HELD_OUT = 1000  # pairs in validation and in test, at most a tenth of all
 
 HeldOut = int | str | None  # a number of pairs, a source, or the default
 
 
 class Plan(NamedTuple):
-    """The chosen pairs: numbers in the spool by part, and the order in which their rows are embedded and written."""
+    """The selected pairs of a spool, and their rows in the order in which they are embedded and written."""
 
-    pairs: NDArray[np.int64]  # [N], train, then validation, then test
-    sizes: dict[str, int]
-    rows: NDArray[np.int64]  # [R]
+    pairs: NDArray[np.int64]  # [N], pair numbers in the spool: train, then validation, then test
+    sizes: dict[str, int]  # pairs of each part
+    rows: NDArray[np.int64]  # [R], row numbers in the spool
 
 
 def usable(records: Iterable[Placed], tokeniser: Tokeniser | None, faults: Faults) -> Iterator[Placed]:
-    """The records that make a pair: both sides with a text or an embedding. Tokens give a missing text.
+    """The records in which both sides have a text or an embedding. A missing input text is decoded from the tokens.
 
     Raises:
-        DataError: a record does not, unless `faults` skips it.
+        DataError: a record lacks a side, unless `faults` skips it.
     """
     for place, record in records:
         try:
@@ -50,16 +50,16 @@ def usable(records: Iterable[Placed], tokeniser: Tokeniser | None, faults: Fault
 
 
 def _with_text(place: Place, record: Record, tokeniser: Tokeniser | None, faults: Faults) -> Record:
-    """Tokens mean something beside their tokeniser alone: without it they are left out."""
+    """Decode a missing text from the tokens. Without their tokeniser, tokens are meaningless and dropped."""
     if record.input_ids is None:
         return record
     if tokeniser is None:
         if record.input is None and record.input_embedding is None:
             raise place.error(
                 "no input",
-                "holds tokens alone: --tokenizer names the tokenizer.json that made them, and so gives their text",
+                "has only tokens: name their tokenizer.json with --tokenizer to decode them",
             )
-        faults.leave_out("sets of tokens without --tokenizer (texts are tokenised anew)")
+        faults.leave_out("sets of tokens without --tokenizer (their texts are tokenised again)")
         return record._replace(input_ids=None, attention_mask=None)
     check_ids(place, record.input_ids, tokeniser)
     return record if record.input is not None else record._replace(input=text_of_tokens(place, record, tokeniser))
@@ -83,13 +83,20 @@ def make_plan(
     spool: Spool,
     faults: Faults,
 ) -> Plan:
-    """Choose and split the pairs of a spool, which holds `counts` pairs of each part's sources, in this order.
+    """Select and split the pairs of a spool.
 
-    A held-out source keeps its pairs, and what comes after it gives up those with its premises. Of the training sources
-    the `fraction` and then the `limit` are taken, and parts that are given as a number are split off.
+    From the training sources a random `fraction` is drawn, then at most `limit` pairs. A pair that shares a premise
+    with an earlier part is dropped. Held-out parts that are given as a number are split off the training pairs.
+
+    Args:
+        counts: the number of pairs from each part's sources, in the order in which the spool holds them.
+        held_out: for validation and test a number of pairs, the name of a source, or None for the default.
+        fraction, limit, seed: of the draw from the training sources.
+        spool: the pairs.
+        faults: counts the pairs that are left out.
 
     Raises:
-        DataError: nothing is left to train on.
+        DataError: no training pairs remain.
     """
     table = spool.pairs()
     starts = np.cumsum([0, *counts.values()])
@@ -110,13 +117,13 @@ def make_plan(
         name: default if value is None else value for name, value in held_out.items() if not isinstance(value, str)
     }
     parts = split_groups(table.group[train], sizes.get("validation", 0), sizes.get("test", 0), seed)
-    faults.leave_out("over the size of their part, whose premise they share", parts.left_out)
+    faults.leave_out("over the size of a part whose premise they share", parts.left_out)
     if not len(parts.train):
-        asked = ", ".join(f"{name} {size}" for name, size in sizes.items()) or "held-out sources"
-        raise DataError(f"nothing is left to train on: {len(train)} pairs came, {asked}; left out: {faults}", "empty")
+        parts_text = ", ".join(f"{name} {size}" for name, size in sizes.items()) or "held-out sources"
+        raise DataError(f"no training pairs remain: {len(train)} pairs, {parts_text}; left out: {faults}", "empty")
     chosen.update({name: train[getattr(parts, name)] for name in ("train", *sizes)})
     pairs = np.concatenate([chosen[name] for name in PARTS])
     rows = np.unique(np.concatenate([table.input[pairs], table.target[pairs]]))
-    # Texts of like length stand together, so that a batch wastes little padding; rows that need no teacher come last.
+    # Sorted by text length, which reduces padding in the teacher's batches; rows that need no teacher come last.
     order = np.lexsort((rows, spool.lengths()[rows], spool.given()[rows]))
     return Plan(pairs, {name: len(chosen[name]) for name in PARTS}, rows[order])

@@ -1,4 +1,4 @@
-"""What a data file holds, record by record, and what happens to a record that cannot be used."""
+"""The records of a data file, and the handling of invalid ones."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 
 class DataError(ValueError):
-    """A data file, or a record in it, cannot be used. The text names the file and the line, row or byte.
+    """A data file, or a record in it, is invalid. The message names the file and the line, row or byte.
 
-    `kind` says in a few words what is wrong; skipped records are counted by it.
+    `kind` is a short name of the error, by which skipped records are counted.
     """
 
     def __init__(self, text: str, kind: str = "unusable") -> None:
@@ -21,7 +21,7 @@ class DataError(ValueError):
 
 
 class Place(NamedTuple):
-    """Where a record stands: `unit` is line, row or byte; lines and rows count from 1, bytes from 0."""
+    """The position of a record: `unit` is line, row, byte or pair; lines and rows count from 1, bytes from 0."""
 
     path: Path
     unit: str
@@ -35,12 +35,12 @@ class Place(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One pair, as far as a file holds it. `input_ids` are the tokens of the input."""
+    """One pair with the fields that its file has. Tokens are those of the input."""
 
     input: str | None = None
     target: str | None = None
     input_ids: NDArray[np.uint32] | None = None  # [T]
-    attention_mask: NDArray[np.uint8] | None = None  # [T], 0 or 1; there when input_ids are
+    attention_mask: NDArray[np.uint8] | None = None  # [T], 0 or 1; present if and only if input_ids is
     input_embedding: NDArray[np.float32] | None = None  # [E]
     target_embedding: NDArray[np.float32] | None = None  # [E]
 
@@ -49,20 +49,20 @@ Placed = tuple[Place, Record]
 
 
 class Faults:
-    """Counts what is left out. A record that is at fault stops the reading, unless `skip` is set: then it counts too."""
+    """Counts the records that are left out. An invalid record raises its error or, with `skip`, is counted as well."""
 
     def __init__(self, skip: bool = False) -> None:
         self.skip = skip
         self.counts: Counter[str] = Counter()
 
     def meet(self, error: DataError) -> None:
-        """Raise the error, or count it and go on."""
+        """Raise the error of an invalid record or, with `skip`, count it."""
         if not self.skip:
             raise error
         self.counts[error.kind] += 1
 
     def leave_out(self, kind: str, count: int = 1) -> None:
-        """Count records that are no fault and yet not wanted."""
+        """Count valid records that are not used."""
         if count:
             self.counts[kind] += count
 
@@ -71,10 +71,10 @@ class Faults:
 
 
 def check_records(records: Iterable[Placed], faults: Faults, path: Path) -> Iterator[Placed]:
-    """The records whose parts fit each other: one embedding size in the file, finite numbers, valid text, ids with masks.
+    """The valid records: one embedding size in the file, finite numbers, valid text, a mask of the ids' length.
 
     Raises:
-        DataError: a record does not fit, unless `faults` skips it; or there is no record at all.
+        DataError: a record is invalid, unless `faults` skips it; or the file has no records.
     """
     size: int | None = None
     empty = True
@@ -101,7 +101,7 @@ def _fault(place: Place, record: Record, size: int | None) -> DataError | None:
         if embedding is None:
             continue
         if size is not None and len(embedding) != size:
-            return place.error("embedding size", f"{name} has {len(embedding)} numbers, those before have {size}")
+            return place.error("embedding size", f"{name} has {len(embedding)} numbers, earlier ones have {size}")
         size = len(embedding)
         if not np.isfinite(embedding).all():
             return place.error("not finite", f"{name} holds NaN or infinity")

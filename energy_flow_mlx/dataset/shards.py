@@ -1,4 +1,4 @@
-"""The files of a dataset folder, written: rows in shards, pairs, tokens."""
+"""Writing the files of a dataset folder: shards of rows, pairs, tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -26,27 +26,36 @@ def write_shards(
     batch_size: int,
     quiet: bool,
 ) -> tuple[list[str], tuple[float, float]]:
-    """Write the shards that are not there, each aside and renamed.
+    """Write the shards that do not exist yet, each atomically.
+
+    Args:
+        folder: the dataset folder.
+        rows: row numbers [R] in the spool, in the order to write.
+        spool: texts and embeddings of the rows.
+        teacher: embeds the rows that have no embedding; None if all have one.
+        shard_rows: rows per file.
+        batch_size: rows to embed at a time.
+        quiet: no progress bar.
 
     Returns:
-        The shards' names, and the least and the greatest length of an embedding.
+        The shards' names, and the smallest and largest length of an embedding.
     """
     names, least, greatest = [], np.inf, 0.0
     given = spool.given()
     with tqdm(total=len(rows), desc="embed", unit="text", disable=quiet, dynamic_ncols=True, smoothing=0.1) as bar:
         for number, start in enumerate(range(0, len(rows), shard_rows)):
-            here = rows[start : start + shard_rows]
+            shard = rows[start : start + shard_rows]
             path = folder / shard_name(number)
             names.append(path.name)
             if not path.is_file():
                 blocks = []
-                for first in range(0, len(here), batch_size):
-                    block = here[first : first + batch_size]
+                for first in range(0, len(shard), batch_size):
+                    block = shard[first : first + batch_size]
                     blocks.append(_embed(block, given, spool, teacher))
                     bar.update(len(block))
-                _write_shard(path, np.concatenate(blocks), [spool.text(row) for row in here])
+                _write_shard(path, np.concatenate(blocks), [spool.text(row) for row in shard])
             else:
-                bar.update(len(here))
+                bar.update(len(shard))
             norms = _norms(path)
             least, greatest = min(least, float(norms.min())), max(greatest, float(norms.max()))
     return names, (least, greatest)
@@ -55,18 +64,20 @@ def write_shards(
 def _embed(
     rows: NDArray[np.int64], given: NDArray[np.bool_], spool: Spool, teacher: Teacher | None
 ) -> NDArray[np.float32]:
-    """The embeddings [n, E] of rows, those that came with them or the teacher's."""
+    """The embeddings [n, E] of rows [n]: the sources' where they exist, else the teacher's.
+
+    Rows with an embedding from the sources must come last.
+    """
     missing = rows[~given[rows]]
     texts = [spool.text(row) or "" for row in missing]
-    taught = teacher.embed(texts) if teacher is not None and len(missing) else np.zeros((0, spool.dim or 0), np.float32)
-    bad = ~np.isfinite(taught).all(axis=1)
+    made = teacher.embed(texts) if teacher is not None and len(missing) else np.zeros((0, spool.dim or 0), np.float32)
+    bad = ~np.isfinite(made).all(axis=1)
     if bad.any():
         raise DataError(
             f"the teacher gave NaN or infinity for the text {texts[int(np.argmax(bad))][:80]!r}", "not finite"
         )
-    # The rows that came with an embedding are at the end.
-    own = [spool.embedding(row) for row in rows[given[rows]]]
-    return np.concatenate([taught, np.stack(own)]) if own else taught
+    stored = [spool.embedding(row) for row in rows[given[rows]]]
+    return np.concatenate([made, np.stack(stored)]) if stored else made
 
 
 def _write_shard(path: Path, embedding: NDArray[np.float32], texts: list[str | None]) -> None:
@@ -88,7 +99,7 @@ def _norms(path: Path) -> NDArray[np.float32]:
 
 
 def write_pairs(path: Path, plan: Plan, table: PairTable) -> None:
-    """The pairs as numbers of rows in the folder."""
+    """Write the pairs of `plan`, with the spool's row numbers replaced by those in the folder."""
     place = np.zeros(int(plan.rows.max()) + 1, np.uint32)
     place[plan.rows] = np.arange(len(plan.rows), dtype=np.uint32)
     arrays = {"input": place[table.input[plan.pairs]], "target": place[table.target[plan.pairs]]}
@@ -96,7 +107,7 @@ def write_pairs(path: Path, plan: Plan, table: PairTable) -> None:
 
 
 def write_tokens(path: Path, pairs: NDArray[np.int64], spool: Spool) -> None:
-    """The tokens that came with pairs, behind each other."""
+    """Write the sources' tokens of `pairs` [N], concatenated."""
     ids, masks = zip(*(spool.tokens(int(pair)) for pair in pairs), strict=True)
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
     arrays = {"ids": np.concatenate(ids), "mask": np.concatenate(masks), "offsets": offsets}

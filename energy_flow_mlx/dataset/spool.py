@@ -1,7 +1,7 @@
-"""What a build read, on disk: distinct rows, and the pairs that point at them.
+"""Temporary storage of a build on disk: distinct rows, and the pairs that index them.
 
-A row is a text, an embedding that a file gave, or both. Memory holds a few numbers for each row and pair; texts,
-embeddings and tokens lie in files.
+A row is a text, an embedding from a source, or both. Memory holds a few numbers per row and pair; texts, embeddings and
+tokens are in files.
 """
 
 from array import array
@@ -18,18 +18,18 @@ NONE = -1
 
 
 class PairTable(NamedTuple):
-    """N pairs: the rows of their texts, and which of them share a premise."""
+    """N pairs as row numbers, with their premise groups."""
 
-    input: NDArray[np.int64]  # [N], rows
-    target: NDArray[np.int64]  # [N], rows
-    group: NDArray[np.int64]  # [N], equal where the input text is (without texts: the input embedding)
+    input: NDArray[np.int64]  # [N], row numbers
+    target: NDArray[np.int64]  # [N], row numbers
+    group: NDArray[np.int64]  # [N], equal for pairs with the same input text (without a text: the same input embedding)
 
 
 class Spool:
-    """Rows and pairs in the order in which they came; a text or an embedding that came before is stored once.
+    """Rows and pairs in the order in which they were added; equal rows are stored once.
 
     Args:
-        folder: where the files lie. They are made anew.
+        folder: where to write the files; existing ones are overwritten.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,7 +46,7 @@ class Spool:
         self._pairs: tuple[array[int], ...] = (array("q"), array("q"), array("q"))
         self._seen: set[int] = set()
         self._token_ends = array("q", [0])
-        self.dim: int | None = None  # of the embeddings that came
+        self.dim: int | None = None  # size of the sources' embeddings; None: no source has any
 
     def close(self) -> None:
         for file in (self._texts, self._embeddings, self._tokens):
@@ -61,10 +61,10 @@ class Spool:
         return self._token_ends[-1] > 0
 
     def add(self, place: Place, record: Record) -> bool:
-        """Keep a pair; False if the same pair is there. Its two sides each have a text or an embedding.
+        """Add a pair, whose sides each have a text or an embedding. Returns False if the same pair was added before.
 
         Raises:
-            DataError: its embeddings are of another size than those before.
+            DataError: its embeddings are of another size than earlier ones.
         """
         for embedding in (record.input_embedding, record.target_embedding):
             if embedding is not None and self.dim not in (None, len(embedding)):
@@ -80,7 +80,7 @@ class Spool:
         for column, value in zip(self._pairs, (input, target, group), strict=True):
             column.append(value)
         if record.input_ids is not None and record.attention_mask is not None:
-            # An id and its mask in five bytes, as EFB has them.
+            # Five bytes per token, as in EFB files: all ids (4 bytes each), then all mask entries (1 byte each).
             self._tokens.write(record.input_ids.astype("<u4").tobytes() + record.attention_mask.tobytes())
             self._token_ends.append(self._token_ends[-1] + len(record.input_ids))
         else:
@@ -88,15 +88,15 @@ class Spool:
         return True
 
     def pairs(self) -> PairTable:
-        """All pairs that were added."""
+        """All pairs, in the order in which they were added."""
         return PairTable(*(np.array(column, dtype=np.int64) for column in self._pairs))
 
     def lengths(self) -> NDArray[np.int64]:
-        """Characters of each row's text; NONE where there is none."""
+        """The number of characters [R] of each row's text; NONE if it has none."""
         return np.array(self._lengths, dtype=np.int64)
 
     def given(self) -> NDArray[np.bool_]:
-        """Which rows came with their embedding."""
+        """Whether each row [R] has an embedding from a source."""
         return np.array(self._embedding_at, dtype=np.int64) != NONE
 
     def text(self, row: int) -> str | None:
@@ -107,13 +107,13 @@ class Spool:
         return self._texts.read(end - start).decode()
 
     def embedding(self, row: int) -> NDArray[np.float32]:
-        """The embedding that came with a row [E]."""
+        """The source's embedding [E] of a row."""
         assert self.dim is not None
         self._embeddings.seek(4 * self.dim * self._embedding_at[row])
         return np.frombuffer(self._embeddings.read(4 * self.dim), dtype=np.float32)
 
     def tokens(self, pair: int) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-        """Ids and mask [T] that came with a pair; T is 0 where none did."""
+        """The source's ids and mask [T] of a pair; T is 0 if it had none."""
         start, end = self._token_ends[pair], self._token_ends[pair + 1]
         count = end - start
         self._tokens.seek(5 * start)
@@ -124,7 +124,7 @@ class Spool:
         )
 
     def _add_row(self, text: str | None, embedding: NDArray[np.float32] | None) -> tuple[int, int]:
-        """The row's number and its group's."""
+        """Add a row, unless an equal one exists; returns its number and the number of its premise group."""
         written = None if text is None else text.encode()
         text_key = b"" if written is None else blake2b(written, digest_size=16, person=b"text").digest()
         numbers = b"" if embedding is None else embedding.astype("<f4").tobytes()

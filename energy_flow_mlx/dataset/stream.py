@@ -1,4 +1,4 @@
-"""Dataset folders as the data of a run: read from the mapped files batch by batch, so that they may outgrow memory."""
+"""Dataset folders as training data, read in batches from memory-mapped files; they may be larger than memory."""
 
 import hashlib
 import json
@@ -20,47 +20,48 @@ from .folder import PARTS, DatasetFolder
 from .formats import read_file
 from .records import DataError, Faults
 
-_TEXTS = 100_000  # that a tokeniser learns from at most
+_TEXTS = 100_000  # the most texts that a tokeniser is trained on
 
 
 class InputTokens:
-    """The tokens of pairs' inputs, cut or padded to `max_length`: those that came with a pair, else its text's.
+    """The tokens of pairs' inputs, truncated or padded to `max_length`: the source's, or else encoded from the text.
 
-    tokeniser None: there are none; ids and mask are 0.
+    Without a tokeniser, ids and mask are all 0.
     """
 
     def __init__(self, folder: DatasetFolder, tokeniser: Tokeniser | None, max_length: int) -> None:
         self._folder, self._tokeniser, self._max_length = folder, tokeniser, max_length
-        # Versions of tokenizers raise "Already borrowed" when one thread sets a length while another encodes.
+        # Some versions of tokenizers raise "Already borrowed" when one thread sets a length while another encodes.
         self._lock = threading.Lock()
 
     def of(self, pairs: NDArray[np.integer]) -> TokenBatch:
-        """Ids and mask [B, T] of the pairs with these numbers."""
+        """Ids and mask [B, T] of the pairs with the numbers `pairs` [B]."""
         batch = TokenBatch(*(np.zeros((len(pairs), self._max_length), np.int32) for _ in range(2)))
         if self._tokeniser is None:
             return batch
-        unread: list[int] = []
+        without_tokens: list[int] = []
         texts: list[str] = []
         for place, pair in enumerate(pairs):
             tokens = self._folder.tokens(int(pair))
             if tokens is None:
-                unread.append(place)
+                without_tokens.append(place)
                 texts.append(self._folder.text(int(self._folder.input[pair])) or "")
                 continue
             for row, values in ((batch.input_ids, tokens[0]), (batch.attention_mask, tokens[1])):
                 kept = values[: self._max_length].astype(np.int32)
                 if len(values) > self._max_length:
-                    kept[-1] = values[-1]  # the last token closes a sequence, as [SEP] does
+                    kept[-1] = values[-1]  # truncation keeps the closing token, such as [SEP]
                 row[place, : len(kept)] = kept
         if texts:
             with self._lock:
-                made = self._tokeniser.encode(texts, self._max_length)
-            batch.input_ids[unread], batch.attention_mask[unread] = made.input_ids, made.attention_mask
+                encoded = self._tokeniser.encode(texts, self._max_length)
+            batch.input_ids[without_tokens] = encoded.input_ids
+            batch.attention_mask[without_tokens] = encoded.attention_mask
         return batch
 
 
 class FolderPairs:
-    """One part of a dataset folder, as `PairDataset`.
+    """One part of a dataset folder; implements `PairDataset`.
 
     Args:
         folder: the open folder.
@@ -82,7 +83,7 @@ class FolderPairs:
         """The pairs at `indices` [B], in that order.
 
         Raises:
-            TypeError: `indices` are no integers in one dimension.
+            TypeError: `indices` is not a one-dimensional array of integers.
             IndexError: an index is outside 0..N-1.
         """
         indices = check_indices(indices, len(self))
@@ -92,7 +93,7 @@ class FolderPairs:
         return PairBatch(inputs, targets, *self._tokens.of(pairs), indices)
 
     def texts(self, index: int) -> TextPair:
-        """The pair of texts at `index`; empty where the folder has none."""
+        """The pair of texts at `index`; a missing text is empty. IndexError when it is out of range."""
         pair = self._numbers[check_index(index, len(self))]
         return TextPair(
             *(self._folder.text(int(rows[pair])) or "" for rows in (self._folder.input, self._folder.target))
@@ -102,17 +103,20 @@ class FolderPairs:
 def folder_data(
     path: Path, *, dim: int, vocab_size: int, max_length: int, tokeniser: Tokeniser | None = None
 ) -> PairData:
-    """The data of a dataset folder.
+    """Open a dataset folder as training data.
 
-    The tokeniser is the given one (of a saved run), else the folder's, else one learnt from the training texts. Where pairs
-    have neither texts nor tokens there is none, and a run trains without its text loss.
+    The tokeniser is the given one, else the folder's, else one trained on the training texts. If pairs have no input
+    text, it is None, and training must do without the text loss.
 
     Args:
-        dim, vocab_size, max_length: E, entries of the token embedding and T, which the folder must fit.
+        path: the folder.
+        dim, vocab_size: the model's E and the rows of its token embedding; the folder must fit both.
+        max_length: T, to which inputs are truncated or padded.
+        tokeniser: the tokeniser saved with the model, if any.
 
     Raises:
-        FileNotFoundError, DataError: the folder is incomplete or damaged, or has no pairs in a part.
-        ConfigError: it does not fit; names both values.
+        FileNotFoundError, DataError: the folder is incomplete or damaged, or a part is empty.
+        ConfigError: E or the vocabulary does not fit; the message gives both values.
     """
     folder = DatasetFolder(path)
     check_data_fit(vocab_size, dim, f"data {path}", embedding_dim=folder.dim)
@@ -125,8 +129,8 @@ def folder_data(
     if folder.about.get("pairs_without_input_text"):
         tokeniser = None
     else:
-        own = folder.tokeniser()
-        tokeniser = tokeniser or own or Tokeniser.train(training_texts(folder, _TEXTS), vocab_size)
+        stored = folder.tokeniser()
+        tokeniser = tokeniser or stored or Tokeniser.train(training_texts(folder, _TEXTS), vocab_size)
         check_data_fit(vocab_size, dim, f"data {path}: its tokeniser", vocab_size=tokeniser.vocab_size)
     tokens = InputTokens(folder, tokeniser, max_length)
     parts = [FolderPairs(folder, name, tokens) for name in PARTS]
@@ -139,10 +143,18 @@ def file_data(
     path: Path, *, validation: int, test: int, seed: int, dim: int, vocab_size: int, max_length: int,
     tokeniser: Tokeniser | None = None,
 ) -> PairData:  # fmt: skip
-    """The data of one file: a dataset folder is built from it in the cache, with the built-in teacher where it has no embeddings.
+    """Open a data file as training data: a dataset folder is built from it in the cache, unless it is there already.
 
-    validation and test are pairs, each at most a tenth of the file's. The cache is ENERGY_FLOW_CACHE, or
-    energy_flow_mlx/datasets under XDG_CACHE_HOME or ~/.cache.
+    Texts without an embedding are embedded by the built-in teacher.
+
+    Args:
+        path: the file.
+        validation, test: pairs to hold out, each at most a tenth of the file's.
+        seed: of the split.
+        dim, vocab_size, max_length, tokeniser: as in `folder_data`.
+
+    Raises:
+        As `build` and `folder_data`.
     """
     key = json.dumps([digest(path), path.suffix, validation, test, seed, dim])
     folder = cache_folder() / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
@@ -155,7 +167,7 @@ def file_data(
 
 
 def cache_folder() -> Path:
-    """Where datasets of single files are kept."""
+    """Where `file_data` builds its folders: ENERGY_FLOW_CACHE, or a folder in XDG_CACHE_HOME or ~/.cache."""
     named = os.environ.get("ENERGY_FLOW_CACHE")
     if named:
         return Path(named)
@@ -163,9 +175,9 @@ def cache_folder() -> Path:
 
 
 def training_texts(folder: DatasetFolder, most: int) -> Sequence[str]:
-    """Texts of the training part, each once: all of them, or `most` spread evenly over it."""
-    here = folder.part("train")
-    rows = np.unique(np.concatenate([rows[here.start : here.stop] for rows in (folder.input, folder.target)]))
+    """The distinct texts of the training part: all of them, or at most `most`, evenly spaced."""
+    train = folder.part("train")
+    rows = np.unique(np.concatenate([rows[train.start : train.stop] for rows in (folder.input, folder.target)]))
     if len(rows) > most:
         rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
     return [text for row in rows if (text := folder.text(int(row))) is not None]

@@ -1,1 +1,1 @@
-"""What `python -m energy_flow_mlx.doctor` does: try every kernel on this machine, one by one."""
+"""Testing every custom kernel on this machine: `python -m energy_flow_mlx.doctor`."""

@@ -1,7 +1,8 @@
-"""python -m energy_flow_mlx.doctor: try every custom kernel on this machine, one by one, and say how to go on where one fails.
+"""python -m energy_flow_mlx.doctor: test every custom kernel on this machine, with a workaround for one that fails.
 
-Each kernel is compiled, compared with MLX's own graph forward and backward, and timed beside it, with the sizes of the presets.
-On a CPU MLX's own graph alone is run. Exit code 0: all passed, 1: something failed, 2: refused.
+Each kernel is compiled, compared with MLX's built-in operations in forward and backward, and timed against them, with
+the sizes of the presets. On a CPU only the built-in operations are run. Exit code 0: all passed, 1: a check failed,
+2: invalid argument.
 """
 
 import sys
@@ -20,21 +21,24 @@ from . import report
 from .checks import NAMES, WHOLE, Finding, run_job
 
 MODULE = "energy_flow_mlx.doctor.checks"
-LIMIT = 120.0  # seconds for one op; a kernel that hangs ends here
+LIMIT = 120.0  # seconds per op, preset and dtype, after which a hanging kernel's process is killed
 OPS = tuple(dict.fromkeys(name.split(",")[0] for name in NAMES))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 (a check failed), 2 (refused), 130 (interrupted)."""
+    """Run the command; returns the exit code: 0, 1 (a check failed), 2 (invalid argument), 130 (interrupted)."""
     options = _parser().parse_args(argv)
     if options.report is not None and not options.report.absolute().parent.is_dir():
         print(f"error: --report {options.report}: there is no folder {options.report.parent}", file=sys.stderr)
         return 2
     if options.report is not None and options.report.suffix != ".json":
-        print(f"error: --report {options.report}: the file has to end in .json; a .txt is written beside it", file=sys.stderr)
+        print(
+            f"error: --report {options.report}: the file name must end in .json; a .txt is written beside it",
+            file=sys.stderr,
+        )
         return 2
-    here, findings = report.machine(), []
-    print(report.heading(here), flush=True)
+    machine, findings = report.machine(), []
+    print(report.heading(machine), flush=True)
     try:
         for finding in _examine(options.ops, options.preset, options.dtype):
             findings.append(finding)
@@ -46,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(file=sys.stderr)
     print(report.table(findings), report.closing(findings), sep="\n\n")
     if options.report is not None:
-        print(f"{options.report} and {report.write(options.report, here, findings)} can be attached to an issue")
+        print(f"{options.report} and {report.write(options.report, machine, findings)} can be attached to an issue")
     return int(not all(finding.ok for finding in findings))
 
 
 def _examine(ops: Sequence[str], presets: Sequence[str], dtypes: Sequence[str]) -> Iterator[Finding]:
-    """The findings, op after op: on a GPU each op in a process of its own, so that none can stop the others."""
+    """Check the ops one by one. On a GPU each runs in a child process, so that a crash does not stop the others."""
     kernels = on_gpu()
     with workshop() as folder:
         for op in ops:
@@ -67,8 +71,8 @@ def _in_a_process(folder: Path, op: str, job: dict[str, Any]) -> Iterator[Findin
     try:
         result = run_mlx(folder, job, module=MODULE, cold=False, limit=LIMIT * len(job["presets"]) * len(job["dtypes"]))
     except MeasurementFailed as error:
-        way_on = "" if op == WHOLE else "\n" + how_to_go_on([(op, "")])
-        message = f"the process that tried it ended: {error}{way_on}"
+        advice = "" if op == WHOLE else "\n" + how_to_go_on([(op, "")])
+        message = f"its process failed: {error}{advice}"
         yield Finding(op, " ".join(job["presets"]), " ".join(job["dtypes"]), "", "", ok=False, message=message)
         return
     yield from map(_finding, result["findings"])
@@ -80,12 +84,18 @@ def _finding(values: dict[str, Any]) -> Finding:
 
 def _parser() -> Parser:
     parser = Parser(prog=DOCTOR, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", nargs="+", choices=PRESETS, default=PRESETS, help="whose sizes (default: all)")
     parser.add_argument(
-        "--dtype", nargs="+", choices=DTYPES, default=["float32"], help="of activations (default: float32)"
+        "--preset", nargs="+", choices=PRESETS, default=PRESETS, help="presets whose sizes are tested (default: all)"
     )
-    parser.add_argument("--ops", nargs="+", choices=OPS, default=OPS, metavar="OP", help=f"of {', '.join(OPS)}")
-    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was found here, and as text beside it")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=DTYPES, default=["float32"], help="dtypes of activations (default: float32)"
+    )
+    parser.add_argument(
+        "--ops", nargs="+", choices=OPS, default=OPS, metavar="OP", help=f"ops to test (default: all): {', '.join(OPS)}"
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.json", help="write the findings to FILE.json, and as text to FILE.txt"
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Every op that has a kernel, with arguments as a preset gives them, and a whole training step; random data."""
+"""Test cases on random data: every op that has a kernel, with a preset's sizes, and a complete training step."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -33,8 +33,14 @@ INNER = 64  # width of the displacement head
 
 @dataclasses.dataclass
 class Case:
-    """One op with arguments: `function(kernels, *arrays)`; the first `floats` arrays have gradients. The derivative does not depend on
-    the arrays in `unread`, and the outputs in `constant` have none. Of the arrays in `picked` no more is read than is written."""
+    """One op with its arguments, in the shapes that the op takes.
+
+    function: called as `function(kernels, *arrays)`.
+    floats: the first `floats` arrays have gradients.
+    unread: indices of arrays whose values the backward pass does not read.
+    constant: indices of outputs without a gradient.
+    picked: indices of arrays of which the op reads only as many elements as it writes.
+    """
 
     function: Callable[..., Any]
     arrays: list[mx.array]
@@ -45,20 +51,24 @@ class Case:
 
 
 def leaves(tree: Any) -> list[mx.array]:
-    """The arrays of a tree of lists and tuples."""
+    """The arrays, of any shape, in a tree of lists and tuples."""
     return [leaf for branch in tree for leaf in leaves(branch)] if isinstance(tree, (list, tuple)) else [tree]
 
 
 def floating(arrays: Sequence[mx.array]) -> list[mx.array]:
-    """Those that can have a gradient."""
+    """The floating-point arrays, of any shape: those that can have a gradient."""
     return [array for array in arrays if mx.issubdtype(array.dtype, mx.floating)]
 
 
 def both(case: Case, kernels: bool) -> Callable[..., list[mx.array]]:
-    """Outputs and gradients as one function of the arrays and the outputs' gradients."""
+    """Forward and backward as one function.
 
-    def run(*given: mx.array) -> list[mx.array]:
-        arrays, cotangents = list(given[: len(case.arrays)]), list(given[len(case.arrays) :])
+    It maps the arrays and the gradients of the floating-point outputs (in their shapes) to these outputs and the
+    gradients of the first `floats` arrays (in their shapes).
+    """
+
+    def run(*arguments: mx.array) -> list[mx.array]:
+        arrays, cotangents = list(arguments[: len(case.arrays)]), list(arguments[len(case.arrays) :])
         fixed = arrays[case.floats :]
 
         def differentiable(*floats: mx.array) -> list[mx.array]:
@@ -71,10 +81,10 @@ def both(case: Case, kernels: bool) -> Callable[..., list[mx.array]]:
 
 
 def training_step(config: EnergyConfig, *, optimise: bool = True) -> tuple[mx.array, mx.array, Any]:
-    """The graph of one training step on random data, not evaluated: every kernel that training launches.
+    """Build the graph of one training step on random data: every kernel that training launches, not evaluated.
 
     Returns:
-        The loss, the gradients' norms [P] and, if `optimise`, the new parameters.
+        The loss [], the gradients' norms [P] and, if `optimise`, the new parameters.
     """
     model, (batch, *_) = make_model(config, training=True, dropout=False), make_batches(config)
 
@@ -92,18 +102,22 @@ def training_step(config: EnergyConfig, *, optimise: bool = True) -> tuple[mx.ar
 
 
 def normal(*shape: int, dtype: mx.Dtype = mx.float32) -> mx.array:
+    """Standard normal numbers of `shape`."""
     return mx.random.normal(shape).astype(dtype)
 
 
 def uniform(*shape: int) -> mx.array:
+    """Numbers of `shape`, uniform in [-1, 1)."""
     return mx.random.uniform(-1, 1, shape)
 
 
 def some(*shape: int) -> mx.array:
+    """Booleans of `shape`, of which about 80 % are True."""
     return mx.random.uniform(0, 1, shape) < 0.8
 
 
 def ages(flows: int) -> mx.array:
+    """Random ages [flows], int32."""
     return mx.random.randint(1, 20, (flows,), dtype=mx.int32)
 
 
@@ -140,13 +154,13 @@ def neuron_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
 
 
 def heads_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
-    n, own = batch * config.slots_per_sample, config.carrier_hidden_size // 2
+    n, half = batch * config.slots_per_sample, config.carrier_hidden_size // 2
 
     def function(kernels: bool, *a: mx.array) -> Any:
         return heads.heads(*a, kernels=kernels)
 
-    weights = [normal(own + INNER), 0.1 * normal(own), 0.1 * normal(3, INNER), normal(4)]
-    return Case(function, [normal(n, own + INNER, dtype=dtype), *weights, mx.ones((1,))], 5)
+    weights = [normal(half + INNER), 0.1 * normal(half), 0.1 * normal(3, INNER), normal(4)]
+    return Case(function, [normal(n, half + INNER, dtype=dtype), *weights, mx.ones((1,))], 5)
 
 
 def collect_case(
@@ -176,21 +190,21 @@ def spawn_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
 
 
 def inherit_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
-    """Of the hidden state of a layer, where each sample has children in half of its child slots."""
+    """The hidden state of one layer; each sample has children in half of its child slots."""
     slots, children = config.slots_per_sample, config.slots_per_sample - config.surface_dim
     born = -(-children // 2)
     parent = mx.broadcast_to(mx.where(mx.arange(children) < born, mx.arange(children) // 2, -1), (batch, children))
     births = spawn.Births(mx.contiguous(parent), *(mx.full((batch,), number, dtype=mx.int32) for number in (born, 0, 0)))
 
-    def function(kernels: bool, own: mx.array, parent: mx.array) -> Any:
-        return inherit.inherit(own, own, births._replace(parent=parent), kernels=kernels)
+    def function(kernels: bool, hidden: mx.array, parent: mx.array) -> Any:
+        return inherit.inherit(hidden, hidden, births._replace(parent=parent), kernels=kernels)
 
     rows = normal(batch * slots, config.carrier_hidden_size, dtype=dtype)
     return Case(function, [rows, births.parent], 1, unread=(0,))
 
 
 def bias_gelu_norm_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
-    """The first layer of the mapper."""
+    """The sizes of the mapper's first layer."""
     d = intermediate_size(config.embedding_dim, config.surface_dim)
 
     def function(kernels: bool, *a: mx.array) -> Any:
@@ -219,7 +233,7 @@ def masked_mean_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
 
 
 def adamw_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
-    """On as many tensors as one launch takes, each as large as the largest weight of a GRU layer, with gradients in `dtype`."""
+    """As many tensors as one launch takes, each of the size of a GRU layer's largest weight; gradients in `dtype`."""
     h = config.carrier_hidden_size
     numbers = mx.array([1e-3, 1e-5, 0.9, 0.999, 1e-8, 0.1, 0.01])
 
@@ -230,11 +244,11 @@ def adamw_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
 
     arrays = [normal(3 * h, h, dtype=dtype if n % 4 == 1 else mx.float32) for n in range(4 * adamw.TENSORS)]
     arrays[3::4] = [mx.abs(second) for second in arrays[3::4]]
-    return Case(function, [*arrays, numbers, mx.ones((adamw.TENSORS,)), mx.array([True])], 0)
+    return Case(function, [*arrays, numbers, mx.ones((adamw.TENSORS,)), mx.array([True]), mx.ones((adamw.TENSORS,))], 0)
 
 
 def norms_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
-    """Of the gradients of a GRU layer's weights, twice."""
+    """The gradients of a GRU layer's weights, twice."""
     h = config.carrier_hidden_size
 
     def function(kernels: bool, *a: mx.array) -> Any:
@@ -244,7 +258,7 @@ def norms_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
     return Case(function, [normal(*shape, dtype=mx.float32 if len(shape) == 1 else dtype) for shape in shapes], 0)
 
 
-# The names before a comma are those in kernels/.
+# The part of a name before the comma is the op's name in kernels/.
 CASES: dict[str, Callable[[EnergyConfig, int, mx.Dtype], Case]] = {
     "advance": advance_case,
     "gru_gates": gru_gates_case,
@@ -265,7 +279,7 @@ CASES: dict[str, Callable[[EnergyConfig, int, mx.Dtype], Case]] = {
 
 
 def fitting(name: str, config: EnergyConfig, dtype: mx.Dtype, most: int) -> tuple[int, Case]:
-    """The case at the preset's batch, or at the largest half, quarter, ... of it whose arrays are within `most` bytes."""
+    """The batch size and the case: the preset's batch size, halved until the arrays take at most `most` bytes."""
     batch = config.batch_size
     case = CASES[name](config, batch, dtype)
     while sum(array.nbytes for array in case.arrays) > most and batch > 1:

@@ -1,7 +1,7 @@
-"""One op of one preset on this machine: does its kernel compile, does it give what the plain graph gives, and is it faster?
+"""Checking one op with a preset's sizes: its kernel is compiled, compared with the plain graph, and timed.
 
-`python -m energy_flow_mlx.doctor.checks JOB.json RESULT.json` does those of one op in a process of its own: what one kernel does to
-the GPU, or to the process, then ends with it.
+The plain graph consists of MLX's built-in operations. `python -m energy_flow_mlx.doctor.checks JOB.json RESULT.json`
+checks one op in a child process, so that a kernel that crashes or corrupts the GPU's state does not affect the others.
 """
 
 import dataclasses
@@ -23,31 +23,32 @@ from ..train import memory
 from ..train.loss import number
 from .cases import CASES, Case, both, fitting, floating, leaves, training_step
 
-WHOLE = "training step"  # a case of its own: sums that run on from step to step are in no single op's case
+WHOLE = "training step"  # covers sums that accumulate over flow steps, which no case of a single op has
 NAMES = (*CASES, WHOLE)
 
-# Differences from the plain graph in float32, of the largest element or of 1: several times what sums in another order come to.
+# For max|difference| / max(1, max|reference|), to the float32 plain graph: several times the effect of summation order.
 TOLERANCE = {"float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
-STEP_TOLERANCE = {"float32": 1e-2, "float16": 5e-2, "bfloat16": 5e-2}  # a flow on the edge of a cell may take the other one
-# Outputs that are no floats: a share that may differ, of numbers on the edge between two.
-FEW_OTHERS = 1e-3
+# For a training step, in which a flow at the edge of a cell may round to the neighbouring cell.
+STEP_TOLERANCE = {"float32": 1e-2, "float16": 5e-2, "bfloat16": 5e-2}
+# The share of integer and boolean outputs that may differ, because rounding moves numbers across a threshold.
+MISMATCH_SHARE = 1e-3
 
-FEW = 4  # samples of a check
-SIDE = 24  # of the lattice, for ops that know flows as rows alone: their kernels do not depend on how many there are
-ROWS_ALONE = ("gru_gates", "neuron", "heads", "inherit")
-TIMED_BYTES = 2**28  # of inputs, where a smaller batch can bring them down to it
+SAMPLES = 4  # batch size of a check
+SIDE = 24  # lattice width and height for ops that treat flows as independent rows, whose number does not matter
+ROW_OPS = ("gru_gates", "neuron", "heads", "inherit")
+TIMED_BYTES = 2**28  # of inputs; the batch is made smaller to reach it
 REPEATS, SECONDS = 7, 0.1
 
 
 @dataclasses.dataclass
 class Finding:
-    """What came of one case and direction. Times are medians of a call; None: not measured."""
+    """The result of one case and direction. Times are medians per call; None: not measured."""
 
     case: str
     preset: str
     dtype: str
     way: str  # forward, or both: forward and backward
-    size: str  # of the first input in the check
+    size: str  # shape of the check's first input
     ok: bool
     message: str = ""
     difference: float | None = None
@@ -56,20 +57,21 @@ class Finding:
 
 
 def check(name: str, preset: str, dtype: str, *, kernels: bool) -> list[Finding]:
-    """Try a case, forward, and then both ways. An error is a finding.
+    """Check a case, first forward only, then forward and backward. Errors are reported as findings.
 
     Args:
         name: one of NAMES.
-        kernels: the kernel beside the plain graph; False: the plain graph alone.
+        preset, dtype: its sizes and the dtype of activations.
+        kernels: compare the kernel with the plain graph; False: run only the plain graph.
     """
     if name == WHOLE:
         return [_whole_step(preset, dtype, kernels)]
     config = EnergyConfig.preset(preset)
     small = config
-    if name in ROWS_ALONE:
+    if name in ROW_OPS:
         small = config.replace(lattice_width=min(config.lattice_width, SIDE), lattice_height=min(config.lattice_height, SIDE))
     mx.random.seed(0)
-    case = CASES[name](small, min(config.batch_size, FEW), DTYPES[dtype])
+    case = CASES[name](small, min(config.batch_size, SAMPLES), DTYPES[dtype])
     size = "x".join(map(str, case.arrays[0].shape))
     findings = []
     for way in ("forward", "both") if case.floats else ("forward",):
@@ -89,12 +91,12 @@ def check(name: str, preset: str, dtype: str, *, kernels: bool) -> list[Finding]
 
 
 class Wrong(ArithmeticError):
-    """A kernel ran and gave something else than the plain graph."""
+    """The results are wrong: a kernel's differ from the plain graph's, or are not finite."""
 
 
 @contextmanager
 def _noted(finding: Finding) -> Iterator[None]:
-    """Errors inside become the finding's message; a kernel's error can only be about kernels launched inside."""
+    """Record errors in the `with` block as the finding's message, kernel errors as those of kernels launched in it."""
     forget_launches()
     op = finding.case.split(",")[0]
     try:
@@ -102,9 +104,9 @@ def _noted(finding: Finding) -> Iterator[None]:
             yield
     except KernelError as error:
         finding.ok, finding.message = False, str(error)
-    except Exception as error:  # whatever it is, the other kernels are tried
-        way_on = "" if finding.case == WHOLE else "\n" + how_to_go_on([(op, finding.way)])
-        finding.ok, finding.message = False, f"{type(error).__name__}: {error}{way_on}"
+    except Exception as error:  # any error is a finding, so that the other kernels are still checked
+        advice = "" if finding.case == WHOLE else "\n" + how_to_go_on([(op, finding.way)])
+        finding.ok, finding.message = False, f"{type(error).__name__}: {error}{advice}"
 
 
 def _run(case: Case, way: str, kernels: bool, cotangents: Sequence[mx.array]) -> list[mx.array]:
@@ -122,31 +124,31 @@ def _cotangents(case: Case, way: str, kernels: bool) -> list[mx.array]:
 
 
 def _difference(case: Case, way: str, dtype: str) -> float:
-    """The largest difference between the kernel and the plain graph in float32 on the CPU, on the same (rounded) numbers.
+    """The largest relative difference between the kernel and the plain graph in float32 on the CPU, on the same inputs.
 
     Raises:
-        Wrong: it is over the tolerance.
+        Wrong: the difference exceeds the tolerance.
     """
     cotangents = _cotangents(case, way, True)
     actual = _run(case, way, True, cotangents)
     mx.eval(actual, cotangents)
-    with mx.stream(mx.cpu):  # on a GPU too, whose own products and layer_norm are less exact
-        exact = [array.astype(mx.float32) if floating([array]) else array for array in case.arrays]
-        own = [cotangent.astype(mx.float32) for cotangent in cotangents]
-        reference = _run(dataclasses.replace(case, arrays=exact), way, False, own)
+    with mx.stream(mx.cpu):  # the GPU's matrix products and layer_norm are less accurate
+        arrays = [array.astype(mx.float32) if floating([array]) else array for array in case.arrays]
+        float_cotangents = [cotangent.astype(mx.float32) for cotangent in cotangents]
+        reference = _run(dataclasses.replace(case, arrays=arrays), way, False, float_cotangents)
         largest = 0.0
         for place, (a, w) in enumerate(zip(actual, reference, strict=True)):
             if not floating([a]):
-                others = number(mx.mean(a != w))
-                if others > FEW_OTHERS:
-                    raise Wrong(f"result {place} differs from the plain graph in {others:.2%} of its elements")
+                mismatch = number(mx.mean(a != w))
+                if mismatch > MISMATCH_SHARE:
+                    raise Wrong(f"result {place} differs from the plain graph in {mismatch:.2%} of its elements")
                 continue
             a, w = a.astype(mx.float32), w.astype(mx.float32)
             difference = number(mx.max(mx.abs(a - w)) / mx.maximum(1.0, mx.max(mx.abs(w)))) if a.size else 0.0
             if not difference <= TOLERANCE[dtype]:  # NaN is not
                 raise Wrong(
-                    f"result {place} differs from the plain graph by {difference:.2g} of its largest element; up to "
-                    f"{TOLERANCE[dtype]:g} is taken for rounding"
+                    f"result {place} differs from the plain graph by {difference:.2g} of its largest element; the tolerance is "
+                    f"{TOLERANCE[dtype]:g}"
                 )
             largest = max(largest, difference)
     return largest
@@ -156,15 +158,15 @@ def _require_finite(case: Case, way: str) -> None:
     """Evaluate the plain graph.
 
     Raises:
-        Wrong: a number is not finite.
+        Wrong: a result is not finite.
     """
     results = floating(_run(case, way, False, _cotangents(case, way, False)))
     if not all(mx.all(mx.isfinite(result)).item() for result in results):
-        raise Wrong("the plain graph gives numbers that are not finite")
+        raise Wrong("the plain graph's results are not finite")
 
 
 def _seconds(case: Case, way: str, kernels: bool) -> float:
-    """Median time of a call among several in flight."""
+    """Median seconds per call, with several calls submitted before waiting."""
     cotangents = _cotangents(case, way, kernels)
     results = _run(case, way, kernels, cotangents)
     mx.eval(case.arrays, cotangents, results)
@@ -174,19 +176,19 @@ def _seconds(case: Case, way: str, kernels: bool) -> float:
 
 
 def _whole_step(preset: str, dtype: str, kernels: bool) -> Finding:
-    """Loss and gradients of a whole training step with all kernels on, beside the plain graph: two samples and three moves."""
+    """Compare loss and gradient norm of a training step (two samples, three flow steps) with and without kernels."""
     config = EnergyConfig.preset(preset).replace(batch_size=2, gradient_accumulation_steps=1, compute_dtype=dtype)
     config = config.replace(lattice_depth=min(config.lattice_depth, 6))
     finding = Finding(WHOLE, preset, dtype, "both", f"{2 * config.slots_per_sample} flows", ok=False)
-    needed, there = memory.predicted(config).total, memory_bytes()
-    if needed > 0.7 * there:
+    needed, available = memory.predicted(config).total, memory_bytes()
+    if needed > 0.7 * available:
         finding.ok = True
-        finding.message = f"left out: it takes about {needed / memory.GB:.1f} GB, and there are {there / memory.GB:.1f}"
+        finding.message = f"left out: it needs about {needed / memory.GB:.1f} GB of {available / memory.GB:.1f} GB"
         return finding
     with _noted(finding):
-        wanted = _step_numbers(config, "off")
-        actual = _step_numbers(config, "on") if kernels else wanted
-        for what, a, w in zip(("loss", "norm of all gradients"), actual, wanted, strict=True):
+        reference = _step_numbers(config, "off")
+        actual = _step_numbers(config, "on") if kernels else reference
+        for what, a, w in zip(("loss", "norm of all gradients"), actual, reference, strict=True):
             difference = abs(a - w) / max(abs(w), 1e-6)
             if not difference <= STEP_TOLERANCE[dtype]:  # NaN is not
                 raise Wrong(f"the {what} is {a:.6g} with kernels and {w:.6g} without")
@@ -211,7 +213,7 @@ def _step_numbers(config: EnergyConfig, setting: str) -> tuple[float, float]:
 
 
 def memory_bytes() -> int:
-    """What the device has, or the machine."""
+    """The memory of the device or, if MLX does not report it, of the machine."""
     info = mx.device_info()
     for name in ("total_memory", "memory_size"):
         if name in info:
@@ -220,7 +222,7 @@ def memory_bytes() -> int:
 
 
 def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The findings of `names` x `presets` x `dtypes`."""
+    """Check all combinations of the job's `names`, `presets` and `dtypes`; returns the findings as dictionaries."""
     findings = []
     for name in job["names"]:
         for preset in job["presets"]:

@@ -1,4 +1,4 @@
-"""What the doctor found, as a table for people and as JSON, both fit to be attached to an issue."""
+"""Reports of the findings, as text and as JSON, which can be attached to an issue."""
 
 import dataclasses
 import json
@@ -16,11 +16,11 @@ from ..ops.kernel import backend, on_gpu
 from .checks import Finding, memory_bytes
 
 COLUMNS = ("case", "preset", "dtype", "way", "size", "result", "difference", "plain ms", "kernel ms", "kernel is")
-EVEN = 0.05  # a share that the times of two equals may differ
+EVEN = 0.05  # relative difference up to which two times count as equal
 
 
 def machine() -> dict[str, Any]:
-    """Platform, MLX and device."""
+    """Platform, versions and device."""
     return {
         "platform": platform.platform(),
         "macos": platform.mac_ver()[0],
@@ -33,30 +33,30 @@ def machine() -> dict[str, Any]:
     }
 
 
-def heading(here: Mapping[str, Any]) -> str:
+def heading(machine: Mapping[str, Any]) -> str:
     """The machine in three lines."""
-    device = here["device"].get("device_name", "?")
-    kernels = f"custom kernels in {here['kernels'].capitalize()}" if here["kernels"] else (
-        "no GPU that MLX works on: MLX's own graph alone is run here, and no custom kernel"
+    device = machine["device"].get("device_name", "?")
+    kernels = f"custom kernels in {machine['kernels'].capitalize()}" if machine["kernels"] else (
+        "no GPU that MLX supports: only MLX's built-in operations are run, no custom kernel"
     )  # fmt: skip
     return "\n".join(
         [
-            f"{here['platform']}, Python {here['python']}, MLX {here['mlx']}",
-            f"{device}, {here['memory_bytes'] / 1e9:.1f} GB of memory; {kernels}",
-            f"{VARIABLE} is {here[VARIABLE] or 'not set'}; the doctor tries every kernel, whatever it says",
+            f"{machine['platform']}, Python {machine['python']}, MLX {machine['mlx']}",
+            f"{device}, {machine['memory_bytes'] / 1e9:.1f} GB of memory; {kernels}",
+            f"{VARIABLE} is {machine[VARIABLE] or 'not set'}; the doctor ignores it and tests every kernel",
         ]
     )
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """One line a finding."""
+    """A table with one line per finding."""
     rows = [COLUMNS, *map(_cells, findings)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def closing(findings: Sequence[Finding]) -> str:
-    """Each failure with its message, what was left out, and the sum of it."""
+    """The messages of failed and skipped checks, and a summary."""
     texts = [
         f"{finding.case}, {finding.preset}, {finding.dtype}, {finding.way}{'' if finding.ok else ' failed'}:\n{finding.message}"
         for finding in findings
@@ -66,18 +66,20 @@ def closing(findings: Sequence[Finding]) -> str:
     texts.append(f"{failed} of {len(findings)} checks failed" if failed else f"all {len(findings)} checks passed")
     slower = sorted({finding.case for finding in findings if (gain := _gain(finding)) is not None and gain < 1 - EVEN})
     if slower:
-        texts.append(f"slower than MLX's own graph somewhere: {'; '.join(slower)}")
+        texts.append(f"slower than MLX's built-in operations in some case: {'; '.join(slower)}")
     return "\n\n".join(texts)
 
 
-def write(path: Path, here: Mapping[str, Any], findings: Sequence[Finding]) -> Path:
-    """Write `path` (JSON) and, beside it, the same as text; returns the path of the text."""
-    found = {"machine": dict(here), "findings": [dataclasses.asdict(finding) for finding in findings]}
-    whole = "\n\n".join([heading(here), table(findings), closing(findings)]) + "\n"
-    text = path.with_suffix(".txt")
-    write_aside(path, lambda aside: aside.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8"))
-    write_aside(text, lambda aside: aside.write_text(whole, encoding="utf-8"))
-    return text
+def write(path: Path, machine: Mapping[str, Any], findings: Sequence[Finding]) -> Path:
+    """Write the report as JSON to `path` and as text beside it; returns the path of the text."""
+    values = {"machine": dict(machine), "findings": [dataclasses.asdict(finding) for finding in findings]}
+    text = "\n\n".join([heading(machine), table(findings), closing(findings)]) + "\n"
+    text_path = path.with_suffix(".txt")
+    write_aside(
+        path, lambda aside: aside.write_text(json.dumps(values, indent=1, default=str) + "\n", encoding="utf-8")
+    )
+    write_aside(text_path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    return text_path
 
 
 def _cells(finding: Finding) -> tuple[str, ...]:

@@ -11,23 +11,24 @@ from .shapes import as_rows, expect_shape
 
 
 class OutputCollector(nn.Module):
-    """[B, S] -> [B, E] (pytorch_energy_flow, section 2).
+    """Surfaces [B, S] to embeddings [B, E].
 
-        Linear(S, 2S) GELU LN Dropout(.05) Linear(2S, M) GELU LN Dropout(.1) Linear(M, E)
+        Linear(S, 2S) GELU LN Dropout(p/2) Linear(2S, M) GELU LN Dropout(p) Linear(M, E)
 
     Args:
         embedding_dim: E.
         width, height: W and H; S = W * H.
+        dropout: p; next to the surface half of it.
     """
 
-    def __init__(self, embedding_dim: int, width: int, height: int) -> None:
+    def __init__(self, embedding_dim: int, width: int, height: int, dropout: float = 0.1) -> None:
         super().__init__()
         self.width, self.height = width, height
         surface = width * height
         middle = intermediate_size(embedding_dim, surface)
         self.reconstruction = [
-            Linear(surface, 2 * surface), nn.GELU(), LayerNorm(2 * surface), nn.Dropout(0.05),
-            Linear(2 * surface, middle), nn.GELU(), LayerNorm(middle), nn.Dropout(0.1),
+            Linear(surface, 2 * surface), nn.GELU(), LayerNorm(2 * surface), nn.Dropout(dropout / 2),
+            Linear(2 * surface, middle), nn.GELU(), LayerNorm(middle), nn.Dropout(dropout),
             Linear(middle, embedding_dim),
         ]  # fmt: skip
         # Untrained flows leave energies of a few hundredths; the default bias would drown them before the LayerNorm.

@@ -1,4 +1,4 @@
-"""EnergyFlow: the whole model."""
+"""EnergyFlow: the model from embedding or text to embedding."""
 
 import os
 from pathlib import Path
@@ -15,6 +15,7 @@ from ..tensors import check_shapes
 from ..text.tokeniser import Tokeniser
 from .carrier import EnergyCarrier
 from .collector import OutputCollector
+from .initial import carry_energy
 from .mapper import EmbeddingMapper
 from .neuron import SimpleNeuron
 from .processor import FlowProcessor, FlowResult
@@ -22,11 +23,12 @@ from .text_encoder import TextToCubeEncoder
 
 
 class EnergyFlowOutput(NamedTuple):
-    """embedding [B, E]; surface [B, S], what the flows left; flow: the counts behind it."""
+    """embedding [B, E]; surface [B, S], what the flows left; flow: the counts behind it; start [B, S], what they started from."""
 
     embedding: mx.array
     surface: mx.array
     flow: FlowResult
+    start: mx.array
 
 
 class EnergyFlow(nn.Module):
@@ -40,8 +42,13 @@ class EnergyFlow(nn.Module):
         self.config = config
         self.neuron = SimpleNeuron(config.neuron_hidden_dim, config.neuron_output_dim)
         self.carrier = EnergyCarrier(config)
-        self.mapper = EmbeddingMapper(config.embedding_dim, config.lattice_width, config.lattice_height)
-        self.collector = OutputCollector(config.embedding_dim, config.lattice_width, config.lattice_height)
+        ends = config.embedding_dim, config.lattice_width, config.lattice_height, config.dropout
+        self.mapper, self.collector = EmbeddingMapper(*ends), OutputCollector(*ends)
+        if config.initial_weights == "carrying":
+            carry_energy(self.mapper, self.carrier, config)
+        if config.input_residual:
+            last = self.collector.reconstruction[-1]
+            last.weight, last.bias = mx.zeros_like(last.weight), mx.zeros_like(last.bias)
         self.text_encoder = TextToCubeEncoder(config)
         self.processor = FlowProcessor(config, self.neuron, self.carrier)
         # Saved with the weights: a trained model moves its flows with the displacement scale its training ended with.
@@ -60,9 +67,15 @@ class EnergyFlow(nn.Module):
         training_step: where the displacement schedule stands; None: where this model's training stopped.
         """
         here = self.trained_steps if training_step is None else training_step
-        flow = self.processor(self.map_to_surface(embeddings), steps=steps, key=key, training_step=here)
+        surface = self.map_to_surface(embeddings)
+        if self.config.flows_enabled:
+            flow = self.processor(surface, steps=steps, key=key, training_step=here)
+        else:
+            flow = self.processor.left_out(surface)
         embedding = self.collector.collect(flow.surface.astype(self._dtype)).astype(mx.float32)
-        return EnergyFlowOutput(embedding, flow.surface, flow)
+        if self.config.input_residual:
+            embedding = embeddings + embedding
+        return EnergyFlowOutput(embedding, flow.surface, flow, surface.reshape(flow.surface.shape))
 
     @property
     def _dtype(self) -> mx.Dtype:

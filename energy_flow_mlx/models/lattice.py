@@ -53,11 +53,7 @@ class EnergyLattice:
                 f"max_active_flows={config.max_active_flows}: a batch of {batch} surfaces of {cells} cells starts "
                 f"{batch * cells} flows; raise max_active_flows or lower the batch"
             )
-        index = mx.arange(cells)
-        centre = mx.full((cells,), self.depth // 2)
-        lattice = mx.stack([index % self.width, index // self.width, centre], axis=1)
-        first = geometry.normalise(lattice, self.width, self.height, self.depth)  # [S, 3]
-        position = mx.pad(first, [(0, slots - cells), (0, 0)])  # [C, 3]
+        position = mx.pad(self._starts(), [(0, slots - cells), (0, 0)])  # [C, 3]
         energy = mx.pad(surface, [(0, 0), (0, slots - cells)])  # [B, C]
         number = batch * slots
         zero = mx.array(0, dtype=mx.int32)
@@ -88,3 +84,33 @@ class EnergyLattice:
             height=self.height,
             method=self.config.collection,
         )
+
+    def occupied(self, state: FlowState, collected: mx.array) -> mx.array:
+        """How many cells hold at least one flow of those marked in `collected` [N] bool; int32, over all samples."""
+        surface = self.width * self.height
+        cell = state.sample * surface + geometry.cell_index(state.position, self.width, self.height)
+        # Sorted, equal cells are neighbours: counting them needs no scatter, which MLX on CUDA takes seconds to compile.
+        cells = mx.sort(mx.where(collected, cell, -1))
+        first = mx.concatenate([cells[:1] >= 0, (cells[1:] != cells[:-1]) & (cells[1:] >= 0)])
+        return mx.sum(first)
+
+    def sideways(self, state: FlowState) -> mx.array:
+        """The mean distance in x and y, in cells, between where the first flows are and where they started."""
+        batch, first = state.children.shape[0], self.width * self.height
+        now = mx.stop_gradient(state.position).reshape(batch, -1, 3)[:, :first, :2]
+        cells = (now - self._starts()[:, :2]) * (mx.array([self.width - 1, self.height - 1]) / 2)
+        return mx.mean(mx.sqrt(mx.sum(cells * cells, axis=-1)))
+
+    def _starts(self) -> mx.array:
+        """Where the first flows of a sample start [S, 3]: cell by cell on the centre plane."""
+        index = mx.arange(self.width * self.height)
+        centre = mx.full(index.shape, self.depth // 2)
+        lattice = mx.stack([index % self.width, index // self.width, centre], axis=1)
+        return geometry.normalise(lattice, self.width, self.height, self.depth)
+
+
+def mean_distance(state: FlowState) -> mx.array:
+    """The mean distance to the nearest plane of the flows that move or have arrived; 0 if there is none. Differentiable."""
+    lives = state.arrived | state.active
+    total = mx.sum(mx.where(lives, geometry.distance_to_plane(state.position), 0.0))
+    return total / mx.maximum(mx.sum(lives), 1)

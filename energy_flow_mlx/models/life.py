@@ -108,8 +108,8 @@ def live_by_hand(
         while segments:  # popped, so that a step's arrays are free once its gradients are there
             first, flows, traces = segments.pop()
             if traces is None:
-                # Computed again when its turn comes, not before: the flows wait for the gradients that need them. So must the
-                # hidden states: their products need nothing else, and those of all segments would be there at once.
+                # Recomputed when the backward pass arrives, not before: flows and hidden states depend on the gradients. Without the
+                # hidden states' dependence MLX could compute the products of all segments at once.
                 position, *hidden = mx.depends([flows.position, *flows.hidden], [d.position, d.energy])
                 flows, traces = flows._replace(position=position, hidden=tuple(hidden)), []
                 with own_backward():

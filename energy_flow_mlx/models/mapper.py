@@ -13,25 +13,26 @@ def intermediate_size(embedding_dim: int, surface_dim: int) -> int:
 
 
 class EmbeddingMapper(nn.Module):
-    """[B, E] -> [B, H, W] (pytorch_energy_flow, section 2).
+    """Embeddings [B, E] to surfaces [B, H, W].
 
-        Linear(E, M) GELU LN Dropout(.1) Linear(M, 2S) GELU LN Dropout(.05) Linear(2S, S) Tanh
+        Linear(E, M) GELU LN Dropout(p) Linear(M, 2S) GELU LN Dropout(p/2) Linear(2S, S) Tanh
         * energy_scale + energy_bias + positional_encoding
 
     Args:
         embedding_dim: E.
         width, height: W and H; S = W * H.
+        dropout: p; next to the surface half of it.
     """
 
-    def __init__(self, embedding_dim: int, width: int, height: int) -> None:
+    def __init__(self, embedding_dim: int, width: int, height: int, dropout: float = 0.1) -> None:
         super().__init__()
         self.width, self.height = width, height
         surface = width * height
         middle = intermediate_size(embedding_dim, surface)
         self.embedding_dim = embedding_dim
         self.projection = [
-            Linear(embedding_dim, middle), nn.GELU(), LayerNorm(middle), nn.Dropout(0.1),
-            Linear(middle, 2 * surface), nn.GELU(), LayerNorm(2 * surface), nn.Dropout(0.05),
+            Linear(embedding_dim, middle), nn.GELU(), LayerNorm(middle), nn.Dropout(dropout),
+            Linear(middle, 2 * surface), nn.GELU(), LayerNorm(2 * surface), nn.Dropout(dropout / 2),
             Linear(2 * surface, surface), nn.Tanh(),
         ]  # fmt: skip
         # Teachers give embeddings of length 1. The default bound of 1/sqrt(E) suits entries of size 1: with entries of

@@ -11,7 +11,7 @@ from .shapes import expect_shape
 
 
 class SimpleNeuron(nn.Module):
-    """Position and energy of a flow to features; one set of weights for the whole lattice (pytorch_energy_flow, section 2).
+    """Position and energy of a flow to features; one set of weights for the whole lattice.
 
         Linear(3, 3)(position), energy -> Linear(4, h) LN GELU -> Linear(h, h) LN GELU -> Linear(h, F)
 

@@ -9,20 +9,26 @@ import mlx.nn as nn
 from ..config import ModelConfig
 from ..ops.collect import MAX_STEPS
 from .carrier import EnergyCarrier
-from .lattice import EnergyLattice, FlowState
+from .lattice import EnergyLattice, FlowState, mean_distance
 from .life import live, live_by_hand, recomputed
 from .neuron import SimpleNeuron
-from .step import FlowStep
+from .shapes import as_rows
+from .step import FlowStep, StepWeights
 
 logger = logging.getLogger(__name__)
 
+MOST_ROOM = 64.0  # the largest spawn_capacity
+
 
 class FlowResult(NamedTuple):
-    """surface [B, S]; the rest are int32 scalars over the whole batch.
+    """surface [B, S]; the rest are scalars over the whole batch, counts int32 and means float32.
 
     reached_z0, reached_zdepth: flows that reached the plane z = -1, z = +1 by moving. projected: unfinished flows put on
     their nearest plane. dropped: flows given up (too short a move, or unfinished with projection off). spawned: children
     that lived. overflowed: children for which there was no room.
+
+    distance: mean over the flows, dropped ones aside, of the distance to the nearest plane at the end; differentiable. occupied:
+    cells on which at least one flow was collected. sideways: mean distance in x and y between the first flows' start and end, in cells.
     """
 
     surface: mx.array
@@ -32,6 +38,9 @@ class FlowResult(NamedTuple):
     dropped: mx.array
     spawned: mx.array
     overflowed: mx.array
+    distance: mx.array
+    occupied: mx.array
+    sideways: mx.array
 
 
 class FlowProcessor(nn.Module):
@@ -45,6 +54,7 @@ class FlowProcessor(nn.Module):
         # In a tuple, which nn.Module does not look into: the weights are shared and must be counted and trained once.
         self._shared = (neuron, carrier)
         self._overflow_logged = False
+        self._roomy = config  # that of evaluation, whose room for children grows
 
     def __call__(
         self,
@@ -76,19 +86,42 @@ class FlowProcessor(nn.Module):
             raise ValueError("key: None came; training with use_exploration_noise needs a random key")
         neuron, carrier = self._shared
         weights = self.step.weights(neuron, carrier)
+        scale = carrier.scale(training_step)
+        if not self.training:
+            return self._evaluate(weights, surface, steps, scale)
         start = self.lattice.place_initial_energy(surface, self.step.dtype)
         noises: list[mx.array | None] = [None] * steps
         if key is not None:
             noises = [self._noise(start.position.shape, own) for own in mx.random.split(key, steps)]
-        scale = carrier.scale(training_step)
-        if not self.training:
-            stop = _AdaptiveStop(config) if config.convergence_enabled else None
-            return self._finish(live(self.step, weights, start, noises, scale, stop=stop))
         if self.step.has_backward(weights):
             recompute = config.checkpoint_steps if config.gradient_checkpointing else 0
             return self._finish(live_by_hand(self.step, weights, start, noises, scale, recompute=recompute))
         step = recomputed(self.step) if config.gradient_checkpointing else self.step
         return self._finish(live(step, weights, start, noises, scale))
+
+    def _evaluate(self, weights: StepWeights, surface: mx.array, steps: int, scale: mx.array) -> FlowResult:
+        """Run the flows without noise. Where children are lost for want of room, run them again with four times the room, until none
+        is lost or more room saves none (`max_active_flows` bounds those that move at once). Later calls start with that room."""
+        lost = 0
+        while True:
+            config = self._roomy
+            step, lattice = FlowStep(config), EnergyLattice(config)
+            start = lattice.place_initial_energy(surface, step.dtype)
+            stop = _AdaptiveStop(config) if config.convergence_enabled else None
+            result = self._finish(live(step, weights, start, [None] * steps, scale, stop=stop))
+            if config.slots_per_sample == config.surface_dim or config.spawn_capacity >= MOST_ROOM:
+                return result
+            before, lost = lost, cast(int, result.overflowed.item())
+            if lost in (0, before):
+                return result
+            self._roomy = config.replace(spawn_capacity=min(max(4 * config.spawn_capacity, 1.0), MOST_ROOM))
+
+    def left_out(self, surface: mx.array) -> FlowResult:
+        """What takes the place of the flows where `flows_enabled` is off: the surface [B, S] itself, and no flow."""
+        nothing, mean = mx.array(0, dtype=mx.int32), mx.array(0.0)
+        rows = as_rows("surface", surface, self.config.lattice_width, self.config.lattice_height)
+        counts = dict.fromkeys(FlowResult._fields[1:], nothing)
+        return FlowResult(surface=rows, **counts | {"distance": mean, "sideways": mean})
 
     def _noise(self, shape: tuple[int, ...], key: mx.array) -> mx.array:
         noise = self.config.exploration_noise * mx.random.normal(shape, key=key)
@@ -112,6 +145,9 @@ class FlowProcessor(nn.Module):
             dropped=state.dropped + (nothing if config.project_unfinished else unfinished),
             spawned=mx.sum(state.children),
             overflowed=state.overflowed,
+            distance=mean_distance(state),
+            occupied=self.lattice.occupied(state, collected),
+            sideways=self.lattice.sideways(state),
         )
 
     def log_overflow(self, overflowed: int) -> None:

@@ -79,7 +79,7 @@ class FlowStep:
         bounds = hidden_bounds(config)
         self.bounds = bounds
         if bounds.read is not None and bounds.left is not None and bounds.left <= bounds.read:
-            self.bounds = bounds._replace(read=None)  # what the last step left is within them
+            self.bounds = bounds._replace(read=None)  # the states of the previous step are within these bounds
         self._neuron = NeuronKernel(
             config.neuron_hidden_dim, config.neuron_output_dim, input_size(config), bounds.read, self.dtype
         )
@@ -120,8 +120,8 @@ class FlowStep:
     ) -> tuple[FlowGradients, WeightSums]:
         """The gradients before a step from those after it, and `sums` with this step's gradients of the weights added.
 
-        By the kernels' backward passes, in which sums run on: left to autodiff, a step adds the gradients of two dozen weights to
-        those of the steps after it, one launch each.
+        It calls the kernels' backward passes, which add to running sums. Autodiff would add the gradients of two dozen weights to
+        those of the later steps with one launch each.
         """
         (packed,), carrier = weights
         before, births, before_move = trace.before, trace.births, None
@@ -162,8 +162,8 @@ class FlowStep:
             above, before.position, before.energy, packed, sums.neuron if sums else None
         )
         new = WeightSums(neuron, layers, inner, head_sums)
-        # A step's gradients go on only when its sums are there: MLX may otherwise leave the products that make these for last, and
-        # keep the gates' gradients of every step and layer for them.
+        # The gradients that are passed on depend on the sums: MLX could otherwise postpone the products that make the sums, and keep
+        # the gates' gradients of every step and layer for them.
         position, energy = mx.depends([d_position + more_position, d_energy + more_energy], new.arrays())
         if before_move is not None:
             position = position + before_move

@@ -19,10 +19,10 @@ from .shapes import expect_shape
 
 
 class TextToCubeEncoder(nn.Module):
-    """Tokens to a surface in [-1, 1] (pytorch_energy_flow, section 2).
+    """Tokens to a surface in [-1, 1].
 
         Embedding + positional encoding -> post-norm transformer encoder -> masked mean
-        -> Linear(d, d) GELU LN Dropout(.1) Linear(d, S) Tanh
+        -> Linear(d, d) GELU LN Dropout(p) Linear(d, S) Tanh
 
     `tokeniser` is needed by `encode` alone; `EnergyFlow.from_pretrained` sets it.
     """
@@ -33,10 +33,10 @@ class TextToCubeEncoder(nn.Module):
         self.token_embedding = nn.Embedding(config.text_vocab_size, dim)
         self.positional_encoding = PositionalEncoding(config.text_max_positions, dim)
         self.transformer_encoder = TransformerEncoder(
-            config.text_num_layers, dim, config.text_num_heads, config.text_feedforward_dim
+            config.text_num_layers, dim, config.text_num_heads, config.text_feedforward_dim, config.dropout
         )
         self.surface_projection = [
-            Linear(dim, dim), nn.GELU(), LayerNorm(dim), nn.Dropout(0.1),
+            Linear(dim, dim), nn.GELU(), LayerNorm(dim), nn.Dropout(config.dropout),
             Linear(dim, config.surface_dim), nn.Tanh(),
         ]  # fmt: skip
         self.tokeniser: Tokeniser | None = None

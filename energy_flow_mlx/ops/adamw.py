@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from .kernel import call, filler, use_kernel, whole
 
-TENSORS = 3  # in one launch: with what they share 26 buffers, and a Metal kernel has at most 31
+SMALL = 2**15  # numbers; smaller tensors take one step together in the plain graph
+TENSORS = 3  # in one launch: with what they share 27 buffers, and a Metal kernel has at most 31
 
 
 class AdamTensor(NamedTuple):
@@ -32,19 +34,21 @@ class AdamStep(NamedTuple):
     """What all tensors share in one step.
 
     settings [7] float32: rate, weight decay, beta1, beta2, eps, 1 - beta1^t, 1 - beta2^t; factors [P] float32: what the gradient
-    of each tensor is multiplied by; go [1] bool: False leaves parameters and moments as they are.
+    of each tensor is multiplied by; go [1] bool: False leaves parameters and moments as they are; rates [P] float32: what the rate
+    is multiplied by for each tensor.
     """
 
     settings: mx.array
     factors: mx.array
     go: mx.array
+    rates: mx.array
 
 
 def adamw(tensors: Sequence[AdamTensor], step: AdamStep, *, kernels: bool | None = None) -> list[Stepped]:
     """AdamW with bias correction and decoupled weight decay (Loshchilov and Hutter, 2019; torch.optim.AdamW).
 
         g = factor * gradient;  m' = beta1 m + (1 - beta1) g;  v' = beta2 v + (1 - beta2) g^2
-        p' = p (1 - rate * decay) - rate / (1 - beta1^t) * m' / (sqrt(v' / (1 - beta2^t)) + eps)
+        rate' = rate * rates;  p' = p (1 - rate' * decay) - rate' / (1 - beta1^t) * m' / (sqrt(v' / (1 - beta2^t)) + eps)
 
     Args:
         tensors: P of them, in the order of `step.factors`.
@@ -59,7 +63,7 @@ def adamw(tensors: Sequence[AdamTensor], step: AdamStep, *, kernels: bool | None
             f"factors: shape {step.factors.shape} came with {len(tensors)} tensors, accepted is one for each"
         )
     if not use_kernel("adamw", kernels):
-        return [adamw_reference(tensor, step, index) for index, tensor in enumerate(tensors)]
+        return _joined(tensors, step)
     new: list[Stepped] = []
     for start in range(0, len(tensors), TENSORS):
         new += _launch(tensors[start : start + TENSORS], step, start)
@@ -68,17 +72,41 @@ def adamw(tensors: Sequence[AdamTensor], step: AdamStep, *, kernels: bool | None
 
 def adamw_reference(tensor: AdamTensor, step: AdamStep, index: int) -> Stepped:
     """`adamw` of one tensor, which has factor `index`, in plain MLX: the specification."""
-    parameter, gradient, first, second = tensor
-    rate, decay, beta1, beta2, eps, correction1, correction2 = step.settings
-    g = gradient * step.factors[index]
-    m = beta1 * first + (1.0 - beta1) * g
-    v = beta2 * second + (1.0 - beta2) * g * g
-    p = parameter * (1.0 - rate * decay) - rate / correction1 * m / (mx.sqrt(v / correction2) + eps)
-    return Stepped(
-        mx.where(step.go, p, parameter),
-        mx.where(step.go, m, first),
-        mx.where(step.go, v, second),
-    )
+    scaled = tensor._replace(gradient=tensor.gradient * step.factors[index])
+    return _update(scaled, list(mx.split(step.settings, 7)), step.go, step.rates[index])
+
+
+def _update(tensor: AdamTensor, settings: Sequence[mx.array], go: mx.array, factor: mx.array) -> Stepped:
+    """One step of a tensor whose gradient is multiplied by its factor already; settings: seven arrays [1]; factor: of the rate, for
+    all of the tensor or for each of its numbers."""
+    rate, decay, beta1, beta2, eps, correction1, correction2 = settings
+    rate = go * rate * factor
+    # A gradient that is called off may be NaN, which no factor of 0 stops.
+    g = mx.where(go, tensor.gradient, 0.0)
+    m = tensor.first + go * (1.0 - beta1) * (g - tensor.first)
+    v = tensor.second + go * (1.0 - beta2) * (g * g - tensor.second)
+    root = mx.sqrt(correction2)
+    p = tensor.parameter * (1.0 - rate * decay) - (rate * root / correction1) * (m / (mx.sqrt(v) + eps * root))
+    return Stepped(p, m, v)
+
+
+def _joined(tensors: Sequence[AdamTensor], step: AdamStep) -> list[Stepped]:
+    """The plain graph for all tensors. Small ones are joined into one: an operation costs about 10 us on a CPU, whatever its size."""
+    settings, factors, rates = (list(mx.split(x, x.size)) for x in (step.settings, step.factors, step.rates))
+    scaled = [tensor._replace(gradient=tensor.gradient * factor) for tensor, factor in zip(tensors, factors, strict=True)]
+    small = [index for index, tensor in enumerate(scaled) if tensor.parameter.size < SMALL]
+    new = {index: _update(tensor, settings, step.go, rates[index]) for index, tensor in enumerate(scaled) if index not in small}
+    if small:
+        columns = zip(*(scaled[index] for index in small), strict=True)
+        joined = AdamTensor(*(mx.concatenate([array.reshape(-1) for array in column]) for column in columns))
+        sizes = [scaled[index].parameter.size for index in small]
+        own_rates = mx.concatenate([mx.broadcast_to(rates[index], (size,)) for index, size in zip(small, sizes, strict=True)])
+        updated = _update(joined, settings, step.go, own_rates)
+        parts = zip(*(mx.split(array, np.cumsum(sizes)[:-1].tolist()) for array in updated), strict=True)
+        for index, part in zip(small, parts, strict=True):
+            shape = scaled[index].parameter.shape
+            new[index] = Stepped(*(array.reshape(shape) for array in part))
+    return [new[index] for index in range(len(tensors))]
 
 
 def _launch(tensors: Sequence[AdamTensor], step: AdamStep, start: int) -> list[Stepped]:

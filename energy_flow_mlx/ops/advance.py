@@ -30,7 +30,7 @@ class Move(NamedTuple):
 
 
 def raw_move(displacement: mx.array, position: mx.array, noise: mx.array | None = None) -> mx.array:
-    """position + clip(displacement, -0.5, 0.5) + noise [N, 3], unbounded (pytorch_energy_flow, section 2)."""
+    """position + clip(displacement, -0.5, 0.5) + noise [N, 3], not clamped."""
     raw = position + clamp(displacement, -LARGEST_DISPLACEMENT, LARGEST_DISPLACEMENT)
     return raw if noise is None else raw + noise
 
@@ -59,7 +59,7 @@ def advance(
     reflection: bool = False,
     kernels: bool | None = None,
 ) -> Move:
-    """Move the active flows (pytorch_energy_flow, sections 1 and 2).
+    """Move the active flows.
 
         raw = position + clip(displacement, -0.5, 0.5) + noise;  next = clip(raw, -1, 1), with reflection off
         next = clip(reflect(raw), -1, 1), with reflection on;    terminated: clip(raw_z, -1, 1) is -1 or 1

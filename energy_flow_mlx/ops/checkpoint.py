@@ -9,9 +9,9 @@ import mlx.core as mx
 def recomputed(function: Callable[..., list[mx.array]]) -> Callable[..., list[mx.array]]:
     """`function` over positional arrays, with only its arguments kept for the backward pass.
 
-    `mx.checkpoint` may compute all functions of a chain again as soon as the forward pass is done, and then keeps as much as
-    without it. Here a function waits for the gradients of its results, and lets go on only when all of its own are there: of a
-    chain's weights, MLX would otherwise leave the products for last, and keep what they need.
+    With `mx.checkpoint` MLX may recompute all functions of a chain as soon as the forward pass is done, which saves no memory.
+    Here the recomputation depends on the gradients of the outputs, and the gradients that are passed on depend on all gradients of this
+    function: MLX could otherwise postpone the products for the weights' gradients, and keep their inputs for all functions.
     """
 
     @mx.custom_function

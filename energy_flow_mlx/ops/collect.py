@@ -33,7 +33,7 @@ def collect(
     deterministic: bool = True,
     kernels: bool | None = None,
 ) -> mx.array:
-    """The surface [batch, W*H] float32 that the collected flows leave (pytorch_energy_flow, section 3).
+    """The surface [batch, W*H] float32 that the collected flows leave.
 
     weight = |energy| / (1 + distance to the nearest plane) * (1 + 0.1 age); a cell's value is the sum of
     softmax(weight) * energy over its flows; empty cells are 0.

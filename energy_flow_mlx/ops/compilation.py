@@ -23,22 +23,22 @@ _SET_MODE = "_ZN3mlx4core16set_compile_modeENS0_11CompileModeE"
 
 
 def compiles(config: RunConfig) -> bool:
-    """Whether the training step (and the benchmark's forward pass) is traced and replayed: as `compile_step` says; by itself on a
-    GPU, where Python needs longer to name the kernels of a step than the device to run them. On a CPU it gains nothing."""
+    """Whether the training step (and the benchmark's forward pass) is traced and replayed: as `compile_step` says; with `auto`, on a
+    GPU, where Python takes longer to launch the kernels of a step than the device takes to run them. On a CPU it gains nothing."""
     if config.compile_step != "auto":
         return config.compile_step == "on"
     return on_gpu()
 
 
 def plans_kernels() -> bool:
-    """Whether kernels are compiled one by one at their first call, so that it pays to compile them side by side before: on CUDA."""
+    """Whether compiling the kernels in parallel before the first call saves time: on CUDA, which compiles one at each first use."""
     return bool(mx.cuda.is_available()) and on_gpu()
 
 
 def plan_kernels(function: Callable[..., Any], *arguments: Any) -> None:
-    """Where `plans_kernels` says so, compile the kernels of a call side by side before the call that counts.
+    """Compile the kernels of a call in parallel before the real call, where `plans_kernels` is true.
 
-    The function is called once, with kernels that give zeros. That advances the state of `mx.random`: seed afterwards.
+    The function is called once with kernels that return zeros. This advances the state of `mx.random`: seed it afterwards.
     """
     if plans_kernels():
         with planned():
@@ -46,10 +46,10 @@ def plan_kernels(function: Callable[..., Any], *arguments: Any) -> None:
 
 
 def compiled(function: Callable[..., Any], *, inputs: Any, outputs: Any) -> Callable[..., Any]:
-    """`mx.compile` of a function, whose elementwise operations stay kernels of their own off Metal.
+    """`mx.compile` of a function, without the fusion of elementwise operations, except on Metal.
 
-    Fused, they are new kernels, which MLX has NVRTC (CUDA) or g++ (CPU) compile for one to three seconds each: the forty of
-    a training step made its first call over a minute long, for a few milliseconds a step at most. Metal compiles them in a moment.
+    Each fused group is a new kernel, which NVRTC (CUDA) or g++ (CPU) compiles in one to three seconds. The forty groups of a training
+    step made its first call over a minute long and saved a few milliseconds per step at most. Metal compiles them quickly.
     """
     replayed = mx.compile(function, inputs=inputs, outputs=outputs)
     if mx.metal.is_available():
@@ -65,9 +65,9 @@ def compiled(function: Callable[..., Any], *, inputs: Any, outputs: Any) -> Call
 
 @contextmanager
 def unfused() -> Iterator[None]:
-    """Inside, functions that `mx.compile` traces keep their operations apart. Where MLX_DISABLE_COMPILE is set, nothing changes.
+    """Trace functions under `mx.compile` without fusing their operations. Where MLX_DISABLE_COMPILE is set, nothing changes.
 
-    Afterwards compilation is on, whatever `mx.disable_compile` said before: MLX does not tell.
+    Compilation is enabled afterwards, even if `mx.disable_compile` was called before: MLX does not expose that state.
     """
     set_mode = None if "MLX_DISABLE_COMPILE" in os.environ else _set_mode()
     if set_mode is None:

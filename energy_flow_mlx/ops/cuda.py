@@ -1,6 +1,6 @@
 """Kernel bodies compiled for CUDA.
 
-MLX's own `cuda_kernel` compiles every body behind its headers, which takes NVRTC two to three seconds a kernel. The bodies need
+`mx.fast.cuda_kernel` compiles every body together with MLX's headers, which takes NVRTC two to three seconds a kernel. The bodies need
 none of them: `kernels/cuda.h` has the few words they use, so NVRTC, which MLX has loaded, takes a few hundredths of a second.
 """
 
@@ -32,7 +32,7 @@ def cuda_source(
     template: Mapping[str, Any],
     group: int,
 ) -> str:
-    """A whole CUDA source around a body.
+    """The complete CUDA source for a body.
 
     Args:
         name: of the kernel.
@@ -108,7 +108,7 @@ def _compiled(
     template: tuple[tuple[str, Any], ...],
     group: int,
 ) -> tuple[str, Future[bytes]]:
-    """A name of its own for the kernel with these types and constants (MLX keeps modules by name), and its machine code to come."""
+    """A unique name for the kernel with these types and constants, as MLX caches modules by name, and a future with its machine code."""
     label = f"{name}_{len(_labels)}"
     _labels.append(label)
     given = {parameter: (dtype, ndim) for parameter, dtype, ndim in inputs}

@@ -1,4 +1,4 @@
-"""MLX's errors about a custom kernel, told as what failed and how to go on.
+"""MLX's errors about a custom kernel, explained: which op failed, and how to go on.
 
 MLX compiles a kernel when its result is evaluated, far from the call that asked for it, and its errors are those of any graph. What
 they say (mlx/backend/metal/device.cpp and custom_kernel.cpp) and how the kernel is found:
@@ -40,7 +40,7 @@ def note_launch(op: str, body: str, template: Mapping[str, Any], group: int) -> 
 
 
 def forget_launches() -> None:
-    """From here on an error can only be about kernels that are launched anew."""
+    """Forget the launches so far: an error after this call can only come from later ones."""
     _launched.clear()
 
 

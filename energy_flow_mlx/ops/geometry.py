@@ -1,4 +1,4 @@
-"""Coordinates of the lattice: everything is arithmetic, O(1) in the number of cells (pytorch_energy_flow, section 1).
+"""Coordinates of the lattice: everything is arithmetic, O(1) in the number of cells.
 
 Positions are normalised to [-1, 1] on each axis. Lattice points have integer ix in 0..W-1, iy in 0..H-1 and iz in 0..D;
 a surface is indexed row-major, cell = iy * W + ix.

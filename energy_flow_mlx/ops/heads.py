@@ -23,7 +23,7 @@ def heads(
     *,
     kernels: bool | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """Energy and displacement from the first products of both heads (pytorch_energy_flow, section 2).
+    """Energy and displacement from the first products of both heads.
 
         a = GELU(inner + bias);  energy = tanh(a[:, :A] . energy_weight + out_bias[0])
         displacement = scale * (a[:, A:] . displacement_weight + out_bias[1:])

@@ -42,7 +42,7 @@ def suited(numbers: Mapping[str, int]) -> int:
 
 
 def on_gpu() -> bool:
-    """Whether MLX works on a GPU here, unless told otherwise."""
+    """Whether the default device of MLX is a GPU."""
     return bool(mx.default_device().type == mx.gpu)
 
 

@@ -32,7 +32,7 @@ def neuron(
     dtype: mx.Dtype = mx.float32,
     kernels: bool | None = None,
 ) -> mx.array:
-    """Features of flows (pytorch_energy_flow, section 2).
+    """Features [N, padded] of flows at their position and energy.
 
         Linear(3, 3)(position), energy -> Linear(4, h) LN GELU -> Linear(h, h) LN GELU -> Linear(h, F)
 

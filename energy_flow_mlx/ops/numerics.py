@@ -14,7 +14,7 @@ def clamp(x: mx.array, low: float, high: float) -> mx.array:
 
 
 def sanitise(x: mx.array, bound: float) -> mx.array:
-    """NaN -> 0, +-inf -> +-10, then clamped to +-bound (pytorch_energy_flow, section 2). No gradient where x was replaced."""
+    """NaN -> 0, +-inf -> +-10, then clamped to +-bound. No gradient where x was replaced."""
     x = mx.where(mx.isnan(x), 0.0, x)
     x = mx.where(mx.isinf(x), mx.stop_gradient(mx.sign(x)) * 10.0, x)
     return clamp(x, -bound, bound)

@@ -35,7 +35,7 @@ def spawn(
 ) -> Births:
     """Give each child of a step the next free child slot of its sample. Has no gradient.
 
-    A flow whose move has length m leaves k = min(floor(m / threshold) - 1, most) children (pytorch_energy_flow, section 3).
+    A flow whose move has length m leaves k = min(floor(m / threshold) - 1, most) children.
     Children are ordered by their parent's slot, then by their number.
 
     Args:

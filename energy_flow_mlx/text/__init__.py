@@ -1,4 +1,4 @@
-"""Texts as models read them: tokenisers, and a cache of the surfaces that a text encoder made."""
+"""Text for models: tokenisers, and a cache of the surfaces that a text encoder computed."""
 
 from .cache import TextCache
 from .tokeniser import TokenBatch, Tokeniser, WordPieceTokeniser

@@ -1,4 +1,4 @@
-"""A cache of surfaces by text, kept in memory and in one file."""
+"""An LRU cache of surfaces by text, in memory, which can be saved to a file."""
 
 import hashlib
 import json
@@ -22,25 +22,25 @@ from ..tensors import read_metadata, read_tensors
 Surface = NDArray[np.float32]
 DEFAULT_BYTES = 256 * 2**20
 _FORMAT = "energy-flow text cache 1"
-_OVERHEAD = 256  # bytes of Python objects around an entry
+_OVERHEAD = 256  # estimated bytes of Python objects per entry
 _TENSORS = {"surfaces": "f4", "surface_sizes": "i8", "texts": "u1", "text_sizes": "i8", "models": "i8"}
 
 
 class _Key(NamedTuple):
-    """The whole text, not a hash of it: two texts never share an entry."""
+    """Holds the text itself rather than a hash of it, so that no two texts can collide."""
 
     model: str
     text: str
 
 
 class TextCache:
-    """The surfaces of the texts used last, within a bound of bytes.
+    """The surfaces of the most recently used texts, bounded in bytes.
 
     Args:
-        max_bytes: of surfaces and texts together; the entries used longest ago go first.
+        max_bytes: of surfaces and texts together; the least recently used entries are evicted first.
 
     Raises:
-        TypeError, ValueError: `max_bytes` is no integer or under 1.
+        TypeError, ValueError: `max_bytes` is not an integer of at least 1.
     """
 
     def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
@@ -48,37 +48,37 @@ class TextCache:
         self.bytes = 0
         self.hits = 0
         self.misses = 0
-        self._entries: OrderedDict[_Key, Surface] = OrderedDict()  # the entry used last stands last
+        self._entries: OrderedDict[_Key, Surface] = OrderedDict()  # least recently used first
 
     def __len__(self) -> int:
         return len(self._entries)
 
     @property
     def hit_rate(self) -> float:
-        """Share of the texts asked for that needed no computation, since this object was made; 0 before the first."""
-        asked = self.hits + self.misses
-        return self.hits / asked if asked else 0.0
+        """Share of the texts requested from this object that needed no computation; 0 before any request."""
+        requests = self.hits + self.misses
+        return self.hits / requests if requests else 0.0
 
     def __repr__(self) -> str:
-        asked = self.hits + self.misses
+        requests = self.hits + self.misses
         return (
             f"TextCache({len(self)} texts, {self.bytes / 2**20:.1f} of {self.max_bytes / 2**20:.1f} MiB, "
-            f"hit rate {self.hit_rate:.1%} of {asked})"
+            f"hit rate {self.hit_rate:.1%} of {requests})"
         )
 
     def surfaces(self, model: str, texts: Sequence[str], compute: Callable[[list[str]], Surface]) -> Surface:
-        """The surfaces of texts, of which `compute` makes those that are not here.
+        """The surfaces of texts; those that are not cached are computed and added.
 
         Args:
-            model: a fingerprint of everything that a surface depends on beside its text.
-            texts: N texts, at least one. A text that repeats is computed once, and its repetitions count as hits.
-            compute: M distinct texts -> [M, S].
+            model: a fingerprint of everything else that a surface depends on.
+            texts: N texts, at least one. A repeated text is computed once, and its repetitions count as hits.
+            compute: maps M distinct texts to their surfaces [M, S].
 
         Returns:
             [N, S] in float32.
 
         Raises:
-            ValueError: what `compute` returned is not [M, S], or not finite; nothing of it is kept.
+            ValueError: the result of `compute` is not [M, S] or not finite; then none of it is cached.
         """
         found: dict[str, Surface] = {}
         missing: list[str] = []
@@ -91,7 +91,7 @@ class TextCache:
         if missing:
             computed = np.array(compute(missing), dtype=np.float32)
             if computed.ndim != 2 or len(computed) != len(missing) or not np.isfinite(computed).all():
-                raise ValueError(f"compute must give {len(missing)} finite surfaces, got {list(computed.shape)}")
+                raise ValueError(f"compute must return {len(missing)} finite surfaces, got {list(computed.shape)}")
             found.update(zip(missing, computed, strict=True))
         self.misses += len(missing)
         self.hits += len(texts) - len(missing)
@@ -101,7 +101,7 @@ class TextCache:
         return rows
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write every entry to a safetensors file, aside first and then renamed."""
+        """Write every entry to a safetensors file atomically: to a temporary file, which is then renamed."""
         models = {key.model: None for key in self._entries}
         numbers = {model: number for number, model in enumerate(models)}
         texts = [key.text.encode() for key in self._entries]
@@ -119,10 +119,10 @@ class TextCache:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], max_bytes: int = DEFAULT_BYTES) -> "TextCache":
-        """The cache in a file; an empty one where there is no file.
+        """Load a saved cache; an empty one if there is no file.
 
-        A damaged file is renamed to NAME.damaged (NAME.damaged-2, …) with a warning, and the cache starts empty. Of a
-        file over `max_bytes` the entries used last are kept.
+        A damaged file is renamed to NAME.damaged (NAME.damaged-2, …) with a warning, and the cache starts empty. If the
+        file exceeds `max_bytes`, the most recently used entries are kept.
         """
         path = Path(path)
         cache = cls(max_bytes)
@@ -143,9 +143,9 @@ class TextCache:
         return cache
 
     def _keep(self, key: _Key, surface: Surface) -> None:
-        """Make this the entry used last, and let go of others until all fit."""
+        """Make this the most recently used entry, and evict others until the cache fits `max_bytes`."""
         if key not in self._entries:
-            # A copy: a row would keep the whole batch that it was computed in.
+            # A copy: a view would keep the whole batch in memory.
             self._entries[key] = surface.copy()
             self.bytes += _size(key, surface)
         self._entries.move_to_end(key)
@@ -154,20 +154,20 @@ class TextCache:
 
 
 class ModelFingerprint:
-    """A hash of a model's weights, computed anew only when they have changed."""
+    """A hash of a model's weights, recomputed only when they have changed."""
 
     def __init__(self) -> None:
         self._seen: dict[str, mx.array] = {}
         self._value = ""
 
     def of(self, parameters: Mapping[str, mx.array]) -> str:
-        """The hash of names, dtypes, shapes and values."""
+        """The hash of names, dtypes, shapes and values of `parameters`, arrays of any shape."""
         if not self._same(parameters):
             digest = hashlib.blake2b(digest_size=16)
             for name, array in parameters.items():
                 digest.update(f"{name} {array.dtype} {array.shape} ".encode())
                 digest.update(np.array(array.astype(mx.float32)).data)
-            # Copies of the handles: assigning to a part of an array gives its own handle other values, not these.
+            # New handles: an update such as array[0] = 1 rebinds the caller's handle and leaves these unchanged.
             self._seen = {name: mx.array(array) for name, array in parameters.items()}
             self._value = digest.hexdigest()
         return self._value
@@ -193,7 +193,7 @@ def _digest(tensors: dict[str, np.ndarray], models: str) -> str:
 
 
 def _read(path: Path) -> Iterator[tuple[_Key, Surface]]:
-    """The entries in a file, the one used last at the end. Raises ValueError that names the fault."""
+    """The entries of a file, least recently used first. Raises ValueError if the file is damaged."""
     metadata = read_metadata(path)
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"its format is {metadata.get('format')!r}, accepted is {_FORMAT!r}")
@@ -201,7 +201,7 @@ def _read(path: Path) -> Iterator[tuple[_Key, Surface]]:
     kinds = {name: array.dtype.str[1:] for name, array in tensors.items()}
     if kinds != _TENSORS or any(array.ndim != 1 for array in tensors.values()):
         raise ValueError(f"it holds {kinds}, accepted are {_TENSORS}, in one dimension each")
-    # After this check the file is what `save` wrote, whole and unchanged.
+    # A matching digest means that the file is exactly what `save` wrote, so the rest needs no checks.
     if metadata.get("digest") != _digest(tensors, metadata.get("models", "")):
         raise ValueError("its contents do not have the hash that it was saved with")
     models = json.loads(metadata["models"])

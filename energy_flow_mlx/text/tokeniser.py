@@ -1,4 +1,4 @@
-"""Tokenisers: text <-> ids of a fixed length."""
+"""Tokenisers: texts to token ids of a fixed length, and back."""
 
 import hashlib
 import os
@@ -18,8 +18,8 @@ from ..files import write_aside
 
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = [PAD, UNKNOWN, START, END, MASK]  # ids 0 to 4 of a trained tokeniser
-# What other tokenisers call their padding; after them the ends of text that padding is made of where there is none. Padding
-# is masked, so any entry serves.
+# Padding tokens of common tokenisers, then their end-of-text tokens for those without padding. Padding is masked, so
+# any token will do.
 _PADDINGS = (PAD, "<pad>", "<|pad|>", "<|padding|>", "<PAD>", "</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 _CONTINUES = "##"
 MOST_ENTRIES = 2**31 - 1  # ids are int32
@@ -35,9 +35,13 @@ class TokenBatch(NamedTuple):
 
 
 class Tokeniser:
-    """Ids by any tokeniser of the `tokenizers` library that has a padding token.
+    """Wraps a tokeniser of the `tokenizers` library, which must have a token that can serve as padding.
 
-    `train` and `whitespace` learn a vocabulary, `from_file` reads a `tokenizer.json`, `data.open_tokeniser` finds one.
+    `train` and `whitespace` learn a vocabulary, `from_file` reads a `tokenizer.json`, `data.open_tokeniser` opens one
+    by name.
+
+    Raises:
+        ValueError: the vocabulary has no padding token, or an id does not fit int32.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -45,42 +49,44 @@ class Tokeniser:
         pads = [name for name in (*names, *_PADDINGS) if tokenizer.token_to_id(name) is not None]
         if not pads:
             raise ValueError(
-                f"tokenizer: its vocabulary of {tokenizer.get_vocab_size()} tokens has no {PAD}, nor another padding: "
+                f"tokenizer: its vocabulary of {tokenizer.get_vocab_size()} tokens has no {PAD}, nor another padding token: "
                 f"{', '.join(_PADDINGS[1:])}"
             )
         largest = max(tokenizer.get_vocab().values())
         if largest >= MOST_ENTRIES:
             raise ValueError(f"tokenizer: its largest id is {largest}; accepted are ids under {MOST_ENTRIES}")
         self._pad = pads[0]
-        # Lengths belong to a call, not to the file. The name of its padding stays, because it may be none of ours.
+        # The length is set in each call of `encode`. The padding token's name is saved: it may not be in `_PADDINGS`.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         if names:
             tokenizer.enable_padding(pad_id=tokenizer.token_to_id(self._pad), pad_token=self._pad)
         self._json: str = tokenizer.to_str(pretty=True)
         self._tokenizer = tokenizer
-        self.encode([EMPTY_TEXT], 128)  # a file can load and yet frame every text with tokens that it does not have
+        self.encode([EMPTY_TEXT], 128)  # fails now if the post-processor adds tokens that the vocabulary lacks
 
     @classmethod
     def train(cls, texts: Sequence[str], vocab_size: int) -> "Tokeniser":
-        """Learn BERT's WordPiece: lower case, split at white space and punctuation, longest known pieces, [CLS] text [SEP].
+        """Train a BERT-style WordPiece tokeniser.
 
-        The same texts give the same vocabulary, in every process.
+        Text is lower-cased, split at white space and punctuation, matched longest-first, and framed as [CLS] text
+        [SEP].
+        Training is deterministic: the same texts give the same vocabulary in every process.
 
         Args:
             texts: the corpus, in any order.
-            vocab_size: the most entries to make, special tokens included; a small corpus gives fewer.
+            vocab_size: the most entries, special tokens included; a small corpus gives fewer.
 
         Raises:
-            TypeError, ValueError: an argument is of the wrong kind, or `vocab_size` is too small for the letters.
+            TypeError, ValueError: an argument is of the wrong type, or `vocab_size` is too small for the letters.
         """
         vocab_size = check_int("vocab_size", vocab_size, len(SPECIAL_TOKENS) + 1)
         checked = check_texts("texts", texts)
         if not checked:
             raise ValueError("texts must hold at least one text to learn from, got none")
         tokenizer = _bert(models.WordPiece(unk_token=UNKNOWN))
-        # The library numbers the letters inside words in the order of a randomly seeded hash map, and ties between
-        # merges follow the numbers. Numbered up front, like special tokens, they make the training deterministic.
+        # The library numbers continuation letters (##a) in the order of a randomly seeded hash map, and breaks ties
+        # between merges by number. Passing them as special tokens fixes their numbers and makes training deterministic.
         letters = [f"{_CONTINUES}{letter}" for letter in sorted(_letters_inside_words(tokenizer, checked))]
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS + letters, show_progress=False
@@ -92,19 +98,19 @@ class Tokeniser:
                 f"vocab_size must be at least {len(vocabulary)}, the special tokens and letters of texts, "
                 f"got {vocab_size}"
             )
-        # Built again from the vocabulary alone: the letters are to be pieces, not special tokens.
+        # Rebuilt from the vocabulary, so that the letters are ordinary pieces rather than special tokens.
         return cls(_bert(models.WordPiece(vocabulary, unk_token=UNKNOWN)))
 
     @classmethod
     def whitespace(cls, texts: Sequence[str], vocab_size: int) -> "Tokeniser":
-        """The most frequent words of texts, as white space separates them, case and punctuation included; for smoke tests.
+        """A vocabulary of the most frequent words as split at white space, with case and punctuation; for smoke tests.
 
         Args:
             texts: the corpus, in any order.
-            vocab_size: the most entries to make, special tokens included.
+            vocab_size: the most entries, special tokens included.
 
         Raises:
-            TypeError, ValueError: an argument is of the wrong kind.
+            TypeError, ValueError: an argument is of the wrong type.
         """
         vocab_size = check_int("vocab_size", vocab_size, len(SPECIAL_TOKENS) + 1)
         counts = Counter(word for text in check_texts("texts", texts) for word in text.split())
@@ -135,30 +141,33 @@ class Tokeniser:
             raise ValueError(f"{path}: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a `tokenizer.json` that the `tokenizers` library reads, aside first and then renamed."""
+        """Write a `tokenizer.json` for the `tokenizers` library atomically: to a temporary file, then renamed."""
         write_aside(path, lambda aside: aside.write_text(self._json, encoding="utf-8"))
 
     @cached_property
     def vocab_size(self) -> int:
-        """Rows that an embedding table needs: one more than the largest id."""
+        """The number of rows that an embedding table needs: the largest id plus one."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the `tokenizer.json`: the same for two tokenisers that were saved alike."""
+        """A hash of the `tokenizer.json`."""
         return hashlib.blake2b(self._json.encode(), digest_size=16).hexdigest()
 
     def encode(self, texts: Sequence[str], max_length: int) -> TokenBatch:
-        """Texts -> ids, cut or padded to exactly `max_length`, so that shapes stay static.
+        """Encode texts, truncated or padded to exactly `max_length` tokens, so that shapes are static.
 
-        An empty or white-space text, and one in which the tokeniser finds no token, is encoded as "empty".
+        A text that is empty or white space, or for which the tokeniser gives no token, is encoded as "empty".
 
         Args:
             texts: N strings.
-            max_length: T, at least 3; counts `[CLS]` and `[SEP]`.
+            max_length: T, at least 3, including `[CLS]` and `[SEP]`.
+
+        Returns:
+            Ids and mask [N, T].
 
         Raises:
-            TypeError, ValueError: naming the argument, and the index of a text that is no valid string.
+            TypeError, ValueError: names the argument, and the index of a text that is not a valid string.
         """
         max_length = check_int("max_length", max_length, _SHORTEST)
         checked = check_texts("texts", texts)
@@ -183,10 +192,10 @@ class Tokeniser:
         return TokenBatch(ids.astype(np.int32), mask)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
-        """The text of one row of ids, without special tokens.
+        """The text of one row of ids [T], without special tokens.
 
         Raises:
-            TypeError, ValueError: an id is no integer or not in the vocabulary.
+            TypeError, ValueError: an id is not an integer or not in the vocabulary.
         """
         size = self.vocab_size
         checked = [check_int(f"ids[{index}]", id, 0, size - 1) for index, id in enumerate(ids)]
@@ -194,14 +203,14 @@ class Tokeniser:
         return text
 
 
-# One class for every kind; by this name where WordPiece is what is meant.
+# The plan's public name; the class serves every kind of tokeniser.
 WordPieceTokeniser = Tokeniser
 
 
 @contextmanager
 def _library_errors(words: str) -> Iterator[None]:
-    """Turn what the library raises into ValueError: bare Exception, and for files at odds with themselves a panic of its
-    Rust code, which is no Exception."""
+    """Turn the library's errors into ValueError. It raises bare Exception and, for inconsistent files, PanicException
+    from its Rust code, which derives from BaseException."""
     try:
         yield
     except BaseException as error:
@@ -219,7 +228,7 @@ def _bert(model: models.Model) -> Tokenizer:
 
 
 def _framed(tokenizer: Tokenizer) -> Tokenizer:
-    """With the special tokens under their ids, and texts as `[CLS] text [SEP]`."""
+    """Add the special tokens, with ids 0 to 4, and the template `[CLS] text [SEP]`."""
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     start, end = SPECIAL_TOKENS.index(START), SPECIAL_TOKENS.index(END)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -231,7 +240,7 @@ def _framed(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _letters_inside_words(tokenizer: Tokenizer, texts: list[str]) -> set[str]:
-    """Every letter that stands after another one in a word, as the tokeniser sees words."""
+    """Every letter that occurs in a word after its first letter, with words as the tokeniser splits them."""
     letters: set[str] = set()
     for chunk in {chunk for text in texts for chunk in text.split()}:
         for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(chunk)):

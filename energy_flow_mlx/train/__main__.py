@@ -17,7 +17,7 @@ from .step import NonFiniteLoss
 
 _USAGE = (
     "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN] [--profile DIR] "
-    "[--mlp-baseline] [--quiet]"
+    "[--mlp-baseline] [--ablation] [--quiet]"
 )
 _DESCRIPTION = (
     "Train an energy-flow model and judge it on held-out pairs. Without arguments: the tiny preset on built-in data. "
@@ -30,7 +30,7 @@ RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "lo
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 (the loss became non-finite, or a kernel fails here), 2 (refused), 130 (interrupted)."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser(argv).parse_args(argv)
     fields = given_fields(arguments)
     try:
         if arguments.resume is not None and arguments.out is not None:
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 quiet=arguments.quiet,
                 profile=arguments.profile,
                 mlp_baseline=arguments.mlp_baseline,
+                ablation=arguments.ablation,
             )
     except (ConfigError, CheckpointError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> Parser:
+def _parser(argv: Sequence[str] | None) -> Parser:
     parser = Parser(prog="python -m energy_flow_mlx.train", usage=_USAGE, description=_DESCRIPTION)
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder, bit-identically")
     parser.add_argument(
@@ -71,7 +72,8 @@ def _parser() -> Parser:
     parser.add_argument("--profile", type=Path, metavar="DIR", help="leave a trace of a few steps in this folder")
     parser.add_argument("--quiet", action="store_true", help="print the final table alone")
     parser.add_argument("--mlp-baseline", action="store_true", help="train an MLP of the model's size for the final table")
-    add_config_flags(parser)
+    parser.add_argument("--ablation", action="store_true", help="train the model with its flow left out for the final table")
+    add_config_flags(parser, argv)
     return parser
 
 

@@ -48,7 +48,7 @@ class TrainerState:
         """Take note of a validation: the best cosine so far, and the loss for the schedule `plateau`."""
         if cosine > self.best_validation_cosine:
             self.best_validation_cosine, self.best_step = cosine, self.step
-        # A validation that is there only because the run ends here must not move the rate of a run that goes on.
+        # The validation after the last step is an extra one: it must not change the rate of a run that is resumed with more steps.
         if config.learning_rate_schedule == "plateau" and self.step % config.validation_interval == 0:
             self.plateau.observe(loss, config.plateau_patience)
 
@@ -145,7 +145,7 @@ def append_metrics(run: Path, line: dict[str, Any]) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; an unfinished last line, which a kill leaves, is left out.
+    """The lines of metrics.jsonl; an incomplete last line, which a killed process leaves, is skipped.
 
     Raises:
         CheckpointError: another line does not parse; names it.

@@ -6,11 +6,11 @@ import mlx.core as mx
 
 from ..config import RunConfig
 from ..data.source import PairBatch
-from ..models.energy_flow import EnergyFlow
+from ..models.energy_flow import EnergyFlow, EnergyFlowOutput
 
 
 class LossParts(NamedTuple):
-    """Scalars of one batch, lazy. `text` is 0 where `text_loss_weight` is.
+    """Scalars of one batch, lazy: means over it, then counts. `text` is 0 where `text_loss_weight` is.
 
     target_surface_variance: over the batch, averaged over the cells; falls to 0 if the targets collapse into one.
     """
@@ -18,10 +18,14 @@ class LossParts(NamedTuple):
     surface: mx.array
     text: mx.array
     embedding: mx.array  # mean of 1 - cosine
+    arrival: mx.array  # mean distance between flows and their nearest plane at the end of their life
     target_surface_variance: mx.array
     arrived: mx.array  # flows that reached an output plane by moving
     ended: mx.array  # all flows that ended: arrived, projected, dropped
     overflowed: mx.array  # children for which there was no room
+
+
+MEANS = LossParts._fields[:5]
 
 
 def number(scalar: mx.array) -> float:
@@ -53,7 +57,10 @@ def energy_flow_loss(
     """The training loss of a batch.
 
         surface_loss_weight * MSE(surface, mapper(target)) + text_loss_weight * MSE(text_encoder(input), mapper(input))
-        + embedding_loss_weight * mean(1 - cosine(embedding, target))
+        + embedding_loss_weight * mean(1 - cosine(embedding, target)) + arrival_loss_weight * mean(distance to the nearest plane)
+
+    The distance is that of a flow at the end of its life. Without this term z has a gradient only through the softmax of
+    collection, which vanishes where a cell holds one flow, and arrival is left to chance.
 
     Args:
         batch: B pairs.
@@ -63,23 +70,30 @@ def energy_flow_loss(
     Returns:
         The loss, a scalar, and its parts.
     """
-    inputs, targets = _array(batch.input_embedding), _array(batch.target_embedding)
-    out = model(inputs, key=key, training_step=training_step)
-    # Both are targets. With a gradient the mapper would win by drawing all surfaces together.
-    wanted = mx.stop_gradient(model.map_to_surface(mx.concatenate([targets, inputs])))
-    target_surface, input_surface = mx.split(wanted.reshape(wanted.shape[0], -1), 2)  # [B, S] each
+    out = model(_array(batch.input_embedding), key=key, training_step=training_step)
+    return loss_of(out, model, config, batch)
+
+
+def loss_of(
+    out: EnergyFlowOutput, model: EnergyFlow, config: RunConfig, batch: PairBatch
+) -> tuple[mx.array, LossParts]:
+    """`energy_flow_loss` from what the model gave for the inputs of the batch."""
+    targets = _array(batch.target_embedding)
+    # The mapper's surfaces are targets. With a gradient it would win by drawing all surfaces together.
+    target_surface = mx.stop_gradient(model.map_to_surface(targets)).reshape(out.surface.shape)
     text = mx.array(0.0)
     if config.text_loss_weight:
         text_surface = model.text_to_surface(_array(batch.input_ids), _array(batch.attention_mask))
-        text = mx.mean(mx.square(text_surface - input_surface))
+        text = mx.mean(mx.square(text_surface - mx.stop_gradient(out.start)))
     surface = mx.mean(mx.square(out.surface - target_surface))
     embedding = mx.mean(1 - cosine(out.embedding, targets))
     loss = (
         config.surface_loss_weight * surface
         + config.text_loss_weight * text
         + config.embedding_loss_weight * embedding
+        + config.arrival_loss_weight * out.flow.distance
     )
     arrived = out.flow.reached_z0 + out.flow.reached_zdepth
     ended = arrived + out.flow.projected + out.flow.dropped
     variance = mx.mean(mx.var(target_surface, axis=0))
-    return loss, LossParts(surface, text, embedding, variance, arrived, ended, out.flow.overflowed)
+    return loss, LossParts(surface, text, embedding, out.flow.distance, variance, arrived, ended, out.flow.overflowed)

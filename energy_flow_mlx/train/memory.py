@@ -1,4 +1,4 @@
-"""How much memory a training step takes, which checkpointing a budget asks for, and MLX's limits."""
+"""The memory of a training step: prediction, recomputation that fits a budget, and MLX's limits."""
 
 import math
 import os
@@ -14,8 +14,8 @@ from ..ops.kernel import use_kernel
 
 GB = 1e9
 CUDA_SHARE = 0.8  # of a CUDA device that MLX may fill; its own limit leaves nothing to CUDA and the driver
-# On CUDA MLX puts so many operations into a command buffer, by compute capability, and lets so many buffers queue. The results of all
-# that queue are allocated: a step of the optimized preset at batch 4, which needs 29 GB, ran out of 80 GB.
+# On CUDA MLX puts this many operations into a command buffer, by compute capability, and queues up to this many buffers. The results of
+# all queued operations are allocated: a step of the optimized preset at batch 4, which needs 29 GB, ran out of 80 GB.
 OPERATIONS = {(9, 0): 100, (10, 0): 100, (12, 0): 100}
 OTHERS_OPERATIONS = 20
 BUFFERS = 10
@@ -43,8 +43,9 @@ def predicted(config: EnergyConfig) -> Memory:
     """The memory of a training step, in bytes, from the configuration.
 
     With the kernels a step of N flows keeps of each GRU layer the two products [N, 3 Hd] and the new state [N, Hd], and the heads'
-    inner product; the plain graph keeps the gates and what they are made of besides, 11 Hd in all. Checkpointing keeps the states of
-    every k-th step, and k steps whole while it goes back. A step in work takes the gradients of the products once more.
+    inner product; the plain graph keeps the gates and what they are made of besides, 11 Hd in all. Gradient checkpointing stores the
+    states of every k-th step, and everything of k steps during their backward pass. The step in progress also holds the gradients of its
+    products.
     """
     kernels = use_kernel("gru_gates")
     computed, size = DTYPES[config.compute_dtype].size, flow_dtype(config).size
@@ -81,7 +82,7 @@ def largest_update(config: EnergyConfig) -> float:
 
 
 def parameters(config: EnergyConfig) -> int:
-    """How many numbers the model's weights are."""
+    """The number of parameters of the model."""
     S, E, hidden = config.surface_dim, config.embedding_dim, config.carrier_hidden_size
     M, d, F, h = intermediate_size(E, S), config.text_model_dim, config.neuron_output_dim, config.neuron_hidden_dim
     surfaces = 2 * (E * M + 2 * M * S + 2 * S * S)
@@ -93,12 +94,12 @@ def parameters(config: EnergyConfig) -> int:
 
 
 def within_budget(config: EnergyConfig) -> EnergyConfig:
-    """`within` the configuration's own memory_budget; the configuration itself if it has none."""
+    """`within` the memory_budget of the configuration; the configuration unchanged if it has none."""
     return within(config, config.memory_budget * GB) if config.memory_budget else config
 
 
 def within(config: EnergyConfig, budget: float) -> EnergyConfig:
-    """The configuration with the least recomputing that fits into `budget` bytes: none, or checkpoints every k steps.
+    """The configuration with the least recomputation that fits into `budget` bytes: none, or storing the flows of every k-th step.
 
     Every k costs one forward pass more; the k that keeps least is taken.
 
@@ -150,7 +151,7 @@ def operations_a_buffer(config: EnergyConfig, most: float) -> int:
 
 
 def queued(config: EnergyConfig) -> float:
-    """About how many bytes the results of queued operations take beyond a step's own need: on CUDA, once `limit` was called."""
+    """An estimate of the bytes that the results of queued operations take beyond what the step needs: on CUDA, after `limit`."""
     if not mx.cuda.is_available():
         return 0.0
     chosen = os.environ.get(VARIABLE, "")

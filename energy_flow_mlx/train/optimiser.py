@@ -14,11 +14,17 @@ from ..ops.adamw import AdamStep, AdamTensor, adamw
 from ..ops.kernel import setting
 from ..ops.norms import l2_norms
 
+FLOWS = ("neuron.", "carrier.")  # what all flows share
 COSINE_FLOOR = 0.1  # share of the peak rate that the cosine ends on
 
 
 class AdamW(optim.AdamW):
-    """MLX's AdamW with its state and names, whose step also clips and can be called off without a look at the numbers."""
+    """MLX's AdamW with its state and names, whose step also clips, can be skipped on the device, and has a rate for the flows of its own.
+
+    flow_rate: what the rate of neuron and carrier is multiplied by.
+    """
+
+    flow_rate: float = 1.0
 
     def apply_gradients(
         self, gradients: Any, parameters: Any, factors: mx.array | None = None, go: mx.array | None = None
@@ -38,7 +44,8 @@ class AdamW(optim.AdamW):
         following = self.step + 1
         rest = setting(self.weight_decay, *self.betas, self.eps)
         corrections = 1.0 - mx.power(setting(*self.betas), following.astype(mx.float32))
-        shared = AdamStep(mx.concatenate([self.learning_rate.reshape(1), rest, corrections]), factors, go)
+        rates = setting(*(self.flow_rate if name.startswith(FLOWS) else 1.0 for name in named_arrays(gradients)))
+        shared = AdamStep(mx.concatenate([self.learning_rate.reshape(1), rest, corrections]), factors, go, rates)
         self.state["step"] = mx.where(go.reshape(()), following, self.step)
         tensors: list[AdamTensor] = []
 
@@ -57,7 +64,9 @@ class AdamW(optim.AdamW):
 
 def make_optimiser(config: RunConfig) -> AdamW:
     """AdamW as torch's: bias correction, betas (0.9, 0.999), eps 1e-8, decoupled weight decay."""
-    return AdamW(config.learning_rate, [0.9, 0.999], 1e-8, config.weight_decay, bias_correction=True)
+    optimiser = AdamW(config.learning_rate, [0.9, 0.999], 1e-8, config.weight_decay, bias_correction=True)
+    optimiser.flow_rate = config.flow_learning_rate_factor
+    return optimiser
 
 
 def freeze_unreached(model: EnergyFlow, config: RunConfig) -> None:
@@ -69,6 +78,9 @@ def freeze_unreached(model: EnergyFlow, config: RunConfig) -> None:
     model.collector.freeze(keys="position_weights", recurse=False)
     if not config.text_loss_weight:
         model.text_encoder.freeze()
+    if not model.config.flows_enabled:
+        model.neuron.freeze()
+        model.carrier.freeze()
     if not config.embedding_loss_weight:
         model.collector.freeze()
 

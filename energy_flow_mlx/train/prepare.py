@@ -34,7 +34,7 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Run:
 
     Raises:
         ConfigError: the data do not fit the configuration.
-        CheckpointError: `folder` holds no whole checkpoint, or one that was trained on other data.
+        CheckpointError: `folder` holds no complete checkpoint, or one that was trained on other data.
     """
     has_tokeniser = resume and (folder / "tokenizer.json").is_file()
     data = data_of_run(config, Tokeniser.from_file(folder / "tokenizer.json") if has_tokeniser else None)

@@ -107,7 +107,7 @@ class Profile:
             for attribute, function in eager.items():
                 stack.callback(setattr, train_step, attribute, getattr(train_step, attribute))
                 setattr(train_step, attribute, function)
-            # On the objects themselves: their own attribute hides the class's, and goes again.
+            # Set on the instances, where the attribute hides that of the class until it is deleted.
             for where, attribute, name in (
                 (train_step, "_sums", GRADIENTS),
                 (train_step.optimiser, "apply_gradients", "optimiser"),

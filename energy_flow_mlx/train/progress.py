@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from ..config import EnergyConfig
 from .checkpoint import append_metrics
+from .evaluation import Evaluation
 from .loss import number
-from .report import Evaluation
 from .step import Launched, StepMetrics
 
 

@@ -1,169 +1,115 @@
-"""How good a model is: its numbers on a split, baselines fitted on the training split, the table and the curves."""
+"""What a run shows at its end: the table and the curves."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
 
-from ..config import RunConfig
-from ..data.source import PairBatch, PairData, PairDataset
+from ..config import EnergyConfig
+from ..data.source import PairData
+from ..files import write_aside
 from ..models.energy_flow import EnergyFlow
-from .loss import energy_flow_loss, number
+from .baselines import mlp_baseline, simple_baselines, without_flow
+from .evaluation import Evaluation, Scores, evaluate
 
-RIDGE_PENALTIES = tuple(10.0**power for power in range(-3, 4))  # tried on the validation split
-_ROWS = 1024  # pairs read at a time
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Means over the pairs of a split: `cosine` of output and target, `surface_mse` to the mapped target, `loss`;
-    `arrived`: the share of flows that reached an output plane by moving."""
-
-    loss: float
-    cosine: float
-    surface_mse: float
-    arrived: float
+FLOOR = 1e-4  # of the loss parts' logarithmic axis, on which a distance of 0 would not be seen
+# Colours that stay apart for colour-blind readers (Okabe and Ito, 2008).
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#777777"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; None where a method has no such number."""
+def held_out(
+    model: EnergyFlow, data: PairData, config: EnergyConfig, *, mlp: bool = False, ablation: bool = False
+) -> dict[str, Scores]:
+    """Scores on the test split, by name: the baselines and the model.
 
-    method: str
-    cosine: float
-    surface_mse: float | None = None
-    arrived: float | None = None
-
-
-def evaluate(model: EnergyFlow, data: PairDataset, config: RunConfig) -> Evaluation:
-    """The model in evaluation mode (no dropout, no noise) over all pairs of `data`; its mode is put back.
-
-    config: gives the batch size and the weights of the loss.
+    Args:
+        mlp: train an MLP of the model's size for as many steps.
+        ablation: train the model with its flow left out for as many steps.
     """
-    training = model.training
-    model.eval()
-    sums = np.zeros(3)
-    arrived = ended = 0.0
-    for batch in batches(data, config.batch_size):
-        loss, parts = energy_flow_loss(model, config, batch)
-        mx.eval(loss, parts)
-        sums += len(batch.indices) * np.array([number(loss), number(parts.embedding), number(parts.surface)])
-        arrived += number(parts.arrived)
-        ended += number(parts.ended)
-    model.train(training)
-    loss_mean, distance, surface = (float(value) for value in sums / len(data))
-    return Evaluation(loss_mean, 1 - distance, surface, arrived / max(ended, 1))
+    rows = simple_baselines(data)
+    rows[f"energy flow ({model.trained_steps} steps)"] = evaluate(model, data.test, config)
+    for wanted, train in ((mlp, mlp_baseline), (ablation, without_flow)):
+        if wanted:
+            name, scores = train(model, data, config)
+            rows[name] = scores
+    return rows
 
 
-def baselines(data: PairData) -> list[Row]:
-    """What stands beside the model on the test split: the input itself, the training split's mean target, and a ridge
-    regression fitted on the training split whose penalty is the best on the validation split."""
-    fit = RidgeFit.of(data.train)
-    penalty = max(RIDGE_PENALTIES, key=lambda penalty: mean_cosine(data.validation, fit.solve(penalty)))
-    ridge = fit.solve(penalty)
-    nothing = np.zeros_like(ridge.weight)
-    return [
-        Row("input itself", mean_cosine(data.test, None)),
-        Row("mean target", mean_cosine(data.test, Affine(nothing, fit.target_mean))),
-        Row(f"ridge regression (penalty {penalty:g})", mean_cosine(data.test, ridge)),
-    ]
-
-
-@dataclass(frozen=True)
-class Affine:
-    """x -> x @ weight [E, E] + bias [E]."""
-
-    weight: NDArray[np.float64]
-    bias: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class RidgeFit:
-    """Sums over a split that give the ridge regression with intercept for any penalty."""
-
-    input_mean: NDArray[np.float64]  # [E]
-    target_mean: NDArray[np.float64]  # [E]
-    eigenvalues: NDArray[np.float64]  # [E], of the inputs' covariance times N
-    eigenvectors: NDArray[np.float64]  # [E, E]
-    cross: NDArray[np.float64]  # [E, E], inputs with targets
-
-    @classmethod
-    def of(cls, data: PairDataset) -> "RidgeFit":
-        """Read `data` once."""
-        dim = data.dim
-        inputs, targets = np.zeros(dim), np.zeros(dim)
-        gram, cross = np.zeros((dim, dim)), np.zeros((dim, dim))
-        for batch in batches(data, _ROWS):
-            x, y = batch.input_embedding, batch.target_embedding
-            inputs += x.sum(axis=0, dtype=np.float64)
-            targets += y.sum(axis=0, dtype=np.float64)
-            gram += x.T @ x
-            cross += x.T @ y
-        inputs, targets = inputs / len(data), targets / len(data)
-        eigenvalues, eigenvectors = np.linalg.eigh(gram - len(data) * np.outer(inputs, inputs))
-        return cls(inputs, targets, eigenvalues, eigenvectors, cross - len(data) * np.outer(inputs, targets))
-
-    def solve(self, penalty: float) -> Affine:
-        """The minimum of |targets - prediction|^2 + penalty |weight|^2 over the split."""
-        inverse = 1 / (np.maximum(self.eigenvalues, 0) + penalty)
-        weight = (self.eigenvectors * inverse) @ (self.eigenvectors.T @ self.cross)
-        return Affine(weight, self.target_mean - self.input_mean @ weight)
-
-
-def mean_cosine(data: PairDataset, prediction: Affine | None) -> float:
-    """The mean cosine similarity of predictions (None: the inputs themselves) and targets; a zero row counts as 0."""
-    total = 0.0
-    for batch in batches(data, _ROWS):
-        x, y = batch.input_embedding, batch.target_embedding
-        predicted = x if prediction is None else x @ prediction.weight + prediction.bias
-        norms = np.linalg.norm(predicted, axis=1) * np.linalg.norm(y, axis=1)
-        total += float(np.sum(np.sum(predicted * y, axis=1) / np.maximum(norms, 1e-8)))
-    return total / len(data)
-
-
-def batches(data: PairDataset, size: int) -> Iterator[PairBatch]:
-    """All pairs in order; the last batch may be smaller."""
-    for start in range(0, len(data), size):
-        yield data.batch(np.arange(start, min(start + size, len(data))))
-
-
-def held_out_rows(model: EnergyFlow, data: PairData, config: RunConfig) -> list[Row]:
-    """The rows of the table: the baselines and the model, on the test split."""
-    result = evaluate(model, data.test, config)
-    name = f"energy flow ({model.trained_steps} steps)"
-    return [*baselines(data), Row(name, result.cosine, result.surface_mse, result.arrived)]
-
-
-def table(rows: Sequence[Row], title: str) -> str:
-    """The rows as plain text, the best cosine last."""
-    width = max(len(row.method) for row in rows)
-    lines = [title, f"{'':{width}}  {'cosine':>7}  {'surface MSE':>11}  {'arrived':>7}"]
-    for row in sorted(rows, key=lambda row: row.cosine):
-        surface = "" if row.surface_mse is None else f"{row.surface_mse:.4f}"
-        arrived = "" if row.arrived is None else f"{row.arrived:.1%}"
-        lines.append(f"{row.method:{width}}  {row.cosine:7.4f}  {surface:>11}  {arrived:>7}".rstrip())
+def table(rows: Mapping[str, Scores], title: str) -> str:
+    """The rows as plain text, the best cosine last. What flows did stands in the rows of models that have flows."""
+    width = max(map(len, rows))
+    heads = ("cosine", "top-1", "top-10", "arrived", "collisions a cell", "cells sideways")
+    lines = [title, " " * width + "".join(f"  {head:>7}" for head in heads)]
+    for name, scores in sorted(rows.items(), key=lambda row: row[1].cosine):
+        cells = [f"{scores.cosine:.4f}", f"{scores.top1:.1%}", f"{scores.top10:.1%}"]
+        if isinstance(scores, Evaluation):
+            cells += [f"{scores.arrived:.1%}", f"{scores.collisions:.3f}", f"{scores.sideways:.2f}"]
+        columns = zip(cells, heads, strict=False)
+        lines.append(f"{name:{width}}" + "".join(f"  {cell:>{max(len(head), 7)}}" for cell, head in columns))
     return "\n".join(lines)
 
 
 def draw_curves(path: Path, metrics: Sequence[dict[str, Any]]) -> None:
-    """Loss and its parts, and the validation cosine, over the steps, as a PNG."""
+    """How a run went, as a PNG: cosine and arrival of training and validation, parts of the loss, rate and gradient norm."""
     import matplotlib  # half a second to import: only where a figure is drawn
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    steps = [line["step"] for line in metrics if "loss" in line]
-    for name in ("loss", "surface", "text", "embedding", "target_surface_variance"):
-        left.plot(steps, [line[name] for line in metrics if "loss" in line], label=name.replace("_", " "))
-    left.set(xlabel="step", yscale="log", title="training loss and its parts")
-    left.legend()
-    watched = [line for line in metrics if "validation_cosine" in line]
-    right.plot([line["step"] for line in watched], [line["validation_cosine"] for line in watched], marker="o")
-    right.set(xlabel="step", title="validation cosine")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    trained = _columns(metrics, "loss")
+    watched = _columns(metrics, "validation_cosine")
+    style: Any = {
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+        "font.size": 9, "legend.frameon": False, "lines.linewidth": 1.4,
+    }  # fmt: skip
+    with plt.rc_context(style):
+        figure, ((cosines, arrivals), (parts, rates)) = plt.subplots(2, 2, figsize=(8, 5.2), layout="constrained")
+        if "embedding" in trained:
+            cosine = 1 - trained["embedding"]
+            cosines.plot(trained["step"], cosine, color=BLUE, alpha=0.25)
+            cosines.plot(trained["step"], _smooth(cosine), color=BLUE, label="training")
+        cosines.plot(watched["step"], watched["validation_cosine"], color=ORANGE, marker="o", ms=3, label="validation")
+        cosines.set(title="cosine of output and target")
+        if "arrived" in trained:
+            share = 100 * trained["arrived"] / np.maximum(trained["ended"], 1)
+            arrivals.plot(trained["step"], share, color=BLUE, label="training")
+        if "validation_arrived" in watched:
+            arrivals.plot(
+                watched["step"], 100 * watched["validation_arrived"], color=ORANGE, marker="o", ms=3, label="validation"
+            )
+        arrivals.set(title="flows that arrive, %", ylim=(-3, 103))
+        named = {"embedding": "1 - cosine", "surface": "surface", "text": "text", "arrival": "distance to a plane"}
+        for (name, label), colour in zip(named.items(), (BLUE, ORANGE, GREEN, PINK), strict=True):
+            if name in trained and np.any(trained[name] > 0):
+                parts.plot(trained["step"], np.maximum(trained[name], FLOOR), color=colour, label=label)
+        parts.set(title="parts of the loss, before their weights", yscale="log", xlabel="step")
+        rates.plot(trained["step"], trained["learning_rate"], color=BLUE, label="learning rate (left)")
+        rates.set(title="learning rate and gradient norm", xlabel="step", ylim=(0, None))
+        right = rates.twinx()
+        right.spines["right"].set_visible(True)
+        right.grid(False)
+        right.plot(trained["step"], trained["gradient_norm"], color=GREY, lw=0.8, label="gradient norm (right)")
+        right.set(yscale="log")
+        handles = [axes.get_legend_handles_labels() for axes in (rates, right)]
+        for axes in (cosines, arrivals, parts):
+            axes.legend(loc="best")
+        rates.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], loc="best")
+        write_aside(path, lambda aside: figure.savefig(aside, dpi=150, format="png"))
+        plt.close(figure)
+
+
+def _columns(metrics: Sequence[dict[str, Any]], name: str) -> dict[str, np.ndarray]:
+    """The lines that have `name`, as one array a key that all of them have."""
+    lines = [line for line in metrics if name in line]
+    shared = set.intersection(*(set(line) for line in lines)) if lines else {"step", name}
+    return {key: np.array([line[key] for line in lines], dtype=np.float64) for key in shared}
+
+
+def _smooth(values: np.ndarray, weight: float = 0.9) -> np.ndarray:
+    """The exponential moving average, corrected for its start."""
+    smoothed, mean = np.empty_like(values), 0.0
+    for at, value in enumerate(values):
+        mean = weight * mean + (1 - weight) * value
+        smoothed[at] = mean / (1 - weight ** (at + 1))
+    return smoothed

@@ -8,14 +8,14 @@ from ..config import EnergyConfig
 from ..data.prefetch import Prefetch
 from ..data.source import PairBatch
 from . import checkpoint, memory
+from .evaluation import evaluate
 from .interrupt import StopRequest
 from .loss import number
-from .mlp import mlp_row
 from .optimiser import learning_rate
 from .prepare import Run, header, prepare
 from .profile import Profile
 from .progress import Progress
-from .report import draw_curves, evaluate, held_out_rows, table
+from .report import draw_curves, held_out, table
 from .step import Launched, TrainStep, micro_batches
 
 
@@ -27,12 +27,14 @@ def train(
     quiet: bool = False,
     profile: Path | None = None,
     mlp_baseline: bool = False,
+    ablation: bool = False,
 ) -> int:
     """Train until `config.training_steps`, from the checkpoint in `folder` if `resume`.
 
     Args:
         profile: folder for a trace of a few steps, see `train.profile`.
-        mlp_baseline: afterwards train the MLP of `train.mlp`, for the final table.
+        mlp_baseline: afterwards train an MLP of the model's size, for the final table.
+        ablation: afterwards train the model with its flow left out, for the final table.
 
     Returns:
         The exit code: 0, or 130 for a run that a signal stopped and that was saved.
@@ -54,9 +56,7 @@ def train(
     if not quiet:
         print(f"memory of the run: {mx.get_peak_memory() / memory.GB:.2f} GB at most")
     draw_curves(folder / "curves.png", checkpoint.read_metrics(folder))
-    rows = held_out_rows(run.model, run.data, run.config)
-    if mlp_baseline:
-        rows.append(mlp_row(run.model, run.data, run.config))
+    rows = held_out(run.model, run.data, run.config, mlp=mlp_baseline, ablation=ablation)
     print(table(rows, f"{len(run.data.test)} held-out test pairs of {run.data.name}"))
     return 0
 

@@ -14,7 +14,7 @@ from ..data.source import EpochOrder, PairBatch, PairDataset
 from ..models.energy_flow import EnergyFlow
 from ..ops.compilation import compiled, compiles, plan_kernels
 from ..ops.kernel import as_type
-from .loss import LossParts, energy_flow_loss
+from .loss import MEANS, LossParts, energy_flow_loss
 from .loss_scale import LossScale
 from .optimiser import AdamW, clip_factors, gradient_norms, named_arrays
 
@@ -36,16 +36,16 @@ class StepMetrics(NamedTuple):
     loss: mx.array
     parts: LossParts
     gradient_norm: mx.array  # before clipping
-    skipped: mx.array  # 1 if float16 gradients overflowed and the step was left out
+    skipped: mx.array  # 1 if float16 gradients overflowed and the step was skipped
     loss_scale: mx.array
 
 
 class Launched(NamedTuple):
-    """A step that the device works on: its metrics, and what an error message would name."""
+    """A step that was launched: its metrics, and what an error message would need."""
 
     step: int
     metrics: StepMetrics
-    checked: mx.array  # [3]: loss, gradient norm, loss scale; together, as each look at the device waits for its own copy
+    checked: mx.array  # [3]: loss, gradient norm, loss scale; in one array, because each transfer from the device waits
     norms: mx.array  # [P]
     names: list[str]
     batches: Sequence[PairBatch]
@@ -53,7 +53,7 @@ class Launched(NamedTuple):
 
 
 def step_keys(seed: int, step: int, micro_batch: int) -> tuple[int, mx.array]:
-    """A seed for `mx.random`'s own state (dropout) and a key for the noise, made afresh: a resumed run draws alike."""
+    """A seed for `mx.random`'s own state (dropout) and a key for the noise, derived from (seed, step, micro-batch): a resumed run draws the same numbers."""
     dropout, noise = np.random.SeedSequence([seed, step, micro_batch]).generate_state(2, np.uint64)
     return int(dropout), mx.random.key(int(noise))
 
@@ -66,8 +66,8 @@ def micro_batches(data: PairDataset, order: EpochOrder, step: int, count: int) -
 class TrainStep:
     """Forward, backward, clip, update. Only the trainable parameters of the model take part.
 
-    A step whose loss or gradient is not finite changes nothing, and neither does any step after it: that is decided on the device,
-    so that the next step can be prepared before the last one's numbers are read. With float16 gradients that overflow are expected:
+    A step whose loss or gradient is not finite changes nothing, nor does any step after it. This is decided on the device, so that the
+    next step can be launched before the metrics of the last one are read. With float16 gradients that overflow are expected:
     they halve the loss scale and the run goes on.
 
     Args:
@@ -110,7 +110,7 @@ class TrainStep:
         return self.settle(self.launch(step, batches, learning_rate))
 
     def launch(self, step: int, batches: Sequence[PairBatch], learning_rate: float) -> Launched:
-        """Start step `step` on the device and return at once; `settle` what comes back."""
+        """Launch step `step` on the device and return at once; `settle` waits for the result."""
         loss, parts, gradients = self._sums(step, batches)
         rate = mx.array(learning_rate, dtype=mx.float32)
         norms, total, checked, skipped, self._alive, scaling = self._update(
@@ -126,14 +126,14 @@ class TrainStep:
     def _update_weights(
         self, gradients: Any, loss: mx.array, rate: mx.array, alive: mx.array, scaling: LossScale, count: int
     ) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array, LossScale]:
-        """Clip and update, unless a number is not finite.
+        """Clip the gradients and update the weights, unless the loss or a gradient is not finite.
 
         Returns:
             The norms [P] of the mean gradients and the norm of all together, what `settle` checks, whether the step was skipped,
             whether the run goes on, and the loss scaling after the step.
         """
         scaling = LossScale(*scaling)
-        # A slice of a joint gradient is copied here, once, and not by every kernel.
+        # Gradients may be slices of a larger array: copied once here instead of in every kernel that reads them.
         gradients = tree_map(mx.contiguous, gradients)
         shrink = 1.0 / (count * scaling.scale) if self.scaled else mx.array(1.0 / count)
         norms = gradient_norms(gradients)[1] * shrink
@@ -151,7 +151,7 @@ class TrainStep:
         return norms, total, checked, (~finite).astype(mx.int32), go, scaling
 
     def settle(self, launched: Launched) -> StepMetrics:
-        """Wait for a step and look at its numbers.
+        """Wait for a launched step and check its loss and gradient norm.
 
         Raises:
             NonFiniteLoss: see `__call__`; or the float16 loss scale fell under 1.
@@ -212,9 +212,8 @@ def _means(loss: mx.array, parts: LossParts, count: int) -> StepMetrics:
     nothing = mx.array(0.0)
     if count == 1:
         return StepMetrics(loss, parts, nothing, nothing, nothing)
-    surface, text, embedding, variance, *counts = parts
-    mean = LossParts(surface / count, text / count, embedding / count, variance / count, *counts)
-    return StepMetrics(loss / count, mean, nothing, nothing, nothing)
+    means = parts._replace(**{name: getattr(parts, name) / count for name in MEANS})
+    return StepMetrics(loss / count, means, nothing, nothing, nothing)
 
 
 def _non_finite(launched: Launched, loss: float) -> NonFiniteLoss:

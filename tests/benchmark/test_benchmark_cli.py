@@ -73,7 +73,7 @@ def test_torch_beyond_its_limit_is_left_out(capsys):
     flags = ["--compare", "torch", "--torch-eager", "--torch-limit", "0.01"]
     assert benchmark.main([*small_arguments(), *QUICK, *flags]) == 0
     printed = capsys.readouterr().out
-    assert "not done after 0 s" in printed and "--torch-limit 0.01 s were spent" in printed
+    assert "timed out after 0 s" in printed and "--torch-limit 0.01 s is used up" in printed
 
 
 @pytest.mark.parametrize(

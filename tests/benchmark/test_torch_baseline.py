@@ -10,7 +10,7 @@ from models.parity import assert_close
 from train.small import small_config
 
 from energy_flow_mlx.benchmark.processes import save_batches
-from energy_flow_mlx.benchmark.work import make_batches, make_model, make_step
+from energy_flow_mlx.benchmark.work import STILL, make_batches, make_model, make_step
 from energy_flow_mlx.train.loss import energy_flow_loss
 from energy_flow_mlx.train.optimiser import named_arrays
 
@@ -29,8 +29,8 @@ CASES = {
 
 
 def still_config(**changes):
-    fields = {"use_exploration_noise": False, "carrier_num_layers": 2, "gradient_clip_per_tensor": 0.01}
-    return small_config(**{**fields, **changes})
+    fields = {"carrier_num_layers": 2, "gradient_clip_per_tensor": 0.01, "flow_learning_rate_factor": 1.0, "dropout": 0.1}
+    return small_config(**{**STILL, **fields, **changes})
 
 
 def torch_twin(config, model, gru="cell"):

@@ -86,9 +86,9 @@ def test_unknown_names_are_refused_with_a_hint() -> None:
 @pytest.mark.parametrize(
     ("name", "lattice", "size_and_layers", "spawn", "batch"),
     [
-        ("debug", (20, 20, 10), (256, 2), (1, 0.15), (8, 1)),
-        ("experiment", (28, 28, 40), (512, 3), (1, 0.5), (16, 4)),
-        ("optimized", (100, 100, 50), (1024, 3), (3, 0.1), (32, 1)),
+        ("reference-debug", (20, 20, 10), (256, 2), (1, 0.15), (8, 1)),
+        ("reference-experiment", (28, 28, 40), (512, 3), (1, 0.5), (16, 4)),
+        ("reference-optimized", (100, 100, 50), (1024, 3), (3, 0.1), (32, 1)),
     ],
 )
 def test_presets_hold_the_references_sizes(
@@ -99,9 +99,20 @@ def test_presets_hold_the_references_sizes(
     assert (config.carrier_hidden_size, config.carrier_num_layers) == size_and_layers
     assert (config.max_spawn_per_step, config.spawn_movement_threshold_ratio) == spawn
     assert (config.batch_size, config.gradient_accumulation_steps) == batch
-    assert config.exploration_noise == (0.1 if name == "optimized" else 0.05)
+    assert config.exploration_noise == (0.1 if name == "reference-optimized" else 0.05)
     assert config.input_embedding_dim_from_teacher == 768 and config.learning_rate == 1e-4
     assert config.batch_size * config.surface_dim <= config.max_active_flows
+
+
+@pytest.mark.parametrize("name", ["debug", "experiment", "optimized"])
+def test_a_preset_that_learns_has_the_references_sizes_and_not_its_dynamics(name: str) -> None:
+    ours, reference = EnergyConfig.preset(name), EnergyConfig.preset(f"reference-{name}")
+    for field in ("lattice_width", "lattice_height", "lattice_depth", "carrier_hidden_size", "carrier_num_layers", "neuron_output_dim"):
+        assert getattr(ours, field) == getattr(reference, field)
+    assert (reference.collection, reference.initial_weights, reference.dropout) == ("nearest", "reference", 0.1)
+    assert (reference.arrival_loss_weight, reference.input_residual) == (0, False)
+    assert (ours.collection, ours.initial_weights) == ("bilinear", "carrying") and ours.arrival_loss_weight > 0
+    assert not ours.movement_based_spawn and not ours.use_exploration_noise
 
 
 def test_sizes_that_follow() -> None:

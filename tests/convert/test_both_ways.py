@@ -101,7 +101,7 @@ def test_settings_without_a_place_in_torch_come_back(tmp_path: Path, capsys: pyt
     model.eval()
     model.save_pretrained(tmp_path / "ours")
     assert main([str(tmp_path / "ours"), "--to-torch", "--to", str(tmp_path / "torch")]) == 0
-    assert "no setting for text_num_heads=4 (8 there)" in capsys.readouterr().out
+    assert "no setting for text_num_heads=4 (8 in torch)" in capsys.readouterr().out
     checkpoint, mapper = tmp_path / "torch/checkpoint.pt", tmp_path / "torch/mapper.pt"
     assert "text_num_heads" not in torch.load(checkpoint, weights_only=True)["config"]
     assert main([str(checkpoint), "--mapper", str(mapper), "--to", str(tmp_path / "again")]) == 0

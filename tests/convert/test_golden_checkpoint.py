@@ -88,7 +88,7 @@ def test_the_table_lists_every_source_key(golden: Path, tmp_path: Path, capsys: 
         assert leaf in printed, key
     actions = {row["action"] for row in record["tensors"]}
     assert actions >= {"as is", "renamed", "split", "folded", "summed", "carried", "tied"}
-    assert "no counterpart here: max_steps_z" in printed
+    assert "without a counterpart in this package: max_steps_z" in printed
 
 
 def test_the_decoder_is_carried_with_its_t5_configuration(folder: Path) -> None:

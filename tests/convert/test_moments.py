@@ -125,5 +125,5 @@ def test_parameters_that_have_seen_different_numbers_of_steps(
     checkpoint, mapper = save(modules, ODD, tmp_path, adam)
     arguments = [str(checkpoint), "--mapper", str(mapper), "--to", str(tmp_path / "m")]
     assert main(arguments) == 2
-    assert "different numbers of steps" in capsys.readouterr().err
+    assert "different step counts" in capsys.readouterr().err
     assert main([*arguments, "--without-optimizer"]) == 0

@@ -177,7 +177,7 @@ def test_generate_refuses(arguments, error, text):
 
 def test_split_refuses():
     pairs = generate_pairs(10, 0)
-    with pytest.raises(ValueError, match=r"validation \(6\) and test \(4\) leave nothing to train on: 10 pairs"):
+    with pytest.raises(ValueError, match=r"validation \(6\) and test \(4\) leave nothing to train on: got 10 pairs"):
         split_pairs(pairs, 6, 4, 0)
     with pytest.raises(ValueError, match="test must be an integer of 0 or more, got -1"):
         split_pairs(pairs, 1, -1, 0)

@@ -105,7 +105,7 @@ def test_array_pairs_refuse():
     pairs = [TextPair("a", "b"), TextPair("c", "d")]
     rows, tokens = np.ones((2, 3), np.float32), TokenBatch(np.ones((2, 4), np.int32), np.ones((2, 4), np.int32))
     assert len(ArrayPairs(pairs, rows, rows, tokens)) == 2
-    with pytest.raises(ValueError, match=r"input_embedding must be \[2, E\], one row a pair, got \[1, 3\]"):
+    with pytest.raises(ValueError, match=r"input_embedding must be \[2, E\], one row per pair, got \[1, 3\]"):
         ArrayPairs(pairs, rows[:1], rows, tokens)
     with pytest.raises(ValueError, match=r"target_embedding \[2, 2\] must have the shape of input_embedding \[2, 3\]"):
         ArrayPairs(pairs, rows, rows[:, :2], tokens)

@@ -117,7 +117,7 @@ def test_without_network(tmp_path: Path) -> None:
             "hf download distilbert-base-uncased config.json model.safetensors tokenizer.json --local-dir FOLDER"
             in words
         )
-        assert "then give FOLDER here as teacher" in words
+        assert "then pass FOLDER as teacher" in words
 
 
 def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:

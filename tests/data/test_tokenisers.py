@@ -103,7 +103,7 @@ def test_refused_specs(tmp_path: Path) -> None:
             open_tokeniser(spec)
     with pytest.raises(ValueError, match=r"the folder has no tokenizer\.json"):
         open_tokeniser(str(tmp_path))
-    with pytest.raises(ValueError, match="texts and vocab_size are for the tokeniser whitespace alone"):
+    with pytest.raises(ValueError, match="texts and vocab_size are accepted only with the tokeniser whitespace"):
         open_tokeniser(str(tmp_path), vocab_size=100)
     with pytest.raises(ValueError, match="vocab_size must be an integer of 6 or more"):
         open_tokeniser("whitespace", vocab_size=5)

@@ -86,7 +86,7 @@ def test_wrong_magic(tmp_path, magic):
         (efb(1, 1, struct.pack("<I", 2**32 - 1) + b"\0" * 100, b"EFB2", 2), "byte 20: is cut off: the text takes 4294967295"),
         (efb(0, 5, b""), "says 0 samples"),
         (efb(1, 0, b"\0" * 4), "of 0 numbers"),
-        (efb(1, 1, b"\0" * 9, b"EFB2", 8), "byte 12: flags 0x8 are not known"),
+        (efb(1, 1, b"\0" * 9, b"EFB2", 8), "byte 12: unknown flags 0x8; accepted are bits 0, 1 and 2"),
     ],
 )
 def test_absurd_counts_are_refused_before_anything_is_allocated(tmp_path, content, words):
@@ -126,19 +126,19 @@ def test_nan_is_refused_with_its_place(tmp_path):
 
 def test_mixed_sizes_are_refused_with_both(tmp_path):
     content = b'{"text": "a", "target": [1, 2]}\n{"text": "b", "target": [1, 2, 3]}\n'
-    assert refusal(tmp_path / "a.jsonl", content) == "line 2: target_embedding has 3 numbers, those before have 2"
+    assert refusal(tmp_path / "a.jsonl", content) == "line 2: target_embedding has 3 numbers, earlier ones have 2"
     content = b'{"text": "a", "target": [1, 2], "input_embedding": [1]}\n'
-    assert refusal(tmp_path / "a.jsonl", content) == "line 1: target_embedding has 2 numbers, those before have 1"
+    assert refusal(tmp_path / "a.jsonl", content) == "line 1: target_embedding has 2 numbers, earlier ones have 1"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl", b'{"text": "a", "target": "b"}\n{"text": "\xff", "target": "b"}\n', "line 2: is no UTF-8 at byte 10"),
-        ("a.csv", b"premise,hypothesis\na,b\n\xc3,d\n", "line 3: is no UTF-8 at byte 0"),
-        ("a.tsv", b"premise\thypothesis\na\t\xed\xa0\x80\n", "line 2: is no UTF-8 at byte 2"),
+        ("a.jsonl", b'{"text": "a", "target": "b"}\n{"text": "\xff", "target": "b"}\n', "line 2: is not UTF-8 at byte 10"),
+        ("a.csv", b"premise,hypothesis\na,b\n\xc3,d\n", "line 3: is not UTF-8 at byte 0"),
+        ("a.tsv", b"premise\thypothesis\na\t\xed\xa0\x80\n", "line 2: is not UTF-8 at byte 2"),
         ("a.jsonl", b'{"text": "\\ud800", "target": "b"}\n', "line 1: the input text is not valid Unicode"),
-        ("a.efb2", efb(1, 1, struct.pack("<I", 2) + b"a\xff" + struct.pack("<f", 1), b"EFB2", 2), "byte 16: the text is no UTF-8 at its byte 1"),
+        ("a.efb2", efb(1, 1, struct.pack("<I", 2) + b"a\xff" + struct.pack("<f", 1), b"EFB2", 2), "byte 16: the text is not UTF-8 at its byte 1"),
     ],
 )
 def test_broken_utf8(tmp_path, name, content, words):
@@ -160,7 +160,7 @@ def test_skipping_counts_and_reads_on(tmp_path):
     faults = Faults(skip=True)
     assert [record.input for record in read(path, faults)] == ["a", "z"]
     assert faults.counts == {
-        "broken UTF-8": 1, "no JSON": 2, "no object": 1, "embedding size": 1, "no input": 1, "not a text": 1,
+        "broken UTF-8": 1, "not JSON": 2, "not an object": 1, "embedding size": 1, "no input": 1, "not a text": 1,
         "not a number": 4, "bad tokens": 1, "token mask": 2,
     }  # fmt: skip
     sample = struct.pack("<I", 1)
@@ -175,7 +175,7 @@ def test_skipping_counts_and_reads_on(tmp_path):
 
 def test_a_target_that_is_not_normalised_although_the_file_says_so(tmp_path):
     text = refusal(tmp_path / "a.efb2", efb(1, 2, struct.pack("<ff", 1, 1), b"EFB2", 4))
-    assert text.startswith("byte 16: the file says that targets have length 1, this has 1.41421")
+    assert text.startswith("byte 16: the file is flagged as normalised, this target has length 1.41421")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".efb2"])
@@ -207,12 +207,12 @@ def test_a_line_without_an_end_is_not_read_whole(tmp_path, monkeypatch):
     ("name", "content", "words"),
     [
         ("a.csv", b'premise,hypothesis\na,"b\n', "is not CSV"),
-        ("a.csv", b"premise,hypothesis\na,b,c\n", "line 2: has 3 fields, the columns are 2"),
+        ("a.csv", b"premise,hypothesis\na,b,c\n", "line 2: has 3 fields, the header has 2"),
         ("a.csv", b"premise,hypothesis\n", "holds no records"),
         ("a.tsv", b"one\ttwo\n", "line 1: names the columns one, two"),
         ("a.jsonl", b"\n\n", "holds no records"),
-        ("a.parquet", b"PAR1 and no more", "is damaged or no Parquet file"),
-        ("a.pt", b"no pickle", "is no PyTorch file"),
+        ("a.parquet", b"PAR1 and no more", "is damaged or not a Parquet file"),
+        ("a.pt", b"no pickle", "is not a PyTorch file"),
     ],
 )
 def test_other_faults(tmp_path, name, content, words):

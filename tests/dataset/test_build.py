@@ -131,7 +131,7 @@ def test_no_premise_is_in_two_parts(tmp_path):
     premises = [{a for a, _ in pairs_of(tmp_path / "out", part)} for part in PARTS]
     assert not (premises[0] & premises[1] or premises[0] & premises[2] or premises[1] & premises[2])
     assert folder.sizes["validation"] == 20 and folder.sizes["test"] == 31
-    assert folder.about["left_out"] == {"over the size of their part, whose premise they share": 3}
+    assert folder.about["left_out"] == {"over the size of a part whose premise they share": 3}
     assert sum(folder.sizes.values()) == 297
 
 
@@ -157,7 +157,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bits(tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (out / "dataset.json").exists()
-    with pytest.raises(FileNotFoundError, match=r"dataset.json: no such file; a dataset folder holds it once its build"):
+    with pytest.raises(FileNotFoundError, match=r"dataset.json: no such file; a finished build writes it"):
         DatasetFolder(out)
     (out / ".rows-00009.1.new.safetensors").write_bytes(b"half")  # as the kill leaves a shard that was being written
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("rows-*")}
@@ -184,7 +184,7 @@ def test_a_finished_folder_is_kept_and_another_is_not_overwritten(tmp_path):
         build(small(source), tmp_path / "out", quiet=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match="mine: is there and not empty"):
+    with pytest.raises(DataError, match="mine: exists and is not empty"):
         build(small(source), tmp_path / "mine", quiet=True)
 
 
@@ -204,13 +204,13 @@ def test_a_refused_build_leaves_nothing(tmp_path):
         build(small(str(tmp_path / "a.jsonl")), tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
     folder = build(small(str(tmp_path / "a.jsonl"), skip_bad=True), tmp_path / "out", quiet=True)
-    assert folder.about["left_out"] == {"no JSON": 1}
+    assert folder.about["left_out"] == {"not JSON": 1}
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"validation": 5, "test": 25}, "nothing is left to train on: 30 pairs came, test 25, validation 5"),
+        ({"validation": 5, "test": 25}, "no training pairs remain: 30 pairs, test 25, validation 5"),
         ({"fraction": 0.0}, "fraction must be above 0 and at most 1, got 0.0"),
         ({"fraction": 1.5}, "fraction must be above 0"),
         ({"limit": 0}, "limit must be an integer of 1 or more, got 0"),
@@ -254,9 +254,9 @@ def test_embeddings_that_came_with_a_source_are_kept(tmp_path):
 def test_embeddings_of_two_kinds_need_the_teachers_name_and_one_size(tmp_path):
     write_file(tmp_path / "a.jsonl", placed([Record(f"a{n}", target_embedding=np.ones(6, np.float32)) for n in range(30)]))
     source = str(tmp_path / "a.jsonl")
-    with pytest.raises(DataError, match="1 embeddings came with the sources and others did not: --teacher names"):
+    with pytest.raises(DataError, match="embeddings from the sources: 1, but other texts have none: --teacher must name"):
         build(small(source, dim=None), tmp_path / "out", quiet=True)
-    with pytest.raises(DataError, match="sizes do not fit each other: the sources' 6, the teacher's 16, --dim 16"):
+    with pytest.raises(DataError, match="embedding sizes differ: the sources' 6, the teacher's 16, --dim 16"):
         build(small(source, teacher="builtin"), tmp_path / "out", quiet=True)
     folder = build(small(source, teacher="builtin", dim=None), tmp_path / "out", quiet=True)
     assert folder.dim == 6 and folder.about["given_embeddings"] == 1
@@ -276,7 +276,7 @@ def test_tokens_are_kept_beside_their_tokeniser_alone(tmp_path):
     ]
     write_file(tmp_path / "a.efb1", placed(given))
     source, held = str(tmp_path / "a.efb1"), {"dim": None, "teacher": "builtin", "validation": 0, "test": 0}
-    with pytest.raises(DataError, match=r"a.efb1: byte 12: holds tokens alone: --tokenizer names"):
+    with pytest.raises(DataError, match=r"a.efb1: byte 12: has only tokens: name their tokenizer.json with --tokenizer"):
         build(small(source, **held), tmp_path / "out", quiet=True)
     folder = build(small(source, tokeniser=str(tmp_path / "tokenizer.json"), **held), tmp_path / "out", quiet=True)
     assert {a for a, _ in pairs_of(tmp_path / "out")} == {"one two", "three four five"}
@@ -290,7 +290,7 @@ def test_tokens_are_kept_beside_their_tokeniser_alone(tmp_path):
     write_file(tmp_path / "c.jsonl", placed(texts))
     folder = build(small(str(tmp_path / "c.jsonl"), **held), tmp_path / "texts", quiet=True)
     assert folder.tokens(0) is None
-    assert folder.about["left_out"] == {"sets of tokens without --tokenizer (texts are tokenised anew)": 20}
+    assert folder.about["left_out"] == {"sets of tokens without --tokenizer (their texts are tokenised again)": 20}
 
 
 def test_a_teacher_that_gives_nan_is_refused(tmp_path, monkeypatch):

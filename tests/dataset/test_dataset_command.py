@@ -31,7 +31,7 @@ def test_build_says_what_it_made(tmp_path, capsys):
     assert (code, err) == (0, "")
     assert "set: 40 pairs (train 32, validation 4, test 4)" in out
     assert "teacher: hashed-ngram-8-seed0; 80 distinct texts, E = 8, length 1" in out
-    assert "left out: 20 without a label" in out and "left out: 1 no JSON" in out
+    assert "left out: 20 without a label" in out and "left out: 1 not JSON" in out
     assert run(capsys, *command) == (code, out, err)
 
 
@@ -49,7 +49,7 @@ def test_inspect_counts(tmp_path, capsys, folder):
     (tmp_path / "a.jsonl").write_text('{"text": "abc", "target": "d"}\n{"text": "abc", "target": "d"}\nbroken\n{"text": "abcde", "target": "e"}\n')
     code, out, _ = run(capsys, "inspect", tmp_path / "a.jsonl")
     assert code == 0
-    assert "3 pairs, 2 distinct inputs, 1 duplicate pairs" in out and "left out: 1 no JSON" in out
+    assert "3 pairs, 2 distinct inputs, 1 duplicate pairs" in out and "left out: 1 not JSON" in out
     assert "input characters: 3 to 5, median 3" in out and "line 4: 'abcde' -> 'e'" in out
     content = bytearray((folder / "pairs.safetensors").read_bytes())
     content[-4] ^= 1
@@ -63,11 +63,11 @@ def test_convert_says_what_is_lost_and_overwrites_nothing(tmp_path, capsys, fold
     assert code == 0
     assert out.splitlines() == [
         f"{tmp_path / 'a.efb2'}: 200 pairs",
-        "not held by .efb2 and left out: target (200 times)",
-        "not held by .efb2 and left out: input embedding (200 times)",
+        "left out, .efb2 cannot store it: target (200 times)",
+        "left out, .efb2 cannot store it: input embedding (200 times)",
     ]
     code, _, err = run(capsys, "convert", folder, "--to", tmp_path / "a.efb2")
-    assert code == 2 and "a.efb2 is there: name another file, or give --overwrite" in err
+    assert code == 2 and "a.efb2 exists: name another file, or give --overwrite" in err
     assert run(capsys, "convert", folder, "--to", tmp_path / "a.efb2", "--overwrite")[0] == 0
 
 
@@ -95,7 +95,7 @@ def test_train_tokenizer_reads_the_training_part_alone(tmp_path, capsys, folder)
         (["build", "builtin:9", "--to", "x", "--seed", "-1"], "seed must be"),
         (["build", ".", "--to", "x"], "is a folder without dataset.json"),
         (["convert", "builtin:9", "--to", "x.efb1"], "pair 1: has no target embedding, which efb1 needs"),
-        (["convert", "builtin:9", "--to", "x.doc"], "the ending '.doc' is not written"),
+        (["convert", "builtin:9", "--to", "x.doc"], "cannot write '.doc' files"),
         (["inspect", "absent"], "absent: no such file"),
     ],
 )

@@ -106,7 +106,7 @@ def test_a_pack_runs_no_code(tmp_path):
             return (open, (str(tmp_path / "ran"), "w"))
 
     torch.save({"input_embeddings": torch.ones(2, 2), "target_embeddings": Evil()}, tmp_path / "a.pt")
-    with pytest.raises(DataError, match=r"a\.pt: holds more than tensors"):
+    with pytest.raises(DataError, match=r"a\.pt: holds objects other than tensors"):
         read(tmp_path / "a.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -158,7 +158,7 @@ def test_snli_pairs_without_a_label_are_skipped_and_counted(tmp_path):
     assert [record.input for record in wanted] == ["A dog runs."]
     assert faults.counts == {"without a label": 1, "with label neutral": 1}
     (tmp_path / "b.jsonl").write_text('{"text": "a", "target": "b"}\n')
-    with pytest.raises(DataError, match="line 1: has no gold_label or label, by which --label chooses"):
+    with pytest.raises(DataError, match="line 1: has no gold_label or label, which --label needs"):
         list(read_file(tmp_path / "b.jsonl", Faults(), Selection(labels=("entailment",))))
 
 
@@ -204,7 +204,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def test_endings_that_are_not_known_are_refused(tmp_path):
     (tmp_path / "a.xyz").write_text("x")
-    with pytest.raises(DataError, match=r"a.xyz: the ending '.xyz' is not known; read are .jsonl"):
+    with pytest.raises(DataError, match=r"a.xyz: unknown extension '.xyz'; supported are .jsonl"):
         read(tmp_path / "a.xyz")
-    with pytest.raises(DataError, match=r"the ending '.csv' is not written; written are .jsonl"):
+    with pytest.raises(DataError, match=r"cannot write '.csv' files; supported are .jsonl"):
         write_file(tmp_path / "a.csv", placed(full_records(1)))

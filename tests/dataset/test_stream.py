@@ -101,7 +101,7 @@ def test_a_file_is_built_once_in_the_cache(tmp_path, cache, suffix):
     path = tmp_path / f"a{suffix}"
     write_file(path, placed(full_records(100, dim=12)))
     if suffix == ".efb2":  # its targets came with it, and its inputs need the teacher that made them
-        with pytest.raises(DataError, match="--teacher names the one that made those"):
+        with pytest.raises(DataError, match="--teacher must name the teacher of the former"):
             open_data(str(path), **SIZES)
         return
     data = open_data(str(path), **SIZES)
@@ -161,7 +161,7 @@ def test_without_texts_there_is_no_tokeniser(tmp_path):
 
 
 def test_open_data_says_what_it_accepts(tmp_path):
-    with pytest.raises(ValueError, match="data must be builtin, a folder that .* made, or a data file, got 'snli'"):
+    with pytest.raises(ValueError, match="data must be builtin, a folder built by .* build`, or a data file, got 'snli'"):
         open_data("snli", **SIZES)
     with pytest.raises(FileNotFoundError, match=r"dataset\.json: no such file"):
         open_data(str(tmp_path), **SIZES)
@@ -204,12 +204,12 @@ def test_changed_bytes_give_data_or_a_data_error(copy, data):
 def test_dataset_json_that_misstates_is_refused(copy):
     about = json.loads((copy / "dataset.json").read_text())
     for change, words in (
-        ({"dim": 13}, r"embedding has shape \[64, 12\], dataset.json asks for \[64, 13\]"),
+        ({"dim": 13}, r"embedding has shape \[64, 12\], dataset.json requires \[64, 13\]"),
         ({"dim": None}, "lacks or misstates"),
         ({"rows": 0}, "must be 1 or more"),
         ({"rows": 10**18}, r"rows-00009.safetensors: embedding has shape \[23, 12\]"),
-        ({"format": 2}, "format 2 is not known; this version reads 1"),
-        ({"pairs": {"train": 300, "validation": 40, "test": 30}}, "asks for"),
+        ({"format": 2}, "unknown format 2; this version reads 1"),
+        ({"pairs": {"train": 300, "validation": 40, "test": 30}}, "dataset.json requires"),
         ({"pairs": []}, "lacks or misstates"),
     ):
         (copy / "dataset.json").write_text(json.dumps({**about, **change}))

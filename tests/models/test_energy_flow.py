@@ -104,7 +104,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     for fault in (
         "mapper.energy_bias is missing",
         "mapper.stranger is unknown",
-        "collector.position_weights has shape (2, 2), config.json asks for (3, 4)",
+        "collector.position_weights has shape (2, 2), config.json requires (3, 4)",
     ):
         assert fault in str(caught.value)
 

@@ -68,7 +68,7 @@ def check_ranges(
     for module in (model.neuron, model.carrier):
         module.update(tree_map(lambda x: x * factor, module.parameters()))
     states, result = states_of(model, surfaces(values, 2, width * height), path)
-    assert len(states) == depth // 2 + 1
+    assert len(states) > 1 and (len(states) - 1) % (depth // 2) == 0  # evaluation runs again with more room
     for state in states:
         position, cell = np.array(state.position), np.array(cell_index(state.position, width, height))
         assert (np.abs(position) <= 1).all()  # false for NaN
@@ -85,7 +85,7 @@ def test_the_counts_account_for_every_flow(size: tuple[int, int, int], seed: int
     cells, bound = width * height, 2 * width * height + 9
     changes = {**SPAWN, "max_spawn_per_step": most, "spawn_capacity": capacity, "max_active_flows": bound}
     model = lively_model(seed, lattice_width=width, lattice_height=height, lattice_depth=depth, **changes)
-    states, result = states_of(model, random_surface(2, cells, seed))
+    states, result = states_of(model, random_surface(2, cells, seed), "autodiff")
     counts = {name: int(value) for name, value in result._asdict().items() if name != "surface"}
     ended = sum(counts[name] for name in ("reached_z0", "reached_zdepth", "projected", "dropped"))
     assert ended == 2 * cells + counts["spawned"]
@@ -102,7 +102,7 @@ def test_the_counts_account_for_every_flow(size: tuple[int, int, int], seed: int
 
 @pytest.mark.parametrize("path", PATHS)
 def test_children_inherit_energy_hidden_state_and_the_place_before_the_move(path: str) -> None:
-    model = lively_model(**SPAWN, **changes_of(path))
+    model = lively_model(**SPAWN | {"max_spawn_per_step": 1, "spawn_capacity": 9.0}, **changes_of(path))
     states, result = states_of(model, random_surface(2, model.config.surface_dim), path)
     slots, born = model.config.slots_per_sample, 0
     for before, after in zip(states, states[1:], strict=False):

@@ -103,6 +103,7 @@ def test_overflow_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     model = lively_model(
         movement_based_spawn=True, spawn_movement_threshold_ratio=0.1, max_spawn_per_step=3, spawn_capacity=0.25
     )
+    model.processor.train()
     result = model.processor(random_surface(2, model.config.surface_dim))
     lost = int(result.overflowed)
     assert lost > 0 and int(result.spawned) == 2 * 3  # a quarter of 12 cells, in both samples

@@ -54,9 +54,10 @@ def drawn_noise(key: mx.array, steps: int, batch: int, slots: int, sigma: float,
 
 
 def ways(name: str) -> list[tuple[str, int | None, str]]:
-    """How a case is run: (name, steps, path). Noise belongs to training; the test of states below takes the kernels' other paths."""
-    noisy = "use_exploration_noise" in CASES[name]
-    paths = ["autodiff", "recomputed", "by hand"] if noisy else ["evaluation", "recomputed", "by hand"]
+    """How a case is run: (name, steps, path). Noise belongs to training, and so does a room for children that does not grow; the test
+    of states below takes the kernels' other paths."""
+    training = "use_exploration_noise" in CASES[name] or "spawn" in name
+    paths = ["autodiff", "recomputed", "by hand"] if training else ["evaluation", "recomputed", "by hand"]
     return [(name, 6, paths[0]), *((name, None, path) for path in paths)]
 
 
@@ -84,8 +85,15 @@ def test_flow_by_flow(name: str, steps: int | None, path: str) -> None:
     assert all(happened), happened
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", ["reflect", "spawn", "spawn under a bound", "filter and spawn"])
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        (name, path)
+        for name in ("reflect", "spawn", "spawn under a bound", "filter and spawn")
+        for path in PATHS
+        if not ("spawn" in name and path.startswith("evaluation"))
+    ],
+)
 def test_states_agree_slot_by_slot(name: str, path: str) -> None:
     """Not the surface alone: every flow's position, energy, hidden state and age, in its deterministic slot."""
     model = lively_model(**CASES[name], **changes_of(path))
@@ -118,3 +126,28 @@ def test_one_sample_does_not_see_the_others() -> None:
     assert_close("surface", together, apart)
     grid = surface.reshape(3, model.config.lattice_height, model.config.lattice_width)
     assert np.array_equal(together, np.array(model.processor(grid).surface))
+
+
+def test_in_evaluation_the_room_for_children_grows_until_none_is_lost() -> None:
+    surface = random_surface(2, 12)
+    small, large = (lively_model(**{**SPAWN, "spawn_capacity": room}) for room in (0.1, 64.0))
+    small.processor.train()
+    lossy = small.processor(surface)
+    assert int(lossy.overflowed) > 0
+    small.processor.eval()
+    result, wanted = small.processor(surface), large.processor(surface)
+    assert int(result.overflowed) == int(wanted.overflowed) == 0
+    assert int(result.spawned) == int(wanted.spawned) > int(lossy.spawned)
+    assert_close("surface", result.surface, wanted.surface)
+    with on_path("evaluation", small) as states:
+        small.processor(surface)
+    assert len(states) == small.config.flow_steps  # the room it took before is there from the start
+    small.processor.train()
+    assert int(small.processor(surface).overflowed) == int(lossy.overflowed)  # training keeps its own
+
+
+def test_more_room_is_not_tried_where_the_bound_on_active_flows_loses_children() -> None:
+    model = lively_model(**CASES["spawn under a bound"])
+    with on_path("evaluation", model) as states:
+        result = model.processor(random_surface(3, 12))
+    assert int(result.overflowed) > 0 and len(states) == 2 * model.config.flow_steps

@@ -15,10 +15,10 @@ SHAPES = [[(1,)], [(7,), (300, 2)], [(3, 5), (1,), (8,)], [(3,), (257,), (2, 2, 
 
 
 def arguments(shapes: list[tuple[int, ...]], go: bool = True) -> list[mx.array]:
-    """The three arrays of a step, with another factor for each tensor; then parameter, gradient and both moments of each."""
+    """The four arrays of a step, with another factor and rate for each tensor; then parameter, gradient and both moments of each."""
     rng = np.random.default_rng(0)
     settings = np.array([1e-2, 0.1, 0.9, 0.999, 1e-8, 0.1, 0.001])
-    arrays = [settings, rng.random(len(shapes)) + 0.1]
+    arrays = [settings, rng.random(len(shapes)) + 0.1, rng.random(len(shapes)) + 0.5]
     for shape in shapes:
         arrays += [
             rng.standard_normal(shape),
@@ -31,16 +31,16 @@ def arguments(shapes: list[tuple[int, ...]], go: bool = True) -> list[mx.array]:
 
 
 def tensors(given: list[mx.array]) -> list[AdamTensor]:
-    return [AdamTensor(*given[start : start + 4]) for start in range(3, len(given), 4)]
+    return [AdamTensor(*given[start : start + 4]) for start in range(4, len(given), 4)]
 
 
 def kernel(*given: mx.array) -> list[mx.array]:
-    new = adamw(tensors(list(given)), AdamStep(*given[:3]), kernels=True)
+    new = adamw(tensors(list(given)), AdamStep(*given[:4]), kernels=True)
     return [array for tensor in new for array in tensor]
 
 
 def reference(*given: mx.array) -> list[mx.array]:
-    new = [adamw_reference(tensor, AdamStep(*given[:3]), index) for index, tensor in enumerate(tensors(list(given)))]
+    new = [adamw_reference(tensor, AdamStep(*given[:4]), index) for index, tensor in enumerate(tensors(list(given)))]
     return [array for tensor in new for array in tensor]
 
 
@@ -50,7 +50,7 @@ def reference(*given: mx.array) -> list[mx.array]:
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 def test_kernel_equals_reference(where: str, shapes: list[tuple[int, ...]], go: bool, dtype: mx.Dtype) -> None:
     given = arguments(shapes, go)
-    given[4] = given[4].astype(dtype)  # the first gradient; others beside it stay float32
+    given[5] = given[5].astype(dtype)  # the first gradient; others beside it stay float32
     with kernels_on(where):
         new = kernel(*given)
         mx.eval(new)
@@ -70,7 +70,7 @@ def test_one_launch_takes_three_tensors() -> None:
 @pytest.mark.parametrize("kernels", [True, False])
 def test_a_factor_for_each_tensor(kernels: bool) -> None:
     given = arguments([(2,), (3,)])
-    step = AdamStep(given[0], mx.ones((3,)), given[2])
+    step = AdamStep(given[0], mx.ones((3,)), given[2], given[3])
     with pytest.raises(ValueError, match=r"factors: shape \(3,\) came with 2 tensors"):
         adamw(tensors(given), step, kernels=kernels)
 
@@ -88,6 +88,7 @@ def test_broken_kernels_are_noticed() -> None:
         ("if (i < uint(sizes[k]))", "if (i <= uint(sizes[k]))"),
         ("i -= uint(sizes[k]);", "i -= uint(sizes[0]);"),
         ("factors[index[k]]", "factors[k]"),
+        ("rates[index[k]]", "rates[k]"),
         ("if (go[0])", "if (!go[0])"),
         ("metal::sqrt(v / settings[6])", "metal::sqrt(v)"),
         ("    TENSOR(2)\n", ""),

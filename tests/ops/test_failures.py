@@ -125,7 +125,7 @@ def test_a_launch_is_noted_and_a_compile_error_names_the_line_of_the_file(monkey
     """Through clang, which takes `#line` as Apple's compiler does: it is one."""
     monkeypatch.setattr(kernel, "backend", lambda: "metal")
     whole = kernel.source_file("heads.metal")
-    broken = whole.replace("e = simd_sum(e)", "e = no_such_sum(e)")
+    broken = whole.replace("e[r] = simd_sum(e[r])", "e[r] = no_such_sum(e[r])")
     number = next(number for number, line in enumerate(broken.splitlines(), 1) if "no_such_sum" in line)
     read = kernel.source_file
     monkeypatch.setattr(kernel, "source_file", lambda name: broken if name == "heads.metal" else read(name))
@@ -135,7 +135,7 @@ def test_a_launch_is_noted_and_a_compile_error_names_the_line_of_the_file(monkey
         mx.eval(heads.heads(inner, bias, mx.ones((8,)), mx.ones((3, 4)), mx.ones((4,)), mx.ones((1,)), kernels=True))
     assert f"heads/forward/heads.metal:{number}:" in str(caught.value)
     text = told(RuntimeError(f"[metal::Device] Unable to build metal library from source\n{caught.value}"))
-    assert text.startswith("heads (forward; T=float32, A=8, M=4) does not compile here:")
+    assert text.startswith("heads (forward; T=float32, A=8, M=4, ROWS=4) does not compile here:")
 
 
 def test_sizes_over_32_bits_are_refused_with_the_way_on() -> None:
@@ -204,7 +204,7 @@ def test_commands_end_with_the_error_and_1(
 ) -> None:
     run = tmp_path / "run"
     assert train.main([*arguments(run), "--training-steps", "2"]) == 0
-    monkeypatch.setattr(evaluate, "held_out_rows", fail)
+    monkeypatch.setattr(evaluate, "held_out", fail)
     command_says(lambda: evaluate.main([str(run)]), capsys)
     monkeypatch.setattr(TrainStep, "settle", fail)
     command_says(lambda: train.main(arguments(tmp_path / "other")), capsys)

@@ -89,3 +89,10 @@ def test_broken_kernels_are_noticed() -> None:
         ("TENSOR(2) ", ""),
     ]
     assert not survivors(check, edits, caches=[build])
+
+
+def test_the_plain_graph_is_accurate_for_large_matrices() -> None:
+    x = np.random.default_rng(0).standard_normal((3072, 1024)).astype(np.float32)
+    with mx.stream(mx.cpu):
+        norm = l2_norms([mx.array(x)], kernels=False).item()
+    assert norm == pytest.approx(np.linalg.norm(x.astype(np.float64)), rel=1e-5)

@@ -78,7 +78,7 @@ def test_values_do_not_change_from_outside() -> None:
 @pytest.mark.parametrize("bad", [np.zeros((1, 3)), np.zeros(2), np.full((2, 3), np.nan)])
 def test_bad_surfaces_are_not_kept(bad: np.ndarray) -> None:
     cache = TextCache()
-    with pytest.raises(ValueError, match="compute must give 2 finite surfaces"):
+    with pytest.raises(ValueError, match="compute must return 2 finite surfaces"):
         cache.surfaces("m", ["a", "b"], lambda texts: bad)
     assert len(cache) == 0 and cache.misses == 0
 
@@ -233,7 +233,11 @@ def test_the_fingerprint_survives_saving(encoder: TextToCubeEncoder, tmp_path: P
 
 
 def test_low_precision_surfaces_come_back_exactly(encoder: TextToCubeEncoder) -> None:
-    encoder.set_dtype(mx.float16)
+    in_float32 = encoder
+    encoder = TextToCubeEncoder(small_config(compute_dtype="float16"))
+    encoder.update(in_float32.parameters())
+    encoder.tokeniser = in_float32.tokeniser
+    encoder.eval()
     cache = TextCache()
     first, second = (encoder.encode(TEXTS, 16, cache) for _ in range(2))
     assert first.dtype == second.dtype == encoder.encode(TEXTS, 16).dtype == mx.float16

@@ -12,7 +12,7 @@ from energy_flow_mlx.train import __main__ as train
 
 def parsed(*argv):
     parser = Parser(prog="test")
-    add_config_flags(parser)
+    add_config_flags(parser, argv)
     return parser.parse_args(argv)
 
 
@@ -42,11 +42,11 @@ def test_every_field_has_a_flag():
 
 def test_flags_go_over_the_file_and_the_file_over_the_preset(tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text("lattice_width: 6\nlearning_rate: 1e-4\ncollection: bilinear\n")
-    config = layered_config("debug", file, {"lattice_width": "5", "use_exploration_noise": False})
-    assert (config.lattice_width, config.learning_rate, config.collection) == (5, 1e-4, "bilinear")
-    assert config.use_exploration_noise is False
-    rest = config.replace(lattice_width=20, learning_rate=1e-4, collection="nearest", use_exploration_noise=True)
+    file.write_text("lattice_width: 6\nlearning_rate: 1e-4\ncollection: nearest\n")
+    config = layered_config("debug", file, {"lattice_width": "5", "use_exploration_noise": True})
+    assert (config.lattice_width, config.learning_rate, config.collection) == (5, 1e-4, "nearest")
+    assert config.use_exploration_noise is True
+    rest = config.replace(lattice_width=20, learning_rate=2e-3, collection="bilinear", use_exploration_noise=False)
     assert rest == EnergyConfig.debug()
     assert layered_config(None, None, {}) == EnergyConfig.tiny()
 
@@ -122,3 +122,10 @@ def test_help_shows_groups_defaults_and_what_is_accepted(capsys):
 
 def test_the_small_configuration_is_valid():
     assert small_config().surface_dim == 6
+
+
+@pytest.mark.parametrize(("flags", "shown"), [([], "tiny: 16"), (["--preset", "debug"], "debug: 32"), (["--preset=debug"], "debug: 32")])
+def test_help_shows_the_values_of_the_preset_that_is_named(flags, shown, capsys):
+    with pytest.raises(SystemExit):
+        train.main([*flags, "--help"])
+    assert f"pairs in a micro-batch (a whole number from 1; {shown})" in " ".join(capsys.readouterr().out.split())

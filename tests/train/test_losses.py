@@ -20,7 +20,9 @@ def setting():
 
 def test_loss_is_the_weighted_sum_of_its_parts(setting):
     config, model, batch = setting
-    config = config.replace(surface_loss_weight=0.7, text_loss_weight=0.3, embedding_loss_weight=0.2)
+    config = config.replace(
+        surface_loss_weight=0.7, text_loss_weight=0.3, embedding_loss_weight=0.2, arrival_loss_weight=0.4
+    )
     loss, parts = energy_flow_loss(model, config, batch)
     out = model(mx.array(batch.input_embedding))
     targets = np.array(batch.target_embedding)
@@ -35,16 +37,18 @@ def test_loss_is_the_weighted_sum_of_its_parts(setting):
     np.testing.assert_allclose(number(parts.target_surface_variance), wanted.var(axis=0).mean(), rtol=1e-4)
     np.testing.assert_allclose(
         number(loss),
-        0.7 * number(parts.surface) + 0.3 * number(parts.text) + 0.2 * number(parts.embedding),
+        0.7 * number(parts.surface) + 0.3 * number(parts.text) + 0.2 * number(parts.embedding) + 0.4 * number(parts.arrival),
         rtol=1e-5,
     )
+    states = model.processor(model.map_to_surface(mx.array(batch.input_embedding)))
+    assert 0 < number(parts.arrival) == pytest.approx(number(states.distance), rel=1e-6)
     assert number(parts.ended) == 6 * config.surface_dim
 
 
 def test_the_target_surface_gets_no_gradient(setting):
     """The surface term's gradient at the mapper is that of the input's way alone."""
     config, model, batch = setting
-    config = config.replace(surface_loss_weight=1.0, text_loss_weight=0, embedding_loss_weight=0)
+    config = config.replace(surface_loss_weight=1.0, text_loss_weight=0, embedding_loss_weight=0, arrival_loss_weight=0)
     fixed = mx.array(np.array(model.mapper.map_to_surface(mx.array(batch.target_embedding)))).reshape(6, -1)
 
     def through_the_input_alone(model):
@@ -60,7 +64,7 @@ def test_the_target_surface_gets_no_gradient(setting):
 
 def test_the_text_term_leaves_the_mapper_alone(setting):
     config, model, batch = setting
-    config = config.replace(surface_loss_weight=0, embedding_loss_weight=0, text_loss_weight=1)
+    config = config.replace(surface_loss_weight=0, embedding_loss_weight=0, arrival_loss_weight=0, text_loss_weight=1)
     _, gradients = nn.value_and_grad(model, lambda model: energy_flow_loss(model, config, batch)[0])(model)
     assert np.all(np.array(gradient_norms(gradients["mapper"])[1]) == 0)
     assert np.all(np.array(gradient_norms(gradients["text_encoder"])[1]) > 0)

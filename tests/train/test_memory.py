@@ -50,7 +50,7 @@ def test_parameters_are_counted() -> None:
 @pytest.mark.parametrize("kernels", ["on", "off"])
 def test_a_budget_chooses_checkpointing(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENERGY_FLOW_KERNELS", kernels)
-    config = EnergyConfig.experiment()
+    config = EnergyConfig.preset("reference-experiment")
     ample = memory.within(config, 1e12)
     assert not ample.gradient_checkpointing
     tight = memory.within(config, 0.5 * memory.predicted(ample).total)
@@ -63,7 +63,7 @@ def test_a_budget_chooses_checkpointing(kernels: str, monkeypatch: pytest.Monkey
 
 def test_full_size_training_fits_the_cards_it_is_meant_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENERGY_FLOW_KERNELS", "on")
-    full = EnergyConfig.optimized().replace(compute_dtype="bfloat16")
+    full = EnergyConfig.preset("reference-optimized").replace(compute_dtype="bfloat16")
     assert memory.within(full, 141 * memory.GB).batch_size == 32
     # 1.25 G weights and Adam's moments are 15 GB; gradients in 16 bits, and the flows come and go.
     assert memory.within(full.replace(batch_size=1), 24 * memory.GB)
@@ -73,19 +73,19 @@ def test_full_size_training_fits_the_cards_it_is_meant_for(monkeypatch: pytest.M
 
 def test_sums_over_micro_batches_and_16_bit_copies_are_counted() -> None:
     for dtype, single, several in (("float32", 16, 20), ("bfloat16", 16, 20)):
-        config = EnergyConfig.optimized().replace(compute_dtype=dtype)
+        config = EnergyConfig.preset("reference-optimized").replace(compute_dtype=dtype)
         for count, bytes_each in ((1, single), (4, several)):
             found = memory.predicted(config.replace(gradient_accumulation_steps=count)).weights
             assert found == pytest.approx(bytes_each * memory.parameters(config)), (dtype, count)
 
 
 def test_the_update_counts_where_it_takes_more_than_the_flows() -> None:
-    config = EnergyConfig.optimized().replace(compute_dtype="bfloat16", batch_size=1, gradient_checkpointing=True)
+    config = EnergyConfig.preset("reference-optimized").replace(compute_dtype="bfloat16", batch_size=1, gradient_checkpointing=True)
     found = memory.predicted(config)
     small = memory.predicted(config.replace(lattice_depth=2))
     assert small.weights + small.flows < small.update == small.total
     assert found.update == small.update == 14.0 * memory.parameters(config) + 12 * 20_000 * 20_000
-    assert memory.largest_update(EnergyConfig.debug()) == 12.0 * EnergyConfig.debug().text_vocab_size * 256
+    assert memory.largest_update(EnergyConfig.preset("reference-debug")) == 12.0 * EnergyConfig.preset("reference-debug").text_vocab_size * 256
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def device(monkeypatch: pytest.MonkeyPatch, size: int, capability: tuple[int, in
 
 
 def test_the_limit_leaves_room_for_the_largest_launch(limits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    config = EnergyConfig.optimized()
+    config = EnergyConfig.preset("reference-optimized")
     launch = memory.largest_update(config)
     assert launch == 12 * 20_000 * 20_000
     memory.limit(config)
@@ -131,8 +131,8 @@ def test_the_limit_leaves_room_for_the_largest_launch(limits: list[int], monkeyp
 
 def test_command_buffers_are_small_where_results_are_large(limits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENERGY_FLOW_KERNELS", "on")
-    large = EnergyConfig.optimized().replace(compute_dtype="bfloat16", batch_size=4)
-    memory.limit(EnergyConfig.debug())
+    large = EnergyConfig.preset("reference-optimized").replace(compute_dtype="bfloat16", batch_size=4)
+    memory.limit(EnergyConfig.preset("reference-debug"))
     assert memory.VARIABLE not in os.environ  # MLX's own number
     assert memory.queued(large) == 100 * 10 * 4 * 15_000 * 1024 * 2
     memory.limit(large)
@@ -148,7 +148,7 @@ def test_command_buffers_are_small_where_results_are_large(limits: list[int], mo
 def test_command_buffers_never_grow(limits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where MLX's own are smaller, as on most cards, they stay."""
     monkeypatch.setenv("ENERGY_FLOW_KERNELS", "on")
-    experiment = EnergyConfig.experiment().replace(compute_dtype="bfloat16")
+    experiment = EnergyConfig.preset("reference-experiment").replace(compute_dtype="bfloat16")
     device(monkeypatch, 40, (8, 0))
     assert memory.operations_a_buffer(experiment, 32 * memory.GB) > 20
     memory.limit(experiment)
@@ -160,4 +160,4 @@ def test_command_buffers_never_grow(limits: list[int], monkeypatch: pytest.Monke
 
 def test_nothing_queues_without_cuda() -> None:
     if not mx.cuda.is_available():
-        assert memory.queued(EnergyConfig.experiment()) == 0
+        assert memory.queued(EnergyConfig.preset("reference-experiment")) == 0

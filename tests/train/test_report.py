@@ -1,13 +1,16 @@
 """The numbers of a split, the baselines and the table."""
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from train.small import small_config, small_data, small_model
 
 from energy_flow_mlx.data.source import ArrayPairs, PairData
 from energy_flow_mlx.text.tokeniser import TokenBatch
+from energy_flow_mlx.train.baselines import RidgeFit, simple_baselines
+from energy_flow_mlx.train.evaluation import Evaluation, Scores, evaluate, score
 from energy_flow_mlx.train.loss import cosine
-from energy_flow_mlx.train.report import RidgeFit, Row, baselines, draw_curves, evaluate, held_out_rows, table
+from energy_flow_mlx.train.report import draw_curves, held_out, table
 
 
 def pairs(inputs, targets):
@@ -41,7 +44,7 @@ def test_ridge_is_the_least_squares_solution():
 
 def test_baselines_on_data_where_they_are_known():
     data, *_ = linear_data(noise=0.0)
-    rows = {row.method.split(" (")[0]: row.cosine for row in baselines(data)}
+    rows = {name.split(" (")[0]: scores.cosine for name, scores in simple_baselines(data).items()}
     batch = data.test.batch(np.arange(50))
 
     def mean_cosine(predicted):
@@ -60,9 +63,33 @@ def test_the_penalty_is_chosen_on_the_validation_split():
     def part(count):
         return pairs(random.normal(size=(count, 20)), 1 + random.normal(size=(count, 20)))
     data = PairData(part(25), part(200), part(200), None, "noise")
-    ridge = baselines(data)[-1]
-    assert ridge.method == "ridge regression (penalty 1000)"
+    name, ridge = list(simple_baselines(data).items())[-1]
+    assert name == "ridge regression (penalty 1000)"
     assert ridge.cosine > 0.5
+
+
+def test_retrieval_counts_targets_that_are_nearer_than_the_own_one():
+    """Twelve targets on a circle, so that the ranks of a prediction are known; the last two are the same."""
+    angles = np.append(np.arange(11), 10) * 0.2
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    data = pairs(np.ones((12, 2)), circle)
+    perfect = score(lambda batch: 3 * batch.target_embedding, data, 5)
+    assert perfect == Scores(pytest.approx(1.0), 1.0, 1.0)  # equal targets do not outrank each other
+    first = score(lambda batch: np.tile(circle[:1], (len(batch.indices), 1)), data, 5)
+    assert first.top1 == pytest.approx(1 / 12) and first.top10 == pytest.approx(10 / 12)
+    assert first.cosine == pytest.approx(np.cos(angles).mean(), abs=1e-6)
+
+
+def test_evaluation_says_what_the_flows_did():
+    config = small_config()
+    model, data = small_model(config), small_data(config)
+    result = evaluate(model, data.validation, config)
+    assert result.arrived > 0.8 and result.arrival < 0.1 and result.sideways == 0  # carrying weights go straight
+    assert result.collisions == 0
+    head = model.carrier.displacement_projection[2]
+    head.bias = head.bias + mx.array([0.5, 0.0, 0.0])  # one column to the right is 1.0, and they move twice
+    moved = evaluate(model, data.validation, config)
+    assert 0.5 < moved.sideways <= 2 and moved.collisions > 0.2
 
 
 def test_evaluation_is_the_mean_over_all_pairs_whatever_the_batch_size():
@@ -73,8 +100,6 @@ def test_evaluation_is_the_mean_over_all_pairs_whatever_the_batch_size():
     for result in results[1:]:
         assert vars(result) == pytest.approx(vars(results[0]), rel=1e-5)
     model.eval()
-    import mlx.core as mx
-
     batch = data.validation.batch(np.arange(8))
     wanted = cosine(model(mx.array(batch.input_embedding)).embedding, mx.array(batch.target_embedding))
     assert results[0].cosine == pytest.approx(float(np.array(wanted).mean()), rel=1e-5)
@@ -83,19 +108,25 @@ def test_evaluation_is_the_mean_over_all_pairs_whatever_the_batch_size():
 def test_the_table_has_all_rows_and_the_best_last():
     config = small_config()
     model, data = small_model(config), small_data(config)
-    rows = held_out_rows(model, data, config.replace(batch_size=4))
-    assert [row.method.split(" (")[0] for row in rows] == ["input itself", "mean target", "ridge regression", "energy flow"]
-    text = table([Row("model", 0.5, 0.25, 1.0), Row("mean", 0.25)], "a title")
+    model.trained_steps = 2
+    rows = held_out(model, data, config.replace(batch_size=4), mlp=True, ablation=True)
+    names = [name.split(" (")[0] for name in rows]
+    assert names == ["input itself", "mean target", "ridge regression", "energy flow", "MLP", "flow left out"]
+    assert isinstance(rows["energy flow (2 steps)"], Evaluation)
+    flows = Evaluation(0.5, 0.25, 1.0, 0.9, 0.1, 0.01, 1.0, 0.125, 0.4)
+    text = table({"model": flows, "mean": Scores(0.25, 0.0, 0.5)}, "a title")
     assert text.split("\n") == [
         "a title",
-        "        cosine  surface MSE  arrived",
-        "mean    0.2500",
-        "model   0.5000       0.2500   100.0%",
+        "        cosine    top-1   top-10  arrived  collisions a cell  cells sideways",
+        "mean    0.2500     0.0%    50.0%",
+        "model   0.5000    25.0%   100.0%   100.0%              0.125            0.40",
     ]
 
 
 def test_curves_are_drawn(tmp_path):
-    parts = {"surface": 0.5, "text": 0.0, "embedding": 0.5, "target_surface_variance": 0.1}
-    metrics = [{"step": step, "loss": 1.0, **parts} for step in (1, 2)] + [{"step": 2, "validation_cosine": 0.3}]
+    parts = {"surface": 0.5, "text": 0.0, "embedding": 0.5, "arrival": 0.1, "arrived": 5.0, "ended": 6.0}
+    rates = {"learning_rate": 1e-3, "gradient_norm": 0.5}
+    metrics = [{"step": step, "loss": 1.0, **parts, **rates} for step in (1, 2)]
+    metrics.append({"step": 2, "validation_cosine": 0.3, "validation_arrived": 0.9})
     draw_curves(tmp_path / "curves.png", metrics)
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"

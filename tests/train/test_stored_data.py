@@ -14,7 +14,7 @@ from energy_flow_mlx.dataset.build import Settings, build
 from energy_flow_mlx.dataset.formats import write_file
 from energy_flow_mlx.dataset.open import open_data
 from energy_flow_mlx.train import __main__ as train
-from energy_flow_mlx.train.mlp import MLP, hidden_width, mlp_row, parameter_count
+from energy_flow_mlx.train.baselines import MLP, hidden_width, mlp_baseline, parameter_count
 
 
 @pytest.fixture(autouse=True)
@@ -104,13 +104,14 @@ def test_the_mlp_learns_on_the_models_batches(folder):
     data = open_data(str(folder), train=1, validation=1, test=1, seed=0, dim=12, vocab_size=120, max_length=16)
     model = small_model(config)
     model.trained_steps = 0
-    untrained = mlp_row(model, data, config)
+    _, untrained = mlp_baseline(model, data, config)
     model.trained_steps = 150
-    row = mlp_row(model, data, config)
-    assert row.method.startswith("MLP (") and row.method.endswith("parameters, 150 steps)")
-    assert row.cosine > untrained.cosine + 0.3
-    assert mlp_row(model, data, config) == row
-    assert mlp_row(model, data, config.replace(batch_size=1000)).cosine > untrained.cosine  # more than there are pairs
+    name, scores = mlp_baseline(model, data, config)
+    assert name.startswith("MLP (") and name.endswith("parameters, 150 steps)")
+    assert scores.cosine > untrained.cosine + 0.3
+    assert mlp_baseline(model, data, config) == (name, scores)
+    _, more = mlp_baseline(model, data, config.replace(batch_size=1000))  # more than there are pairs
+    assert more.cosine > untrained.cosine
     # The number in the table is the mean cosine: an MLP without steps is its initial weights.
     mx.random.seed(config.seed)
     mlp = MLP(12, hidden_width(parameter_count(model), 12))

@@ -1,4 +1,4 @@
-"""File formats, one module each, and the choice between them by a file's ending."""
+"""File formats, one module each; the file's extension selects the format."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ READ = (
     ".pt",
     ".safetensors (a pack)",
 )
-# What a written format holds of a record.
+# The fields of a record that each written format can store.
 HOLDS = {"jsonl": jsonl.HOLDS, **efb.HOLDS, "pt": pack.HOLDS, "safetensors": pack.HOLDS}
 _WRITE_BY_SUFFIX = {
     ".jsonl": "jsonl",
@@ -35,16 +35,16 @@ _WRITE_BY_SUFFIX = {
 
 
 def read_file(path: Path, faults: Faults, selection: Selection | None = None) -> Iterator[Placed]:
-    """The records of a data file, checked; only what is asked for is read.
+    """Iterate over the validated records of a data file.
 
     Args:
-        path: its ending says which format it has.
-        faults: what happens to a record that cannot be used.
-        selection: columns and labels, where the format has them.
+        path: the file; its extension selects the format.
+        faults: handles invalid records.
+        selection: columns and labels, if the format has them.
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: the file cannot be used; names the line, row or byte.
+        DataError: the file is invalid; names the line, row or byte.
     """
     selection = selection or Selection()
     suffix = path.suffix.lower()
@@ -59,29 +59,30 @@ def read_file(path: Path, faults: Faults, selection: Selection | None = None) ->
     elif suffix == ".parquet":
         records = parquet.read(path, faults, selection)
     else:
-        raise DataError(f"{path}: the ending {suffix!r} is not known; read are {', '.join(READ)}", "format")
+        raise DataError(f"{path}: unknown extension {suffix!r}; supported are {', '.join(READ)}", "format")
     return check_records(records, faults, path)
 
 
 def format_to_write(path: Path) -> str:
-    """The format that a new file's ending stands for: jsonl, efb1, efb2 (also .efb), pt or safetensors.
+    """The format for a new file's extension: jsonl, efb1, efb2 (also .efb), pt or safetensors.
 
     Raises:
-        DataError: none is written under that ending.
+        DataError: no format that can be written has this extension.
     """
     chosen = _WRITE_BY_SUFFIX.get(path.suffix.lower())
     if chosen is None:
         raise DataError(
-            f"{path}: the ending {path.suffix!r} is not written; written are {', '.join(_WRITE_BY_SUFFIX)}", "format"
+            f"{path}: cannot write {path.suffix!r} files; supported are {', '.join(_WRITE_BY_SUFFIX)}", "format"
         )
     return chosen
 
 
 def write_file(path: Path, records: Iterable[Placed], info: Mapping[str, Any] | None = None) -> int:
-    """Write records aside and rename; returns how many. `info` is kept by packs alone.
+    """Write records to a file atomically; returns their number. Only packs store `info`.
 
     Raises:
-        DataError: no format has the file's ending; a record lacks what the format needs; there is no record.
+        DataError: the extension is not supported, a record lacks a field that the format needs, or there are no
+            records.
     """
     chosen = format_to_write(path)
     count = 0
@@ -95,7 +96,7 @@ def write_file(path: Path, records: Iterable[Placed], info: Mapping[str, Any] | 
         else:
             count = pack.write(aside, records, info or {}, f".{chosen}")
         if count == 0:
-            raise DataError(f"{path}: there is nothing to write, no record came", "empty")
+            raise DataError(f"{path}: there are no records to write", "empty")
 
     write_aside(path, write)
     return count

@@ -1,4 +1,4 @@
-"""EFB1 and EFB2, little-endian binary files of targets with tokens or texts.
+"""EFB1 and EFB2: little-endian binary files of target embeddings with tokens or texts.
 
     EFB1:  "EFB1"  u32 samples  u32 E              a sample: u32 T, T x u32 ids, T x u8 mask, E x f32 target
     EFB2:  "EFB2"  u32 samples  u32 E  u32 flags   a sample: [u32 bytes, UTF-8 text] [u32 T, ids, mask] E x f32 target
@@ -20,28 +20,28 @@ HOLDS = {
     "efb2": frozenset({"input", "input_ids", "attention_mask", "target_embedding"}),
 }
 TOKENS, TEXT, NORMALISED = 1, 2, 4
-_TOLERANCE = 1e-2  # of the length 1; targets that were rounded to half precision pass
+_TOLERANCE = 1e-2  # deviation from length 1; accepts targets that were rounded to half precision
 
 
 def read(path: Path, faults: Faults) -> Iterator[Placed]:
-    """The samples of an EFB1 or EFB2 file. Nothing is allocated before the size of the file allows it.
+    """Iterate over the samples of an EFB1 or EFB2 file. Sizes are checked against the file's before allocating memory.
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: wrong magic, unknown flags, more samples than bytes, cut off, or bytes too many; names the byte.
-            These end the reading. Broken UTF-8 and a target whose length is not 1 although the file says so are
-            faults of a sample, which `faults` may skip.
+        DataError: wrong magic, unknown flags, more samples than the file can hold, a truncated file, or trailing bytes;
+            names the byte. Invalid UTF-8, and a target whose length is not 1 in a file flagged as normalised, make one
+            sample invalid, which `faults` may skip.
     """
     check_file(path)
     with path.open("rb") as file:
         reader = _Bytes(path, file)
         magic = reader.take(4, "the magic")
         if magic not in (b"EFB1", b"EFB2"):
-            raise DataError(f"{path}: byte 0: must start with EFB1 or EFB2, got {magic!r}", "no EFB")
+            raise DataError(f"{path}: byte 0: must start with EFB1 or EFB2, got {magic!r}", "not EFB")
         samples, dim = reader.number("the number of samples"), reader.number("E")
         flags = TOKENS if magic == b"EFB1" else reader.number("the flags")
         if flags & ~(TOKENS | TEXT | NORMALISED):
-            raise DataError(f"{path}: byte 12: flags 0x{flags:x} are not known; accepted are bits 0, 1 and 2", "no EFB")
+            raise DataError(f"{path}: byte 12: unknown flags 0x{flags:x}; accepted are bits 0, 1 and 2", "not EFB")
         if samples == 0 or dim == 0:
             raise DataError(f"{path}: byte 4: says {samples} samples of {dim} numbers; both must be 1 or more", "empty")
         least = 4 * dim + 4 * bool(flags & TOKENS) + 4 * bool(flags & TEXT)
@@ -58,28 +58,32 @@ def read(path: Path, faults: Faults) -> Iterator[Placed]:
             except UnicodeDecodeError as error:
                 reader.target(dim)
                 faults.meet(
-                    place.error("broken UTF-8", f"the text is no UTF-8 at its byte {error.start}: {error.reason}")
+                    place.error("broken UTF-8", f"the text is not UTF-8 at its byte {error.start}: {error.reason}")
                 )
                 continue
             assert record.target_embedding is not None
             length = float(np.linalg.norm(record.target_embedding.astype(np.float64)))
             if flags & NORMALISED and abs(length - 1) > _TOLERANCE:
                 faults.meet(
-                    place.error("not normalised", f"the file says that targets have length 1, this has {length:g}")
+                    place.error(
+                        "not normalised", f"the file is flagged as normalised, this target has length {length:g}"
+                    )
                 )
                 continue
             yield place, record
         if reader.left:
             raise DataError(
-                f"{path}: byte {reader.offset}: {reader.left} bytes follow the last sample", "bytes too many"
+                f"{path}: byte {reader.offset}: {reader.left} bytes follow the last sample", "trailing bytes"
             )
 
 
 def write(path: Path, records: Iterable[Placed], version: str) -> int:
-    """Write `version` efb1 or efb2; returns how many samples. EFB2 holds what the first record has.
+    """Write an EFB file of `version` efb1 or efb2; returns the number of samples.
+
+    EFB2 stores text and tokens if the first record has them; all others must then have them too.
 
     Raises:
-        DataError: a record lacks what the file must hold.
+        DataError: a record lacks a field that the file needs.
     """
     count, dim, flags, normalised = 0, 0, TOKENS, True
     with path.open("wb") as file:
@@ -87,7 +91,7 @@ def write(path: Path, records: Iterable[Placed], version: str) -> int:
             if record.target_embedding is None:
                 raise place.error(
                     "no target",
-                    f"has no target embedding, which {version} needs: build a dataset with a teacher and convert that",
+                    f"has no target embedding, which {version} needs: build a dataset with a teacher and convert it",
                 )
             if count == 0:
                 dim = len(record.target_embedding)
@@ -96,14 +100,14 @@ def write(path: Path, records: Iterable[Placed], version: str) -> int:
                 file.write(_header(version, count, dim, flags))
             if flags & TEXT:
                 if record.input is None:
-                    raise place.error("no text", "has no text; the records before have")
+                    raise place.error("no text", "has no text, but earlier records have one")
                 text = record.input.encode()
                 file.write(struct.pack("<I", len(text)) + text)
             if flags & TOKENS:
                 if record.input_ids is None or record.attention_mask is None:
                     raise place.error(
                         "no tokens",
-                        f"has no tokens, which this {version} file needs: --tokenizer makes them from texts",
+                        f"has no tokens, which this {version} file needs: --tokenizer encodes the texts",
                     )
                 file.write(struct.pack("<I", len(record.input_ids)))
                 file.write(record.input_ids.astype("<u4").tobytes() + record.attention_mask.astype(np.uint8).tobytes())
@@ -124,7 +128,7 @@ def _header(version: str, samples: int, dim: int, flags: int) -> bytes:
 
 
 def _sample(reader: "_Bytes", place: Place, dim: int, flags: int) -> Record:
-    """One sample. A text that is no UTF-8 raises once its tokens are passed, so that the target is next."""
+    """Read one sample. Invalid UTF-8 raises only after the tokens are read, so that the reader is at the target."""
     text, ids, mask, broken = None, None, None, None
     if flags & TEXT:
         try:
@@ -142,7 +146,7 @@ def _sample(reader: "_Bytes", place: Place, dim: int, flags: int) -> Record:
 
 
 class _Bytes:
-    """A file read from start to end, which knows how many bytes are left."""
+    """Reads a file sequentially and checks each read against the number of remaining bytes."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self._file = path, file
@@ -151,12 +155,12 @@ class _Bytes:
     def take(self, count: int, what: str) -> bytes:
         if count > self.left:
             raise DataError(
-                f"{self.path}: byte {self.offset}: is cut off: {what} takes {count} bytes, {self.left} are left",
+                f"{self.path}: byte {self.offset}: is cut off: {what} takes {count} bytes, {self.left} remain",
                 "cut off",
             )
         data = self._file.read(count)
         if len(data) < count:
-            raise DataError(f"{self.path}: byte {self.offset}: the file shrank while it was read", "cut off")
+            raise DataError(f"{self.path}: byte {self.offset}: the file shrank while being read", "cut off")
         self.offset, self.left = self.offset + count, self.left - count
         return data
 

@@ -1,10 +1,10 @@
-"""JSONL: one object a line.
+"""JSONL: one object per line.
 
-    {"text": input, "target": [E numbers], "input_ids": [...], "attention_mask": [...]}     as the PyTorch code writes it
+    {"text": input, "target": [E numbers], "input_ids": [...], "attention_mask": [...]}     as in the PyTorch code
     {"text": input, "target": text}                                                         a pair of texts
     {"sentence1": input, "sentence2": target, "gold_label": label}                          SNLI
 
-Beside these, `target_text` and `input_embedding` hold what the first form leaves out.
+`target_text` and `input_embedding` store the fields that the first form lacks.
 """
 
 import json
@@ -22,27 +22,27 @@ HOLDS = frozenset(Record._fields)
 
 
 def read(path: Path, faults: Faults, selection: Selection) -> Iterator[Placed]:
-    """The records of a JSONL file; blank lines are passed over. Errors as `read_lines` and `to_record`."""
+    """Iterate over the records of a JSONL file, skipping blank lines. Raises as `read_lines` and `to_record`."""
     for place, line in read_lines(path, faults):
         if not line.strip():
             continue
         try:
             row = _parse(line)
             if not isinstance(row, dict):
-                raise place.error("no object", f"must be a JSON object, got {type(row).__name__}")
+                raise place.error("not an object", f"must be a JSON object, got {type(row).__name__}")
             record = to_record(place, row, selection, faults)
         except DataError as error:
             faults.meet(error)
             continue
         except (ValueError, RecursionError) as error:
-            faults.meet(place.error("no JSON", f"is not JSON: {error}"))
+            faults.meet(place.error("not JSON", f"is not JSON: {error}"))
             continue
         if record is not None:
             yield place, record
 
 
 def write(path: Path, records: Iterable[Placed]) -> int:
-    """Write records; returns how many. Numbers are written so that they read back as the same float32."""
+    """Write records; returns their number. Numbers are written with enough digits to restore the same float32."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for _, record in records:
@@ -68,4 +68,4 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _parse(line: str) -> Any:
-    return json.loads(line, parse_constant=float)  # NaN and Infinity are read here and refused as not finite
+    return json.loads(line, parse_constant=float)  # NaN and Infinity are parsed; `check_records` refuses them

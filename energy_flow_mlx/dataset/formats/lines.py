@@ -1,20 +1,20 @@
-"""Lines of UTF-8 text, read one at a time and bounded."""
+"""Reading lines of UTF-8 text with a bounded length."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..records import Faults, Place, check_file
 
-MAX_LINE = 64 * 2**20  # bytes; a file without line ends must not be read into memory whole
+MAX_LINE = 64 * 2**20  # bytes; otherwise a file without line breaks would be read into memory as one line
 _BOM = b"\xef\xbb\xbf"
 
 
 def read_lines(path: Path, faults: Faults) -> Iterator[tuple[Place, str]]:
-    """The lines of a file with their numbers, without their ends; a byte order mark is dropped.
+    """Iterate over the lines of a file with their positions. Line breaks and a byte order mark are removed.
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: the file is empty, or a line is no UTF-8 or over 64 MiB (unless `faults` skips it).
+        DataError: the file is empty, or a line is not UTF-8 or over 64 MiB (unless `faults` skips it).
     """
     check_file(path)
     number = 0
@@ -33,7 +33,7 @@ def read_lines(path: Path, faults: Faults) -> Iterator[tuple[Place, str]]:
                 text = line.decode()
             except UnicodeDecodeError as error:
                 faults.meet(
-                    place.error("broken UTF-8", f"is no UTF-8 at byte {error.start} of the line: {error.reason}")
+                    place.error("broken UTF-8", f"is not UTF-8 at byte {error.start} of the line: {error.reason}")
                 )
                 continue
             yield place, text.rstrip("\r\n")

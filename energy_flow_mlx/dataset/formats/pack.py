@@ -1,9 +1,9 @@
-"""The `.pt` pack of the PyTorch code, and `pack.safetensors`, which the export script makes of it without a loss.
+"""The `.pt` pack of the PyTorch code, and `pack.safetensors`, to which the export script converts it without loss.
 
 | | `.pt` | `pack.safetensors` |
 |---|---|---|
 | embeddings | `input_embeddings`, `target_embeddings` [N, E] | the same |
-| texts | `text_pairs`: N pairs | `texts`, UTF-8 bytes of input, target, input, ...; `text_offsets` [2N + 1] |
+| texts | `text_pairs`: N pairs | `texts` [bytes], UTF-8 of input, target, input, ...; `text_offsets` [2N + 1] |
 | origin | `generation_info` | the same, as JSON in the metadata |
 
 Only `.pt` needs torch.
@@ -25,17 +25,17 @@ HOLDS = frozenset({"input", "target", "input_embedding", "target_embedding"})
 
 
 class Pack(NamedTuple):
-    """The arrays of a pack. Without texts `offsets` is None."""
+    """The arrays of a pack."""
 
     inputs: NDArray[Any]  # [N, E]
     targets: NDArray[Any]  # [N, E]
-    texts: NDArray[np.uint8]
-    offsets: NDArray[np.int64] | None  # [2N + 1]
+    texts: NDArray[np.uint8]  # [bytes], UTF-8 of input, target, input, ...
+    offsets: NDArray[np.int64] | None  # [2N + 1], where each text begins, and the end of the last; None: no texts
     info: dict[str, Any]
 
 
 def read(path: Path) -> Iterator[Placed]:
-    """The pairs of a pack, whichever of the two files it is. Errors as `load`."""
+    """Iterate over the pairs of a pack of either format. Raises as `load`."""
     pack = load(path)
     for index in range(len(pack.inputs)):
         place = Place(path, "row", index + 1)
@@ -44,7 +44,7 @@ def read(path: Path) -> Iterator[Placed]:
             try:
                 first, second = (_text(pack, 2 * index + part) for part in (0, 1))
             except UnicodeDecodeError as error:
-                raise place.error("broken UTF-8", f"the text is no UTF-8: {error.reason}") from error
+                raise place.error("broken UTF-8", f"the text is not UTF-8: {error.reason}") from error
             texts = first, second
         yield (
             place,
@@ -57,11 +57,12 @@ def read(path: Path) -> Iterator[Placed]:
 
 
 def load(path: Path) -> Pack:
-    """The arrays of a pack, mapped rather than read where the file allows it.
+    """Load the arrays of a pack; those of a safetensors file are memory-mapped.
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: torch is needed and not there; the file is damaged, or its parts do not fit each other.
+        DataError: torch is needed but not installed, the file is damaged, or the shapes of its arrays contradict each
+            other.
     """
     check_file(path)
     pack = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
@@ -80,17 +81,17 @@ def load(path: Path) -> Pack:
             or (np.diff(offsets) < 0).any()
         ):
             raise DataError(
-                f"{path}: text_offsets must be [{count}], rising from 0 to the {len(pack.texts)} bytes of texts, got {list(offsets.shape)}",
+                f"{path}: text_offsets must be [{count}], ascending from 0 to the {len(pack.texts)} bytes of texts, got {list(offsets.shape)}",
                 "shapes",
             )
     return pack
 
 
 def write(path: Path, records: Iterable[Placed], info: Mapping[str, Any], suffix: str) -> int:
-    """Write a pack; returns how many pairs. `suffix` .pt or .safetensors chooses the file. All pairs are held in memory.
+    """Write a pack; returns the number of pairs. `suffix` is .pt or .safetensors. All pairs are held in memory.
 
     Raises:
-        DataError: a record has no embedding of its input or its target; torch is needed and not there.
+        DataError: a record has no embedding of its input or its target, or torch is needed but not installed.
     """
     if suffix == ".pt":
         _require_torch(path)
@@ -102,7 +103,7 @@ def write(path: Path, records: Iterable[Placed], info: Mapping[str, Any], suffix
             name = "input" if record.input_embedding is None else "target"
             raise place.error(
                 "no embedding",
-                f"has no embedding of its {name}, which a pack needs: build a dataset with a teacher and convert that",
+                f"has no embedding of its {name}, which a pack needs: build a dataset with a teacher and convert it",
             )
         inputs.append(record.input_embedding)
         targets.append(record.target_embedding)
@@ -110,7 +111,8 @@ def write(path: Path, records: Iterable[Placed], info: Mapping[str, Any], suffix
     has_texts = [input is not None and target is not None for input, target in texts]
     if any(has_texts) and not all(has_texts):
         raise DataError(
-            f"{path}: {has_texts.count(False)} of {len(texts)} pairs lack a text, a pack holds all or none", "no text"
+            f"{path}: {has_texts.count(False)} of {len(texts)} pairs lack a text; a pack stores all texts or none",
+            "no text",
         )
     values: dict[str, Any] = (
         {"input_embeddings": np.stack(inputs), "target_embeddings": np.stack(targets)} if inputs else {}
@@ -130,7 +132,7 @@ def write(path: Path, records: Iterable[Placed], info: Mapping[str, Any], suffix
 
 
 def join_texts(texts: Iterable[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The texts' UTF-8 bytes behind each other, and where each begins and the last ends."""
+    """Concatenate n texts: their UTF-8 bytes [bytes], and offsets [n + 1] where each begins and the last ends."""
     encoded = [text.encode() for text in texts]
     offsets = np.concatenate([[0], np.cumsum([len(text) for text in encoded], dtype=np.int64)]).astype(np.int64)
     return np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets
@@ -159,7 +161,7 @@ def _load_torch(path: Path) -> Pack:
 
     try:
         pack = load_pack(path)
-    except ValueError as error:  # its text names the file
+    except ValueError as error:  # the message names the file
         raise DataError(str(error), "no pack") from error
     tensors = {name: tensor.numpy() for name, tensor in pack.tensors.items()}
     texts = tensors.get("texts", np.zeros(0, np.uint8))
@@ -171,7 +173,7 @@ def _load_torch(path: Path) -> Pack:
 def _require_torch(path: Path) -> None:
     if importlib.util.find_spec("torch") is None:
         raise DataError(
-            f"{path}: a .pt pack needs torch: pip install torch, or run scripts/export_torch_checkpoint.py PACK.pt OUT where torch is "
-            "and use OUT/pack.safetensors",
+            f"{path}: a .pt pack needs torch: pip install torch, or run scripts/export_torch_checkpoint.py PACK.pt OUT on a machine "
+            "with torch and use OUT/pack.safetensors",
             "no torch",
         )

@@ -1,4 +1,4 @@
-"""Parquet, through pyarrow, which the extra `parquet` installs."""
+"""Parquet, read with pyarrow (installed by the extra `parquet`)."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ _ROWS = 1024  # read at a time
 
 
 def read(path: Path, faults: Faults, selection: Selection) -> Iterator[Placed]:
-    """The records of a Parquet file, by the names that JSONL has.
+    """Iterate over the records of a Parquet file; its columns have the names of JSONL's fields.
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: pyarrow is not installed; the file is damaged or no Parquet; no known columns.
+        DataError: pyarrow is not installed, the file is damaged or not Parquet, or it has no known column.
     """
     check_file(path)
     if importlib.util.find_spec("pyarrow") is None:
@@ -25,13 +25,13 @@ def read(path: Path, faults: Faults, selection: Selection) -> Iterator[Placed]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            wanted = [name for name in file.schema_arrow.names if name in (*NAMES, *(selection.columns or ()))]
-            if not wanted:
+            columns = [name for name in file.schema_arrow.names if name in (*NAMES, *(selection.columns or ()))]
+            if not columns:
                 raise DataError(
                     f"{path}: has the columns {', '.join(file.schema_arrow.names)}; none is known (--columns INPUT,TARGET names others)",
                     "missing column",
                 )
-            for batch in file.iter_batches(batch_size=_ROWS, columns=wanted):
+            for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     place = Place(path, "row", number)
@@ -44,7 +44,9 @@ def read(path: Path, faults: Faults, selection: Selection) -> Iterator[Placed]:
                         yield place, record
     except DataError:
         raise
-    # A damaged file makes pyarrow fail in many ways, ArrowException and UnicodeDecodeError being ValueErrors of its own.
+    # Everything that pyarrow raises for damaged files. DataError is a ValueError too, hence the clause above.
     except (pyarrow.ArrowException, ValueError, OSError, EOFError, KeyError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: is damaged or no Parquet file, after row {number}: {reason}", "no Parquet") from error
+        raise DataError(
+            f"{path}: is damaged or not a Parquet file, after row {number}: {reason}", "not Parquet"
+        ) from error

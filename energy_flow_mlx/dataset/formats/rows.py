@@ -1,4 +1,4 @@
-"""A row of named values, as JSONL, CSV, TSV and Parquet give it, becomes a record."""
+"""Converting rows of named values, as in JSONL, CSV, TSV and Parquet, to records."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from . import snli
 
 INPUT_NAMES = ("text", "input", *snli.INPUT_NAMES)
 TARGET_NAMES = ("target_text", "target", *snli.TARGET_NAMES)
-# Everything that is read; other names are ignored.
+# All names that are read; others are ignored.
 NAMES = (
     *INPUT_NAMES, *TARGET_NAMES, *snli.LABEL_NAMES, "input_ids", "attention_mask", "input_embedding", "target_embedding"
 )  # fmt: skip
@@ -19,10 +19,10 @@ _MAX_ID = 2**32 - 1
 
 
 class Selection(NamedTuple):
-    """Which columns are read, and which labels are wanted.
+    """The columns and labels to read.
 
-    columns: the names of the input and the target text; None: those known here.
-    labels: labels of SNLI that are kept; none: all but the missing one.
+    columns: the names of the input and the target text; None: `INPUT_NAMES` and `TARGET_NAMES`.
+    labels: the SNLI labels to keep; empty: all but the missing one.
     """
 
     columns: tuple[str, str] | None = None
@@ -30,7 +30,7 @@ class Selection(NamedTuple):
 
 
 def to_record(place: Place, row: Mapping[str, Any], selection: Selection, faults: Faults) -> Record | None:
-    """The record of a row; None where its label is not wanted, which is counted.
+    """The record of a row; None if its label is not selected, which `faults` counts.
 
     Raises:
         DataError: a value has the wrong type, or there is no input.
@@ -42,7 +42,7 @@ def to_record(place: Place, row: Mapping[str, Any], selection: Selection, faults
         return None
     label = snli.label(row)
     if selection.labels and label is None:
-        raise place.error("no label", f"has no {' or '.join(snli.LABEL_NAMES)}, by which --label chooses")
+        raise place.error("no label", f"has no {' or '.join(snli.LABEL_NAMES)}, which --label needs")
     if selection.labels and label not in selection.labels:
         faults.leave_out(f"with label {label}")
         return None
@@ -93,7 +93,7 @@ def _floats(place: Place, name: str, value: Any) -> NDArray[np.float32] | None:
     array = _array(place, name, value, "numbers")
     if array.dtype.kind not in "fiu":
         raise place.error("not a number", f"{name} must be a list of numbers")
-    with np.errstate(over="ignore"):  # too large a number becomes infinity, which is refused
+    with np.errstate(over="ignore"):  # overflow gives infinity, which is refused later
         return array.astype(np.float32)
 
 

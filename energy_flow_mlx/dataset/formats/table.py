@@ -1,6 +1,6 @@
-"""CSV and TSV: one pair a row, under a line that names the columns.
+"""CSV and TSV: one pair per row, with a header row that names the columns.
 
-CSV fields may be quoted, and then hold line ends. TSV fields are as they stand, as SNLI's are.
+CSV fields may be quoted and then contain line breaks. TSV fields have no quoting, as in SNLI's files.
 """
 
 import csv
@@ -13,11 +13,11 @@ from .rows import INPUT_NAMES, TARGET_NAMES, Selection, to_record
 
 
 def read(path: Path, faults: Faults, selection: Selection) -> Iterator[Placed]:
-    """The records of a table. Columns chosen by number (from 1) stand for a file without a line of names.
+    """Iterate over the records of a table. If columns are selected by number (from 1), the file has no header row.
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: as `read_lines`; no known columns; a row of another length; a quote that does not end.
+        DataError: as `read_lines`; also for missing columns, a row of another length, and an unclosed quote.
     """
     rows = _split_tabs(path, faults) if path.suffix.lower() in (".tsv", ".txt") else _split_csv(path, faults)
     first = next(rows, None)
@@ -30,17 +30,17 @@ def read(path: Path, faults: Faults, selection: Selection) -> Iterator[Placed]:
         rows = _with_first(first, rows)
     known = [columns[:1], columns[1:]] if columns else [INPUT_NAMES, TARGET_NAMES]
     if not all(set(accepted) & set(names) for accepted in known):
-        wanted = " and ".join(" or ".join(accepted) for accepted in known)
+        needed = " and ".join(" or ".join(accepted) for accepted in known)
         raise place.error(
             "missing column",
-            f"names the columns {', '.join(names)[:200]}; needed are {wanted} (--columns INPUT,TARGET names others)",
+            f"names the columns {', '.join(names)[:200]}; needed are {needed} (--columns INPUT,TARGET names others)",
         )
     for place, fields in rows:
         if not fields:
             continue
         try:
             if len(fields) != len(names):
-                raise place.error("fields", f"has {len(fields)} fields, the columns are {len(names)}")
+                raise place.error("fields", f"has {len(fields)} fields, the header has {len(names)}")
             record = to_record(place, dict(zip(names, fields, strict=True)), selection, faults)
         except DataError as error:
             faults.meet(error)
@@ -66,11 +66,11 @@ def _split_csv(path: Path, faults: Faults) -> Iterator[tuple[Place, list[str]]]:
 
     def lines() -> Iterator[str]:
         nonlocal place
-        for here, line in read_lines(path, faults):
-            place = here
+        for position, line in read_lines(path, faults):
+            place = position
             yield line + "\n"
 
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # the module's own is 128 KiB, and set for all readers
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # the default is 128 KiB; the limit is global
     reader = csv.reader(lines(), strict=True)
     while True:
         try:
@@ -78,5 +78,5 @@ def _split_csv(path: Path, faults: Faults) -> Iterator[tuple[Place, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise place.error("no CSV", f"is not CSV: {error}") from error
+            raise place.error("not CSV", f"is not CSV: {error}") from error
         yield place, fields
