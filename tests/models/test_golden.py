@@ -142,3 +142,11 @@ def test_whole_flow(name: str, golden: Path, flows: Recorded) -> None:
     assert int(result.overflowed) == 0
     if name == "spawn":
         assert_close("spawn.embedding", model.collector.collect(result.surface), flows["spawn.embedding"])
+
+
+def test_children_need_no_setting(golden: Path, flows: Recorded) -> None:
+    """PyTorch has room for every child: in evaluation the room grows to what they take."""
+    model = golden_model(golden, movement_based_spawn=True, spawn_capacity=0.1)
+    result = model.processor(mx.array(flows["surface"]))
+    assert_close("spawn.out", result.surface, flows["spawn.out"])
+    assert int(result.overflowed) == 0
