@@ -29,9 +29,10 @@ def losses(steps: int, dtype: str) -> list[float]:
 
 
 def test_losses_stay_in_a_band_around_float32():
-    exact = np.array(losses(40, "float32"))
-    for dtype, band in (("bfloat16", 0.05), ("float16", 0.02)):
-        half = np.array(losses(40, dtype))
+    # The model has 6 cells: after some 30 steps a flow that ends one cell further moves a loss by more than rounding does.
+    exact = np.array(losses(20, "float32"))
+    for dtype, band in (("bfloat16", 0.05), ("float16", 0.01)):
+        half = np.array(losses(20, dtype))
         assert not np.array_equal(half, exact)
         assert np.abs(half / exact - 1).max() < band, dtype
 

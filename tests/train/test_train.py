@@ -105,7 +105,7 @@ def test_resume_equals_with_everything_that_has_state_switched_on(tmp_path, monk
 
 def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
     changes = {"learning_rate_schedule": "constant"}
-    assert train.main(arguments(tmp_path / "long", **changes, )) == 0
+    assert train.main(arguments(tmp_path / "long", **changes)) == 0
     assert train.main(arguments(tmp_path / "run", **{**changes, "training_steps": 4})) == 0
     assert train.main(["--resume", str(tmp_path / "run"), "--quiet", "--training-steps", "6"]) == 0
     assert_same_arrays(arrays(tmp_path / "run"), arrays(tmp_path / "long"))
