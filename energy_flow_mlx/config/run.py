@@ -44,7 +44,7 @@ class RunConfig(Fields):
         65536.0, "loss scale a float16 run starts with; it adapts", group=TRAINING, above=0
     )
     memory_budget: float = field(
-        0.0, "GB a step may take: checkpointing is chosen to fit, and MLX held to it; 0: as gradient_checkpointing says",
+        0.0, "GB a training step may take: steps are recomputed as needed, and MLX limited to it; 0: as gradient_checkpointing says",
         group=TRAINING, low=0,
     )  # fmt: skip
     compile_step: str = field(

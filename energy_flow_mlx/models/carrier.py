@@ -141,7 +141,7 @@ class EnergyCarrier(nn.Module):
             position: [N, 3] in [-1, 1].
             training_step: where the displacement schedule stands; None: at its start.
             noise: [N, 3] exploration noise added to the move, or None.
-            position_history: [N, up to 5, 3] past positions, zero-padded to 5 here, or None.
+            position_history: [N, up to 5, 3] past positions, padded with zeros to 5, or None.
 
         Raises:
             ValueError: an argument has the wrong shape; names it.
@@ -184,7 +184,7 @@ class EnergyCarrier(nn.Module):
 
 
 class HiddenBounds(NamedTuple):
-    """Bounds to which the GRU's hidden states are sanitised: as a layer reads them, and as it leaves them. None: as they are."""
+    """Bounds to which the GRU's hidden states are sanitised: at a layer's input and at its output. None: no bound."""
 
     read: float | None
     left: float | None

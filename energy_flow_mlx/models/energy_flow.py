@@ -23,7 +23,7 @@ from .text_encoder import TextToCubeEncoder
 
 
 class EnergyFlowOutput(NamedTuple):
-    """embedding [B, E]; surface [B, S], what the flows left; flow: the counts behind it; start [B, S], what they started from."""
+    """embedding [B, E]; surface [B, S], the collected energies; flow: its counts; start [B, S], the energies of the first flows."""
 
     embedding: mx.array
     surface: mx.array

@@ -1,7 +1,7 @@
 """Initial weights with which an untrained flow already carries its energy to a plane.
 
 From the reference's initial weights hardly any flow arrives, and what arrives has lost its energy: the loss has to discover
-transport before it can learn anything else. Here transport is what training starts from, and can change.
+transport before it can learn anything else. With these weights training starts from transport, and can change it.
 """
 
 import mlx.core as mx

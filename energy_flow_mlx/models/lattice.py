@@ -23,7 +23,7 @@ class FlowState(NamedTuple):
     active: mx.array  # [N] bool, still moving
     arrived: mx.array  # [N] bool, stands on an output plane
     sample: mx.array  # [N] int32, row of the batch
-    parent: mx.array  # [N] int32, slot within the sample of the flow that left this one; -1: a first flow or an empty slot
+    parent: mx.array  # [N] int32, slot within the sample of the flow that spawned this one; -1: a first flow or an empty slot
     children: mx.array  # [B] int32, child slots in use
     dropped: mx.array  # [] int32, flows given up so far
     overflowed: mx.array  # [] int32, children for which there was no room
@@ -86,7 +86,7 @@ class EnergyLattice:
         )
 
     def occupied(self, state: FlowState, collected: mx.array) -> mx.array:
-        """How many cells hold at least one flow of those marked in `collected` [N] bool; int32, over all samples."""
+        """How many cells hold at least one flow of those marked in `collected` [N] bool: [] int32, over all samples."""
         surface = self.width * self.height
         cell = state.sample * surface + geometry.cell_index(state.position, self.width, self.height)
         # Sorted, equal cells are neighbours: counting them needs no scatter, which MLX on CUDA takes seconds to compile.
@@ -95,7 +95,7 @@ class EnergyLattice:
         return mx.sum(first)
 
     def sideways(self, state: FlowState) -> mx.array:
-        """The mean distance in x and y, in cells, between where the first flows are and where they started."""
+        """[]: the mean distance in x and y, in cells, between where the first flows are and where they started."""
         batch, first = state.children.shape[0], self.width * self.height
         now = mx.stop_gradient(state.position).reshape(batch, -1, 3)[:, :first, :2]
         cells = (now - self._starts()[:, :2]) * (mx.array([self.width - 1, self.height - 1]) / 2)
@@ -110,7 +110,7 @@ class EnergyLattice:
 
 
 def mean_distance(state: FlowState) -> mx.array:
-    """The mean distance to the nearest plane of the flows that move or have arrived; 0 if there is none. Differentiable."""
+    """[]: the mean distance to the nearest plane of the flows that move or have arrived; 0 if there is none. Differentiable."""
     lives = state.arrived | state.active
     total = mx.sum(mx.where(lives, geometry.distance_to_plane(state.position), 0.0))
     return total / mx.maximum(mx.sum(lives), 1)

@@ -47,7 +47,7 @@ def live(
 
 
 def recomputed(step: Step) -> Step:
-    """`step`, of which the backward pass keeps the inputs alone and computes it again."""
+    """`step`, recomputed in the backward pass: only its inputs are kept."""
 
     def run(
         weights: StepWeights, flows: FlowState, noise: mx.array | None, scale: mx.array
@@ -80,7 +80,7 @@ def live_by_hand(
     *,
     recompute: int = 0,
 ) -> FlowState:
-    """`live` with a backward pass of its own; differentiable once, in the weights and in `start.energy`.
+    """`live` with its backward pass written by hand; differentiable once, in the weights and in `start.energy`.
 
     Args:
         recompute: 0 keeps the traces of all steps; k keeps the flows before every k-th step, and computes k steps again at a time.

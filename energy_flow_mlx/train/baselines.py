@@ -1,4 +1,4 @@
-"""What stands beside the model in the table: no learning, a linear map, an MLP, and the model with its flow left out."""
+"""What stands beside the model in the table: no learning, a linear map, an MLP, and the model without its flow."""
 
 import math
 from dataclasses import dataclass

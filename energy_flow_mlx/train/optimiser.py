@@ -19,7 +19,7 @@ COSINE_FLOOR = 0.1  # share of the peak rate that the cosine ends on
 
 
 class AdamW(optim.AdamW):
-    """MLX's AdamW with its state and names, whose step also clips, can be skipped on the device, and has a rate for the flows of its own.
+    """MLX's AdamW with its state and names, whose step clips, can be skipped on the device, and has a flow rate.
 
     flow_rate: what the rate of neuron and carrier is multiplied by.
     """
