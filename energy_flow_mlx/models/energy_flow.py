@@ -86,7 +86,7 @@ class EnergyFlow(nn.Module):
         return self.mapper.map_to_surface(embeddings.astype(self._dtype)).astype(mx.float32)
 
     def text_to_surface(self, input_ids: mx.array, attention_mask: mx.array) -> mx.array:
-        """Tokens [B, T] -> surfaces [B, S], computed in `compute_dtype`, float32."""
+        """Token ids [B, T], mask [B, T] (non-zero: a token) -> surfaces [B, S] float32, computed in `compute_dtype`."""
         return self.text_encoder(input_ids, attention_mask).astype(mx.float32)
 
     def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:

@@ -122,6 +122,12 @@ class FlowStep:
 
         It calls the kernels' backward passes, which add to running sums. Autodiff would add the gradients of two dozen weights to
         those of the later steps with one launch each.
+
+        Args:
+            trace: what `__call__` kept of this step.
+            d: gradients of the flows after the step, in the shapes of their fields of `FlowState`.
+            scale: [1], factor on displacements.
+            sums: gradients of the weights from the later steps, in the weights' shapes; None: this is the last step.
         """
         (packed,), carrier = weights
         before, births, before_move = trace.before, trace.births, None

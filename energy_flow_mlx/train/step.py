@@ -31,7 +31,7 @@ class NonFiniteLoss(ArithmeticError):
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one step, lazy; means over its micro-batches, except that flows are summed."""
+    """Scalars [] of one step, lazy; means over its micro-batches, except that flows are summed."""
 
     loss: mx.array
     parts: LossParts
