@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from ..benchmark.work import make_batches, make_model
 from ..config import EnergyConfig
+from ..models.carrier import DISPLACEMENT_WIDTH, input_size
 from ..models.mapper import intermediate_size
 from ..ops import (
     adamw,
@@ -27,8 +28,6 @@ from ..ops import (
 )
 from ..train.loss import energy_flow_loss
 from ..train.optimiser import clip_factors, gradient_norms, make_optimiser
-
-INNER = 64  # width of the displacement head
 
 
 @dataclasses.dataclass
@@ -144,10 +143,9 @@ def gru_gates_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
 def neuron_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
     n, h, f = batch * config.slots_per_sample, config.neuron_hidden_dim, config.neuron_output_dim
     shapes = [(3, 3), (3,), (h, 4), (h,), (h,), (h,), (h, h), (h,), (h,), (h,), (f, h), (f,)]
-    padded = -(-(f + 1) // 8) * 8
 
     def function(kernels: bool, position: mx.array, energy: mx.array, *weights: mx.array) -> Any:
-        options: dict[str, Any] = {"padded": padded, "bound": 10.0, "dtype": dtype}
+        options: dict[str, Any] = {"padded": input_size(config), "bound": 10.0, "dtype": dtype}
         return neuron.neuron(position, energy, weights, **options, kernels=kernels)
 
     return Case(function, [uniform(n, 3), uniform(n, 1), *(0.3 * normal(*shape) for shape in shapes)], 14)
@@ -155,12 +153,13 @@ def neuron_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
 
 def heads_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
     n, half = batch * config.slots_per_sample, config.carrier_hidden_size // 2
+    inner = half + DISPLACEMENT_WIDTH
 
     def function(kernels: bool, *a: mx.array) -> Any:
         return heads.heads(*a, kernels=kernels)
 
-    weights = [normal(half + INNER), 0.1 * normal(half), 0.1 * normal(3, INNER), normal(4)]
-    return Case(function, [normal(n, half + INNER, dtype=dtype), *weights, mx.ones((1,))], 5)
+    weights = [normal(inner), 0.1 * normal(half), 0.1 * normal(3, DISPLACEMENT_WIDTH), normal(4)]
+    return Case(function, [normal(n, inner, dtype=dtype), *weights, mx.ones((1,))], 5)
 
 
 def collect_case(
