@@ -54,7 +54,7 @@ class FlowProcessor(nn.Module):
         # In a tuple, which nn.Module does not look into: the weights are shared and must be counted and trained once.
         self._shared = (neuron, carrier)
         self._overflow_logged = False
-        self._roomy = config  # that of evaluation, whose room for children grows
+        self._roomy = self.step, self.lattice  # those of evaluation, whose room for children grows
 
     def __call__(
         self,
@@ -104,8 +104,8 @@ class FlowProcessor(nn.Module):
         is lost or more room saves none (`max_active_flows` bounds those that move at once). Later calls start with that room."""
         lost = 0
         while True:
-            config = self._roomy
-            step, lattice = FlowStep(config), EnergyLattice(config)
+            step, lattice = self._roomy
+            config = step.config
             start = lattice.place_initial_energy(surface, step.dtype)
             stop = _AdaptiveStop(config) if config.convergence_enabled else None
             result = self._finish(live(step, weights, start, [None] * steps, scale, stop=stop))
@@ -114,7 +114,8 @@ class FlowProcessor(nn.Module):
             before, lost = lost, cast(int, result.overflowed.item())
             if lost in (0, before):
                 return result
-            self._roomy = config.replace(spawn_capacity=min(max(4 * config.spawn_capacity, 1.0), MOST_ROOM))
+            roomier = config.replace(spawn_capacity=min(max(4 * config.spawn_capacity, 1.0), MOST_ROOM))
+            self._roomy = FlowStep(roomier), EnergyLattice(roomier)
 
     def left_out(self, surface: mx.array) -> FlowResult:
         """What takes the place of the flows where `flows_enabled` is off: the surface [B, S] itself, and no flow."""
