@@ -1,6 +1,7 @@
 """What stands beside the model in the table: no learning, a linear map, an MLP, and the model without its flow."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -14,7 +15,7 @@ from ..data.source import EpochOrder, PairBatch, PairData, PairDataset
 from ..models.energy_flow import EnergyFlow
 from .evaluation import ROWS, Scores, batches, evaluate, score
 from .loss import cosine
-from .optimiser import Plateau, freeze_unreached, learning_rate, make_optimiser, named_arrays
+from .optimiser import Plateau, learning_rate, named_arrays, start_training
 from .step import TrainStep, micro_batches
 
 RIDGE_PENALTIES = tuple(10.0**power for power in range(-3, 4))  # tried on the validation split
@@ -109,12 +110,10 @@ def mlp_baseline(model: EnergyFlow, data: PairData, config: EnergyConfig) -> tup
     mlp = MLP(data.train.dim, hidden_width(parameter_count(model), data.train.dim))
     optimiser = optim.AdamW(config.learning_rate, [0.9, 0.999], 1e-8, config.weight_decay, bias_correction=True)
     optimiser.init(mlp.trainable_parameters())
-    order = EpochOrder(len(data.train), min(config.batch_size, len(data.train)), config.seed)
     gradient = nn.value_and_grad(mlp, _mlp_loss)
-    for step in range(model.trained_steps):
-        parts = micro_batches(data.train, order, step, config.gradient_accumulation_steps)
+    for _, parts, rate in _steps_of_run(model, data, config):
         _, gradients = gradient(mlp, _rows(parts, "input_embedding"), _rows(parts, "target_embedding"))
-        optimiser.learning_rate = learning_rate(config, step, Plateau())
+        optimiser.learning_rate = rate
         if config.gradient_clip:
             gradients, _ = optim.clip_grad_norm(gradients, config.gradient_clip)
         optimiser.update(mlp, gradients)
@@ -129,15 +128,9 @@ def without_flow(model: EnergyFlow, data: PairData, config: EnergyConfig) -> tup
     config = _own_schedule(config).replace(flows_enabled=False, text_loss_weight=0, arrival_loss_weight=0)
     mx.random.seed(config.seed)
     ends = EnergyFlow(config)
-    freeze_unreached(ends, config)
-    ends.train()
-    optimiser = make_optimiser(config)
-    optimiser.init(ends.trainable_parameters())
-    step = TrainStep(ends, optimiser, config)
-    order = EpochOrder(len(data.train), min(config.batch_size, len(data.train)), config.seed)
-    for number in range(model.trained_steps):
-        parts = micro_batches(data.train, order, number, config.gradient_accumulation_steps)
-        step(number, parts, learning_rate(config, number, Plateau()))
+    step = TrainStep(ends, start_training(ends, config), config)
+    for number, parts, rate in _steps_of_run(model, data, config):
+        step(number, parts, rate)
     result = evaluate(ends, data.test, config)
     return f"flow left out ({model.trained_steps} steps)", Scores(result.cosine, result.top1, result.top10)
 
@@ -145,6 +138,16 @@ def without_flow(model: EnergyFlow, data: PairData, config: EnergyConfig) -> tup
 def _own_schedule(config: EnergyConfig) -> EnergyConfig:
     """The schedule plateau follows the flow's validation loss, which a baseline does not have: its rate is constant."""
     return config.replace(learning_rate_schedule="constant") if config.learning_rate_schedule == "plateau" else config
+
+
+def _steps_of_run(
+    model: EnergyFlow, data: PairData, config: EnergyConfig
+) -> Iterator[tuple[int, list[PairBatch], float]]:
+    """Number, micro-batches and learning rate of each step of the run that trained `model`."""
+    order = EpochOrder(len(data.train), min(config.batch_size, len(data.train)), config.seed)
+    for step in range(model.trained_steps):
+        parts = micro_batches(data.train, order, step, config.gradient_accumulation_steps)
+        yield step, parts, learning_rate(config, step, Plateau())
 
 
 def _mlp_loss(mlp: MLP, inputs: mx.array, targets: mx.array) -> mx.array:

@@ -69,6 +69,15 @@ def make_optimiser(config: RunConfig) -> AdamW:
     return optimiser
 
 
+def start_training(model: EnergyFlow, config: RunConfig) -> AdamW:
+    """Put a model into training mode, with what the loss does not reach frozen; returns its optimiser, with moments of zero."""
+    freeze_unreached(model, config)
+    model.train()
+    optimiser = make_optimiser(config)
+    optimiser.init(model.trainable_parameters())
+    return optimiser
+
+
 def freeze_unreached(model: EnergyFlow, config: RunConfig) -> None:
     """Freeze the parameters that no term of the loss reaches: weight decay would shrink them."""
     # The flows carry no position history, and the collector's dictionary form is no part of training.

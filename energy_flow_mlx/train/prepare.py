@@ -14,7 +14,7 @@ from ..models.energy_flow import EnergyFlow
 from ..text.tokeniser import Tokeniser
 from . import checkpoint, memory
 from .checkpoint import CheckpointError, TrainerState
-from .optimiser import AdamW, freeze_unreached, make_optimiser
+from .optimiser import AdamW, start_training
 
 
 class Run(NamedTuple):
@@ -46,10 +46,7 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Run:
     except ValueError as error:
         raise ConfigError(f"{data.name}: {error}") from error
     model = EnergyFlow.from_pretrained(folder) if resume else _new_model(config, data)
-    freeze_unreached(model, config)
-    model.train()
-    optimiser = make_optimiser(config)
-    optimiser.init(model.trainable_parameters())
+    optimiser = start_training(model, config)
     if resume:
         state = checkpoint.load(folder, model, optimiser)
         if state.data_fingerprint not in ("", data.fingerprint):
