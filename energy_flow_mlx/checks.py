@@ -1,7 +1,10 @@
 """Checks of arguments: integers and texts."""
 
 import operator
+import sys
+import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 EMPTY_TEXT = "empty"  # replaces an empty text, as in the PyTorch implementation
@@ -25,8 +28,28 @@ def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     return number
 
 
+def canonical(text: str) -> str:
+    """What tells two texts apart: NFKC, without case, control characters and zero-width characters, white space as single spaces.
+
+    Tokenisers and teachers as a rule see no more than that, so texts that agree in it are one premise.
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_invisible()).split())
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text holds nothing but white space, control characters and zero-width characters."""
+    return not text.translate(_invisible()).strip()
+
+
+@cache
+def _invisible() -> dict[int, None]:
+    """Unicode's control (Cc) and format (Cf) characters but for white space, for `str.translate` to remove."""
+    characters = map(chr, range(sys.maxunicode + 1))
+    return {ord(each): None for each in characters if unicodedata.category(each) in ("Cc", "Cf") and not each.isspace()}
+
+
 def check_texts(name: str, texts: Any) -> list[str]:
-    """`texts` as a list of valid strings; a text that is empty or white space becomes "empty".
+    """`texts` as a list of valid strings; a blank text (`is_blank`) becomes "empty".
 
     Raises:
         TypeError: `texts` is a string or not a sequence, or an item is not a string.
@@ -42,5 +65,5 @@ def check_texts(name: str, texts: Any) -> list[str]:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"{name}[{index}] is not valid Unicode: {error}") from None
-        checked.append(text if text.strip() else EMPTY_TEXT)
+        checked.append(EMPTY_TEXT if is_blank(text) else text)
     return checked

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..checks import is_blank
 from ..cli import Parser
 from ..data.corpus import MAX_SEED
 from ..ops.failures import KernelError, kernel_errors
@@ -112,7 +113,7 @@ def _train_tokeniser(options: argparse.Namespace) -> int:
             texts += training_texts(DatasetFolder(Path(spec)), options.limit)
             continue
         for _, record in Origin(spec, options.seed, _selection(options)).records(faults):
-            texts += [text for text in (record.input, record.target) if text is not None and text.strip()]
+            texts += [text for text in (record.input, record.target) if text is not None and not is_blank(text)]
             if len(texts) >= options.limit:
                 break
     if not texts:

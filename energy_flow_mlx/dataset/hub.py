@@ -6,6 +6,8 @@ hub:OWNER/NAME@REVISION   those of a branch, tag or commit
 """
 
 import re
+import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from .records import DataError
 
 PREFIX = "hub:"
 _SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv")
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.\w+)")  # as the hub names the files of a large table
 _SPEC = re.compile(r"hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w.-]+))?")
 
 
@@ -21,8 +24,11 @@ def hub_files(spec: str) -> list[Path]:
 
     Raises:
         ValueError: `spec` does not parse.
-        DataError: the files are not in the cache and the download failed (says what to download and where to put it),
-            or the dataset has no file of a supported format.
+        DataError: the files are not in the cache and the download failed (says what to download and where to put it), the
+            cache lacks some of them, or the dataset has no file of a supported format.
+
+    Warns:
+        the download failed and the cache is used, which holds what was downloaded before, perhaps not every file.
     """
     parsed = _SPEC.fullmatch(spec)
     if parsed is None:
@@ -36,13 +42,14 @@ def hub_files(spec: str) -> list[Path]:
     except ImportError as error:
         raise DataError(f"{spec}: needs huggingface_hub: pip install huggingface_hub", "no hub") from error
     download = partial(snapshot_download, repository, repo_type="dataset", revision=revision, allow_patterns=patterns)
+    offline = None
     try:
         folder = Path(download())
     except Exception as error:  # the library and its HTTP client raise too many classes to name
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         try:
-            folder = Path(download(local_files_only=True))
+            folder, offline = Path(download(local_files_only=True)), reason
         except Exception:  # not in the cache; the error of the download is more informative
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             at = f" --revision {revision}" if revision else ""
             some = f" --include '*{part}*'" if part else ""
             raise DataError(
@@ -55,4 +62,28 @@ def hub_files(spec: str) -> list[Path]:
     if not files:
         condition = f" with {part!r} in its name" if part else ""
         raise DataError(f"{spec}: has no {', '.join(_SUFFIXES)} file{condition}", "empty")
+    _check_shards(spec, files)
+    if offline:
+        warnings.warn(
+            f"{spec}: the hub was not reached ({offline}); used are the {len(files)} files of an earlier download in {folder},"
+            " which may not be all",
+            stacklevel=2,
+        )
     return files
+
+
+def _check_shards(spec: str, files: Sequence[Path]) -> None:
+    """Refuse a table of which some shards are missing: they are named by number and count."""
+    held: dict[tuple[str, ...], set[int]] = {}
+    for path in files:
+        if shard := _SHARD.fullmatch(str(path)):
+            start, number, count, suffix = shard.groups()
+            held.setdefault((start, count, suffix), set()).add(int(number))
+    for (start, count, suffix), numbers in held.items():
+        if missing := sorted(set(range(int(count))) - numbers):
+            names = ", ".join(f"{Path(start).name}-{number:05d}-of-{count}{suffix}" for number in missing[:3])
+            raise DataError(
+                f"{spec}: {len(numbers)} of {int(count)} files are in the cache; missing {names}{' …' if len(missing) > 3 else ''}."
+                " Run the same command with network access to download them",
+                "not whole",
+            )

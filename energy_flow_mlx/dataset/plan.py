@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import is_blank
 from ..text.tokeniser import Tokeniser
 from .convert import check_ids, text_of_tokens
 from .folder import PARTS
@@ -41,7 +42,7 @@ def usable(records: Iterable[Placed], tokeniser: Tokeniser | None, faults: Fault
             faults.meet(error)
             continue
         texts = [text for text in (record.input, record.target) if text is not None]
-        if not all(text.strip() for text in texts):
+        if any(map(is_blank, texts)):
             faults.leave_out("with an empty text")
         elif any(len(text) > MAX_CHARACTERS for text in texts):
             faults.leave_out(f"with a text over {MAX_CHARACTERS:,} characters")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import canonical
 from .records import Place, Record
 
 NONE = -1
@@ -22,7 +23,7 @@ class PairTable(NamedTuple):
 
     input: NDArray[np.int64]  # [N], row numbers
     target: NDArray[np.int64]  # [N], row numbers
-    group: NDArray[np.int64]  # [N], equal for pairs with the same input text (without a text: the same input embedding)
+    group: NDArray[np.int64]  # [N], equal for pairs whose input texts are equal as `canonical` has them (without a text: the embeddings)
 
 
 class Spool:
@@ -141,4 +142,5 @@ class Spool:
                 self._embeddings.write(numbers)
             self._embedding_at.append(NONE if embedding is None else self._given)
             self._given += embedding is not None
-        return row, self._group_of.setdefault(text_key or key, len(self._group_of))
+        premise = key if text is None else blake2b(canonical(text).encode(), digest_size=16, person=b"premise").digest()
+        return row, self._group_of.setdefault(premise, len(self._group_of))

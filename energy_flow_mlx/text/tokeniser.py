@@ -19,7 +19,7 @@ from ..files import write_aside
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = [PAD, UNKNOWN, START, END, MASK]  # ids 0 to 4 of a trained tokeniser
 # Padding tokens of common tokenisers, then their end-of-text tokens for those without padding. Padding is masked, so
-# any token will do.
+# any token will do: a tokeniser with none of these pads with its first special token, or its first token.
 _PADDINGS = (PAD, "<pad>", "<|pad|>", "<|padding|>", "<PAD>", "</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 _CONTINUES = "##"
 MOST_ENTRIES = 2**31 - 1  # ids are int32
@@ -35,27 +35,27 @@ class TokenBatch(NamedTuple):
 
 
 class Tokeniser:
-    """Wraps a tokeniser of the `tokenizers` library, which must have a token that can serve as padding.
+    """Wraps a tokeniser of the `tokenizers` library.
 
     `train` and `whitespace` learn a vocabulary, `from_file` reads a `tokenizer.json`, `data.open_tokeniser` opens one
     by name.
 
     Raises:
-        ValueError: the vocabulary has no padding token, or an id does not fit int32.
+        ValueError: the vocabulary is empty, or an id does not fit int32.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        vocabulary = tokenizer.get_vocab()
+        if not vocabulary:
+            raise ValueError("tokenizer: its vocabulary is empty; accepted is one of at least one token")
         names = [tokenizer.padding["pad_token"]] if tokenizer.padding else []
-        pads = [name for name in (*names, *_PADDINGS) if tokenizer.token_to_id(name) is not None]
-        if not pads:
-            raise ValueError(
-                f"tokenizer: its vocabulary of {tokenizer.get_vocab_size()} tokens has no {PAD}, nor another padding token: "
-                f"{', '.join(_PADDINGS[1:])}"
-            )
-        largest = max(tokenizer.get_vocab().values())
+        by_id = sorted(vocabulary, key=vocabulary.__getitem__)
+        special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+        pads = (*names, *_PADDINGS, *(name for name in by_id if name in special), *by_id)
+        largest = max(vocabulary.values())
         if largest >= MOST_ENTRIES:
             raise ValueError(f"tokenizer: its largest id is {largest}; accepted are ids under {MOST_ENTRIES}")
-        self._pad = pads[0]
+        self._pad = next(name for name in pads if name in vocabulary)
         # The length is set in each call of `encode`. The padding token's name is saved: it may not be in `_PADDINGS`.
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -128,7 +128,7 @@ class Tokeniser:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is not a tokeniser, or has no padding token.
+            ValueError: the file is not a tokeniser, or its vocabulary is empty.
         """
         path = Path(path)
         if not path.is_file():
@@ -157,7 +157,7 @@ class Tokeniser:
     def encode(self, texts: Sequence[str], max_length: int) -> TokenBatch:
         """Encode texts, truncated or padded to exactly `max_length` tokens, so that shapes are static.
 
-        A text that is empty or white space, or for which the tokeniser gives no token, is encoded as "empty".
+        A blank text (`checks.is_blank`), or one in which the tokeniser finds no token, is encoded as "empty".
 
         Args:
             texts: N strings.
@@ -171,14 +171,15 @@ class Tokeniser:
         """
         max_length = check_int("max_length", max_length, _SHORTEST)
         checked = check_texts("texts", texts)
-        batch = self._encode(checked, max_length)
-        blank = np.flatnonzero(~batch.attention_mask.any(axis=1))
+        batch, found = self._encode(checked, max_length)
+        blank = np.flatnonzero(found == 0)
         if blank.size:
-            empty = self._encode([EMPTY_TEXT], max_length)
+            empty, _ = self._encode([EMPTY_TEXT], max_length)
             batch.input_ids[blank], batch.attention_mask[blank] = empty.input_ids, empty.attention_mask
         return batch
 
-    def _encode(self, texts: list[str], max_length: int) -> TokenBatch:
+    def _encode(self, texts: list[str], max_length: int) -> tuple[TokenBatch, NDArray[np.int64]]:
+        """The batch, and the number [N] of tokens that each text itself gave: not those that frame or pad it."""
         pad_id = self._tokenizer.token_to_id(self._pad)
         with _library_errors("texts: this tokeniser cannot encode them"):
             self._tokenizer.enable_truncation(max_length)
@@ -189,7 +190,8 @@ class Tokeniser:
         if ids.size and ids.max() >= self.vocab_size:
             raise ValueError(f"tokenizer: it gives the id {ids.max()}, its vocabulary has {self.vocab_size} entries")
         mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int32).reshape(shape)
-        return TokenBatch(ids.astype(np.int32), mask)
+        framing = np.array([encoding.special_tokens_mask for encoding in encodings], dtype=np.int32).reshape(shape)
+        return TokenBatch(ids.astype(np.int32), mask), (mask * (1 - framing)).sum(axis=1)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """The text of one row of ids [T], without special tokens.

@@ -77,10 +77,10 @@ def test_each_distinct_text_is_embedded_once_with_others_of_its_length(tmp_path,
 
 
 def test_duplicates_empty_and_endless_texts_are_left_out_and_counted(tmp_path):
-    pairs = [("a", "b"), ("a", "b"), ("a", "c"), (" ", "b"), ("a", ""), ("x" * 1_000_000, "b"), ("d", "e")]
+    pairs = [("a", "b"), ("a", "b"), ("a", "c"), (" ", "b"), ("a", ""), ("\u200b\x07", "b"), ("x" * 1_000_000, "b"), ("d", "e")]
     folder = build(small(write_pairs(tmp_path / "a.jsonl", pairs), validation=0, test=0), tmp_path / "out", quiet=True)
     assert pairs_of(tmp_path / "out") == [("a", "b"), ("a", "c"), ("d", "e")]
-    assert folder.about["left_out"] == {"duplicates": 1, "with an empty text": 2, "with a text over 100,000 characters": 1}
+    assert folder.about["left_out"] == {"duplicates": 1, "with an empty text": 3, "with a text over 100,000 characters": 1}
 
 
 def test_snli_fraction_is_taken_once_and_the_limit_after_it(tmp_path):
@@ -133,6 +133,14 @@ def test_no_premise_is_in_two_parts(tmp_path):
     assert folder.sizes["validation"] == 20 and folder.sizes["test"] == 31
     assert folder.about["left_out"] == {"over the size of a part whose premise they share": 3}
     assert sum(folder.sizes.values()) == 297
+
+
+def test_premises_that_differ_in_case_width_or_invisible_characters_are_one(tmp_path):
+    forms = ("the dog {}", "The DOG {}", "the\u200b dog {}", "the  dog\t{}", "\uff54he dog {}")
+    pairs = [(form.format(n), f"target {k}") for n in range(40) for k, form in enumerate(forms)]
+    build(small(write_pairs(tmp_path / "a.jsonl", pairs), validation=20, test=20), tmp_path / "out", quiet=True)
+    numbers = [{a.split()[-1] for a, _ in pairs_of(tmp_path / "out", part)} for part in PARTS]
+    assert [len(part) for part in numbers] == [32, 4, 4]
 
 
 def test_held_out_sources_keep_their_pairs(tmp_path):
@@ -329,6 +337,32 @@ def test_hub_files_by_part(tmp_path, monkeypatch):
     assert (asked["repository"], asked["revision"], asked["repo_type"]) == ("me/pairs", "v1", "dataset")
     with pytest.raises(DataError, match="hub:me/pairs:test: has no .parquet"):
         build(small("hub:me/pairs:test"), tmp_path / "none", quiet=True)
+
+
+def cached(tmp_path, monkeypatch, *names: str) -> None:
+    """A hub that is not reached, and files of an earlier download."""
+
+    def download(repository, *, local_files_only=False, **options):
+        if local_files_only:
+            return str(tmp_path / "snapshot")
+        raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    (tmp_path / "snapshot").mkdir()
+    for name in names:
+        write_pairs(tmp_path / "snapshot" / name, [(f"{name} {n}", "b") for n in range(20)])
+
+
+def test_without_network_a_cache_that_lacks_shards_is_refused(tmp_path, monkeypatch):
+    cached(tmp_path, monkeypatch, "train-00000-of-00003.jsonl", "train-00002-of-00003.jsonl", "test-00000-of-00001.jsonl")
+    with pytest.raises(DataError, match="2 of 3 files are in the cache; missing train-00001-of-00003.jsonl"):
+        build(small("hub:me/pairs"), tmp_path / "out", quiet=True)
+
+
+def test_without_network_a_cache_is_used_with_a_warning(tmp_path, monkeypatch):
+    cached(tmp_path, monkeypatch, "train-00000-of-00001.jsonl")
+    with pytest.warns(UserWarning, match=r"hub:me/pairs: the hub was not reached \(no route\); used are the 1 files"):
+        assert sum(build(small("hub:me/pairs"), tmp_path / "out", quiet=True).sizes.values()) == 20
 
 
 def test_without_network_the_hub_says_what_to_download(tmp_path, monkeypatch):

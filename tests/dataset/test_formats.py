@@ -208,3 +208,101 @@ def test_endings_that_are_not_known_are_refused(tmp_path):
         read(tmp_path / "a.xyz")
     with pytest.raises(DataError, match=r"cannot write '.csv' files; supported are .jsonl"):
         write_file(tmp_path / "a.csv", placed(full_records(1)))
+
+
+ROWS = [("A", "B", -1.0), ("C", "D", 0.0), ("E", "F", 2.0), ("G", "H", None)]
+
+
+def labelled(folder, suffix: str):
+    """ROWS as pandas writes them: a column of whole numbers with a gap becomes floats."""
+    path = folder / f"data{suffix}"
+    if suffix == ".parquet":
+        columns = zip(*ROWS, strict=True)
+        pyarrow.parquet.write_table(pyarrow.table(dict(zip(("premise", "hypothesis", "label"), columns, strict=True))), path)
+    elif suffix == ".jsonl":
+        rows = [dict(zip(("premise", "hypothesis", "label"), row, strict=True)) for row in ROWS]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows).replace("null", "NaN"))
+    else:
+        mark = {".csv": ",", ".tsv": "\t"}[suffix]
+        rows = [("premise", "hypothesis", "label"), *((a, b, "" if label is None else label) for a, b, label in ROWS)]
+        path.write_text("".join(mark.join(map(str, row)) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_labels_that_became_floats_mean_what_they_meant(tmp_path, suffix):
+    path, faults = labelled(tmp_path, suffix), Faults()
+    assert [record.input for record in read(path, faults)] == ["C", "E", "G"]
+    assert faults.counts == {"without a label": 1}
+    for label in ("0", "0.0"):
+        skipping = Faults(skip=True)
+        assert [record.input for _, record in read_file(path, skipping, Selection(None, (label,)))] == ["C"]
+        assert skipping.counts == {"without a label": 1, "with label 2": 1, "no label": 1}
+    with pytest.raises(DataError, match="has the label 0, --label names entailment: labels here are numbers, 0 = entailment"):
+        list(read_file(path, Faults(), Selection(None, ("entailment",))))
+
+
+BAD = {
+    # One faulty record among good ones, and the line or row that is named.
+    "text behind a quote.csv": (b'premise,hypothesis\nA,B\n"C said" hi,D\nE,F\n', "line 3: is not CSV"),
+    "open quote.csv": (b'premise,hypothesis\nA,B\nX,"Y\nE,F\n', "line 3: .*a quote that begins in this row is not closed"),
+    "quote closed lines later.csv": (b'premise,hypothesis\nA,B\nX,"Y\nE,"F"\n', "line 3: is not CSV"),
+    "quote that swallows a row.csv": (b'premise,hypothesis\nA,B\nX,"Y\nE,F\n",Z\n', "line 3: has 3 fields"),
+    "too many fields.csv": (b"premise,hypothesis\nA,B\nX,Y,Z\nE,F\n", "line 3: has 3 fields"),
+    "not utf-8.csv": (b"premise,hypothesis\nA,B\n\xff,Y\nE,F\n", "line 3: is not UTF-8"),
+    "too few fields.tsv": (b"premise\thypothesis\nA\tB\nX\nE\tF\n", "line 3: has 1 fields"),
+    "cut.jsonl": (b'{"text":"A","target":"B"}\n{"text":"X\n{"text":"E","target":"F"}\n', "line 2: is not JSON"),
+    "a name twice.jsonl": (b'{"text":"A","target":"B"}\n{"text":"X","text":"Y","target":"Z"}\n{"text":"E","target":"F"}\n',
+                           "line 2: is not JSON: it has the name 'text' twice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_record_costs_itself_alone(tmp_path, name):
+    content, words = BAD[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        read(path)
+    faults = Faults(skip=True)
+    kept = [record.input for record in read(path, faults)]
+    # A row of a broken quote may leave its last line behind as a second fault; what is good is kept.
+    assert kept == ["A", "E"] and sum(faults.counts.values()) == 1 + (name == "quote that swallows a row.csv")
+
+
+def test_a_bad_row_of_parquet_costs_itself_alone(tmp_path):
+    path = tmp_path / "data.parquet"
+    ends = pyarrow.py_buffer(np.arange(4, dtype=np.int32).tobytes())
+    broken = pyarrow.StringArray.from_buffers(3, ends, pyarrow.py_buffer(b"A\xffE"))
+    pyarrow.parquet.write_table(pyarrow.table({"premise": broken, "hypothesis": ["B", "Y", "F"]}), path)
+    with pytest.raises(DataError, match="row 2: premise is not UTF-8 at byte 0"):
+        read(path)
+    faults = Faults(skip=True)
+    assert [record.input for record in read(path, faults)] == ["A", "E"] and faults.counts == {"broken UTF-8": 1}
+
+
+def test_line_breaks_inside_csv_quotes_are_kept(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_bytes(b'text,target\r\n"a\r\nb","c\rd\ne"\r\n')
+    assert [tuple(record[:2]) for record in read(path)] == [("a\r\nb", "c\rd\ne")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.json", b'[\n{"text":"A","target":"B"}]\n', "is a JSON array; JSONL has one object a line"),
+        ("a.jsonl", b'[{"text":"A","target":"B"}]', "is a JSON array; JSONL has one object a line"),
+        ("a.jsonl", b'{\n"text":"A",\n"target":"B"}\n', "is a JSON object over several lines"),
+        ("a.csv", b"premise;hypothesis\nA;B\n", "separated by semicolons, where a .csv file has commas"),
+        ("a.csv", b"premise\thypothesis\nA\tB\n", "separated by tabs, .*rename it to .tsv"),
+        ("a.tsv", b"premise,hypothesis\nA,B\n", "separated by commas, where a .tsv or .txt file has tabs; rename it to .csv"),
+        ("a.csv", "premise,hypothesis\nA,B\n".encode("utf-16"), "looks like UTF-16"),
+        ("a.jsonl", '{"text":"A","target":"B"}'.encode("utf-16-le"), "looks like UTF-16"),
+        ("a.csv", b"text,target,text\nA,B,C\n", "several columns of the name text"),
+    ],
+)
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_file_of_another_kind_is_named(tmp_path, name, content, words, skip):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        read(tmp_path / name, Faults(skip))

@@ -144,7 +144,34 @@ def test_files_that_are_no_tokeniser(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"broken\.json is not a tokenizer\.json"):
         WordPieceTokeniser.from_file(path)
-    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
-    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
-    with pytest.raises(ValueError, match=r"broken\.json: .*has no \[PAD\]"):
+    path.write_text(json.dumps(word_level({})))
+    with pytest.raises(ValueError, match=r"broken\.json: .*its vocabulary is empty"):
         WordPieceTokeniser.from_file(path)
+
+
+def word_level(vocabulary: dict[str, int], special: str | None = None) -> dict[str, object]:
+    """A tokenizer.json that splits at white space."""
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "a"}
+    fields = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    added = [{"id": vocabulary[special], "content": special, **fields}] if special else []
+    return {"version": "1.0", "added_tokens": added, "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": model}
+
+
+@pytest.mark.parametrize(("special", "pad"), [("<|finetune_right_pad_id|>", 2), (None, 0)])
+def test_any_token_pads_because_padding_is_masked(tmp_path, special, pad):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(word_level({"a": 0, "dog": 1, "<|finetune_right_pad_id|>": 2}, special)))
+    batch = WordPieceTokeniser.from_file(path).encode(["dog a"], 5)
+    assert batch.input_ids.tolist() == [[1, 0, pad, pad, pad]]
+    assert batch.attention_mask.tolist() == [[1, 1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("text", ["", " \t", "\u200b", "\ufeff\u200d", "\x07\x00", "\u00ad\u2060 \u202e"])
+def test_a_text_without_visible_characters_is_encoded_as_empty(tokeniser, text):
+    for ours, empty in zip(tokeniser.encode([text], 9), tokeniser.encode(["empty"], 9), strict=True):
+        np.testing.assert_array_equal(ours, empty)
+
+
+def test_a_text_in_which_the_tokeniser_finds_no_token_is_encoded_as_empty(tokeniser):
+    accent = "\u0301"  # the tokeniser strips accents
+    np.testing.assert_array_equal(*(tokeniser.encode([text], 9).input_ids for text in (accent, "empty")))

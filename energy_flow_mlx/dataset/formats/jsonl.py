@@ -8,6 +8,7 @@
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,13 @@ HOLDS = frozenset(Record._fields)
 
 def read(path: Path, faults: Faults, selection: Selection) -> Iterator[Placed]:
     """Iterate over the records of a JSONL file, skipping blank lines. Raises as `read_lines` and `to_record`."""
+    first = True
     for place, line in read_lines(path, faults):
         if not line.strip():
             continue
+        if first:
+            _check_kind(path, line.strip())
+            first = False
         try:
             row = _parse(line)
             if not isinstance(row, dict):
@@ -67,5 +72,28 @@ def _row(record: Record) -> dict[str, Any]:
     }
 
 
+def _check_kind(path: Path, line: str) -> None:
+    """Refuse a file of JSON that is no JSONL, by its first line."""
+    kind = {"[": "a JSON array", "{": "a JSON object over several lines"}.get(line[0])
+    try:
+        row = json.loads(line)
+        array = isinstance(row, list) and bool(row) and all(isinstance(item, dict) for item in row)
+    except (ValueError, RecursionError):
+        array = line in ("[", "{") or line.startswith("[{")
+    if kind and array:
+        raise DataError(
+            f"{path}: is {kind}; JSONL has one object a line, for example from jq -c '.[]' {path.name} > {path.stem}.jsonl", "not JSONL"
+        )
+
+
 def _parse(line: str) -> Any:
-    return json.loads(line, parse_constant=float)  # NaN and Infinity are parsed; `check_records` refuses them
+    # NaN and Infinity are parsed; `check_records` refuses them.
+    return json.loads(line, parse_constant=float, object_pairs_hook=_distinct)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. JSON leaves open which of two equal names holds, and Python takes the last in silence."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"it has the name {next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)!r} twice")
+    return values

@@ -3,18 +3,19 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..records import Faults, Place, check_file
+from ..records import DataError, Faults, Place, check_file
 
 MAX_LINE = 64 * 2**20  # bytes; otherwise a file without line breaks would be read into memory as one line
 _BOM = b"\xef\xbb\xbf"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_lines(path: Path, faults: Faults) -> Iterator[tuple[Place, str]]:
-    """Iterate over the lines of a file with their positions. Line breaks and a byte order mark are removed.
+    """Iterate over the lines of a file with their positions. A byte order mark is removed; line breaks stay.
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: the file is empty, or a line is not UTF-8 or over 64 MiB (unless `faults` skips it).
+        DataError: the file is empty or UTF-16, or a line is not UTF-8 or over 64 MiB (unless `faults` skips it).
     """
     check_file(path)
     number = 0
@@ -27,8 +28,14 @@ def read_lines(path: Path, faults: Faults) -> Iterator[tuple[Place, str]]:
                 while line and not line.endswith(b"\n"):
                     line = file.readline(MAX_LINE)
                 continue
-            if number == 1 and line.startswith(_BOM):
-                line = line[len(_BOM) :]
+            if number == 1:
+                if line.startswith(_UTF_16) or b"\0" in line[:4]:  # JSON and a table's header begin with ASCII
+                    raise DataError(
+                        f"{path}: looks like UTF-16 or UTF-32; accepted is UTF-8, for example from"
+                        f" iconv -f UTF-16 -t UTF-8 {path.name} > utf8{path.suffix}",
+                        "not UTF-8",
+                    )
+                line = line.removeprefix(_BOM)
             try:
                 text = line.decode()
             except UnicodeDecodeError as error:
@@ -36,4 +43,9 @@ def read_lines(path: Path, faults: Faults) -> Iterator[tuple[Place, str]]:
                     place.error("broken UTF-8", f"is not UTF-8 at byte {error.start} of the line: {error.reason}")
                 )
                 continue
-            yield place, text.rstrip("\r\n")
+            yield place, text
+
+
+def without_break(line: str) -> str:
+    """The line without the line break at its end, of Unix or of Windows."""
+    return line.removesuffix("\n").removesuffix("\r")

@@ -3,9 +3,10 @@
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..records import DataError, Faults, Place, Placed, check_file
-from .rows import NAMES, Selection, to_record
+from .rows import NAMES, Selection, check_names, to_record
 
 _ROWS = 1024  # read at a time
 
@@ -26,17 +27,18 @@ def read(path: Path, faults: Faults, selection: Selection) -> Iterator[Placed]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = [name for name in file.schema_arrow.names if name in (*NAMES, *(selection.columns or ()))]
+            check_names(path, columns)
             if not columns:
                 raise DataError(
                     f"{path}: has the columns {', '.join(file.schema_arrow.names)}; none is known (--columns INPUT,TARGET names others)",
                     "missing column",
                 )
             for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
-                for row in batch.to_pylist():
+                for index in range(len(batch)):
                     number += 1
                     place = Place(path, "row", number)
                     try:
-                        record = to_record(place, row, selection, faults)
+                        record = to_record(place, _row(place, batch, index), selection, faults)
                     except DataError as error:
                         faults.meet(error)
                         continue
@@ -50,3 +52,16 @@ def read(path: Path, faults: Faults, selection: Selection) -> Iterator[Placed]:
         raise DataError(
             f"{path}: is damaged or not a Parquet file, after row {number}: {reason}", "not Parquet"
         ) from error
+
+
+def _row(place: Place, batch: Any, index: int) -> dict[str, Any]:
+    """One row of a record batch; by itself, so that a value that Python cannot hold costs its row alone."""
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[index].as_py()
+        except UnicodeDecodeError as error:
+            raise place.error("broken UTF-8", f"{name} is not UTF-8 at byte {error.start}: {error.reason}") from error
+        except (ValueError, OverflowError) as error:  # a time out of Python's range, for example
+            raise place.error("unusable", f"{name} cannot be read: {error}") from error
+    return row

@@ -1,6 +1,8 @@
 """Converting rows of named values, as in JSONL, CSV, TSV and Parquet, to records."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +31,17 @@ class Selection(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
+def check_names(path: Path, names: Sequence[str]) -> None:
+    """Refuse a table in which a column that is read occurs twice.
+
+    Raises:
+        DataError: names the columns.
+    """
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise DataError(f"{path}: has several columns of the name {', '.join(twice)[:200]}; accepted is one of each", "duplicate column")
+
+
 def to_record(place: Place, row: Mapping[str, Any], selection: Selection, faults: Faults) -> Record | None:
     """The record of a row; None if its label is not selected, which `faults` counts.
 
@@ -43,7 +56,13 @@ def to_record(place: Place, row: Mapping[str, Any], selection: Selection, faults
     label = snli.label(row)
     if selection.labels and label is None:
         raise place.error("no label", f"has no {' or '.join(snli.LABEL_NAMES)}, which --label needs")
-    if selection.labels and label not in selection.labels:
+    wanted = [snli.as_label(each) for each in selection.labels]
+    if label is not None and wanted and label.isdecimal() and not any(each and each.isdecimal() for each in wanted):
+        raise place.error(
+            f"with a number as its label ({snli.NUMBERS})",
+            f"has the label {label}, --label names {', '.join(selection.labels)}: labels here are numbers, {snli.NUMBERS}",
+        )
+    if wanted and label not in wanted:
         faults.leave_out(f"with label {label}")
         return None
     if selection.columns is not None:

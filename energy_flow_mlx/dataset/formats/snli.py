@@ -1,5 +1,6 @@
 """SNLI's conventions: column names, and the label of pairs on which the annotators did not agree."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,12 +9,23 @@ TARGET_NAMES = ("sentence2", "hypothesis")
 LABEL_NAMES = ("gold_label", "label")
 # "-" in SNLI's own files, -1 on the hub.
 _NO_LABEL = ("-", "-1")
+NUMBERS = "0 = entailment, 1 = neutral, 2 = contradiction"  # on the hub
+_WHOLE = re.compile(r"[+-]?\d{1,15}\.0*")
 
 
 def label(row: Mapping[str, Any]) -> str | None:
     """The label of a row as text; None if it has none."""
-    values = [row[name] for name in LABEL_NAMES if row.get(name) is not None]
-    return str(values[0]) if values else None
+    labels = (as_label(row.get(name)) for name in LABEL_NAMES)
+    return next((label for label in labels if label is not None), None)
+
+
+def as_label(value: Any) -> str | None:
+    """A label as text, the same in every format: a column of whole numbers with gaps may be read as floats, with NaN or
+    an empty text in its gaps."""
+    text = "" if value is None else str(value).strip()
+    if _WHOLE.fullmatch(text):
+        return str(int(float(text)))
+    return None if text in ("", "nan", "NaN") else text
 
 
 def is_without_label(row: Mapping[str, Any]) -> bool:
