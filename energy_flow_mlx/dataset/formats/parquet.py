@@ -34,11 +34,15 @@ def read(path: Path, faults: Faults, selection: Selection) -> Iterator[Placed]:
                     "missing column",
                 )
             for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
+                try:
+                    rows = batch.to_pylist()
+                except (ValueError, OverflowError):  # found again below, by row
+                    rows = None
                 for index in range(len(batch)):
                     number += 1
                     place = Place(path, "row", number)
                     try:
-                        record = to_record(place, _row(place, batch, index), selection, faults)
+                        record = to_record(place, rows[index] if rows else _row(place, batch, index), selection, faults)
                     except DataError as error:
                         faults.meet(error)
                         continue
@@ -55,7 +59,7 @@ def read(path: Path, faults: Faults, selection: Selection) -> Iterator[Placed]:
 
 
 def _row(place: Place, batch: Any, index: int) -> dict[str, Any]:
-    """One row of a record batch; by itself, so that a value that Python cannot hold costs its row alone."""
+    """One row of a record batch that has a value which Python cannot hold; that value costs its row alone."""
     row = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
