@@ -7,7 +7,6 @@ tokens.safetensors       if the sources had tokens: ids U32 [L], mask U8 [L], of
 tokenizer.json           if --tokenizer was given
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import digest
+from ..strict_json import read_json
 from ..text.tokeniser import Tokeniser
 from .arrays import open_arrays
 from .records import DataError, Place, Placed, Record
@@ -173,12 +173,11 @@ def read_about(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; a finished build writes it into its dataset folder")
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: does not parse: {error}", "damaged") from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        got = about.get("format") if isinstance(about, dict) else type(about).__name__
-        raise DataError(f"{file}: unknown format {got!r}; this version reads {FORMAT}", "damaged")
+        about = read_json(file)
+    except ValueError as error:  # the message names the file
+        raise DataError(str(error), "damaged") from error
+    if about.get("format") != FORMAT:
+        raise DataError(f"{file}: unknown format {about.get('format')!r}; this version reads {FORMAT}", "damaged")
     return about
 
 

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from ..config import ModelConfig, check_fit, read_config
 from ..files import resolve, write_folder
 from ..nn.precision import DTYPES
-from ..tensors import check_shapes
+from ..tensors import check_shapes, load_arrays
 from ..text.tokeniser import Tokeniser
 from .carrier import EnergyCarrier
 from .collector import OutputCollector
@@ -20,6 +20,8 @@ from .mapper import EmbeddingMapper
 from .neuron import SimpleNeuron
 from .processor import FlowProcessor, FlowResult
 from .text_encoder import TextToCubeEncoder
+
+MOST_STEPS = 2**31 - 1  # the device counts steps in int32
 
 
 class EnergyFlowOutput(NamedTuple):
@@ -117,13 +119,15 @@ class EnergyFlow(nn.Module):
                 )
         model = cls(read_config(resolve(folder, "config.json")))
         path = resolve(folder, "model.safetensors")
-        loaded = mx.load(str(path), return_metadata=True)
-        weights, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
+        weights, metadata = load_arrays(path)
+        steps = metadata.get("trained_steps", "0")
+        if not (steps.isascii() and steps.isdecimal() and int(steps) <= MOST_STEPS):
+            raise ValueError(f"{path}: trained_steps in its metadata is {steps[:80]!r}; accepted is a whole number up to {MOST_STEPS}")
         parameters = dict(tree_flatten(model.parameters()))
         found, wanted = ({name: array.shape for name, array in tree.items()} for tree in (weights, parameters))
         check_shapes(path, found, wanted)
         model.load_weights(list(weights.items()))
-        model.trained_steps = int(metadata.get("trained_steps", 0))
+        model.trained_steps = int(steps)
         tokeniser = resolve(folder, "tokenizer.json")
         if tokeniser.is_file():
             model.text_encoder.tokeniser = Tokeniser.from_file(tokeniser)

@@ -134,7 +134,7 @@ class Tokeniser:
         if not path.is_file():
             raise FileNotFoundError(f"no tokeniser at {path}: expected a tokenizer.json")
         with _library_errors(f"{path} is not a tokenizer.json"):
-            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
         try:
             return cls(tokenizer)
         except ValueError as error:

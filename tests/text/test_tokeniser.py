@@ -148,3 +148,10 @@ def test_files_that_are_no_tokeniser(tmp_path):
     path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
     with pytest.raises(ValueError, match=r"broken\.json: .*has no \[PAD\]"):
         WordPieceTokeniser.from_file(path)
+
+
+def test_a_byte_order_mark_is_dropped(tmp_path):
+    tokeniser = WordPieceTokeniser.whitespace(["a dog runs"], 20)
+    tokeniser.save(tmp_path / "tokenizer.json")
+    (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "tokenizer.json").read_bytes())
+    assert WordPieceTokeniser.from_file(tmp_path / "marked.json").fingerprint == tokeniser.fingerprint
