@@ -62,4 +62,4 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
     """
     values = read_fields(path)
     whole = not (field_names(ModelConfig) | RETIRED).issuperset(values)
-    return (EnergyConfig if whole else ModelConfig).from_dict(values, source=str(path))
+    return (EnergyConfig if whole else ModelConfig).of_file(path, values)

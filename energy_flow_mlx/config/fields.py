@@ -83,7 +83,15 @@ class Fields:
     @classmethod
     def from_json(cls: type[T], path: str | os.PathLike[str]) -> T:
         """Read config.json. A missing file, broken JSON, an unknown field or a newer version raises an error that names the file."""
-        return cls.from_dict(read_fields(path), source=str(path))
+        return cls.of_file(path, read_fields(path))
+
+    @classmethod
+    def of_file(cls: type[T], path: str | os.PathLike[str], values: Mapping[str, Any]) -> T:
+        """`from_dict` of the fields in a file, which its errors name."""
+        try:
+            return cls.from_dict(values, source=str(path))
+        except ConfigError as error:
+            raise error if str(error).startswith(str(path)) else ConfigError(f"{path}: {error}") from error
 
 
 def field_names(config: type[Fields]) -> set[str]:

@@ -56,6 +56,7 @@ class DatasetFolder:
             self.dim, self.rows, self.shard_rows = (int(self.about[name]) for name in ("dim", "rows", "shard_rows"))
             self.sizes = {name: int(self.about["pairs"][name]) for name in PARTS}
             self.fingerprint = str(self.about["fingerprint"])
+            self._hashes = dict(self.about["files"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path / 'dataset.json'}: lacks or misstates {error}", "damaged") from error
         if min(self.dim, self.rows, self.shard_rows) < 1 or min(self.sizes.values()) < 0:
@@ -126,7 +127,7 @@ class DatasetFolder:
         """The names of files whose SHA-256 differs from that in dataset.json."""
         return [
             name
-            for name, sha in self.about["files"].items()
+            for name, sha in self._hashes.items()
             if not (self.path / name).is_file() or digest(self.path / name) != sha
         ]
 

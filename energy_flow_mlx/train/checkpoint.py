@@ -155,7 +155,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is unfinished
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is unfinished
     metrics = []
     for count, line in enumerate(lines, 1):
         try:

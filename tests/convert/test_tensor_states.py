@@ -1,5 +1,6 @@
 """Tensors in every state that torch.save keeps: read as torch reads them, or refused by name, in every reader of .pt files."""
 
+import contextlib
 import io
 import json
 import pickle
@@ -280,3 +281,15 @@ def test_infinity_and_whole_keys_come_back(files: tuple[Path, Path], tmp_path: P
     back = torch.load(tmp_path / "t/checkpoint.pt", weights_only=True)
     assert back["scheduler_state_dict"] == state["scheduler_state_dict"]
     assert np.array_equal(back["training_history"]["total_losses"], [np.nan, -np.inf, 1.0], equal_nan=True)
+
+
+@pytest.mark.parametrize("operations", [b"\x96" + (2**40).to_bytes(8, "little"), b"Nr" + (2**31 - 1).to_bytes(4, "little")], ids=["bytearray", "memory"])
+def test_a_pickle_cannot_ask_for_room(operations: bytes, tmp_path: Path) -> None:
+    """A length without its bytes, and a value to be remembered at a place far off, which the unpickler in C makes room for."""
+    with zipfile.ZipFile(tmp_path / "c.pt", "w") as archive:
+        archive.writestr("c/data.pkl", b"\x80\x02}X\x06\0\0\0config" + operations + b"s.")
+    tracemalloc.start()
+    with contextlib.suppress(ValueError):
+        script.check_claims(tmp_path / "c.pt", zipped=True)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()

@@ -211,6 +211,7 @@ def test_dataset_json_that_misstates_is_refused(copy):
         ({"format": 2}, "unknown format 2; this version reads 1"),
         ({"pairs": {"train": 300, "validation": 40, "test": 30}}, "dataset.json requires"),
         ({"pairs": []}, "lacks or misstates"),
+        ({"files": 3}, "lacks or misstates"),
     ):
         (copy / "dataset.json").write_text(json.dumps({**about, **change}))
         with pytest.raises((DataError, FileNotFoundError), match=words):

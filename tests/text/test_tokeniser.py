@@ -155,3 +155,7 @@ def test_a_byte_order_mark_is_dropped(tmp_path):
     tokeniser.save(tmp_path / "tokenizer.json")
     (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "tokenizer.json").read_bytes())
     assert WordPieceTokeniser.from_file(tmp_path / "marked.json").fingerprint == tokeniser.fingerprint
+
+
+def test_a_huge_vocab_size_asks_for_no_more_memory_than_the_texts_can_fill(texts):
+    assert WordPieceTokeniser.train(texts[:20], 2**40).fingerprint == WordPieceTokeniser.train(texts[:20], 20_000).fingerprint

@@ -113,6 +113,7 @@ DAMAGES = {
     "best is 'NaN', accepted is float": with_values("trainer.json", plateau={"best": math.nan, "waited": 0, "factor": 1.0}),
     "'list' object is not a mapping": with_values("trainer.json", plateau=[]),
     "metrics.jsonl: line 1 is no object with a step": lambda run: (run / "metrics.jsonl").write_text("[1]\n"),
+    "metrics.jsonl: line 1 is not JSON": lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\n"),
 }
 
 
