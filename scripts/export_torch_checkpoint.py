@@ -35,7 +35,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -276,13 +276,13 @@ class Inert:
     def add(self, value: Any) -> None: ...
 
 
-class Claims(pickle._Unpickler):  # type: ignore[name-defined]
+class Claims(pickle._Unpickler):
     """Reads a pickle of torch.save without running any of it, and notes the bytes of each storage that it refers to.
 
     The unpickler in Python: the one in C allocates as many places for remembered values as the file says.
     """
 
-    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}
+    dispatch: ClassVar[dict[int, Any]] = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}
 
     class Storage(NamedTuple):
         size: int  # bytes

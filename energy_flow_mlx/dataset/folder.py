@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import check_int
 from ..files import digest
 from ..strict_json import read_json
 from ..text.tokeniser import Tokeniser
@@ -22,6 +23,7 @@ from .records import DataError, Place, Placed, Record
 
 FORMAT = 1
 PARTS = ("train", "validation", "test")
+_MOST = 2**32  # rows are numbered in uint32
 
 
 def shard_name(number: int) -> str:
@@ -53,16 +55,14 @@ class DatasetFolder:
         self.path = path
         self.about = read_about(path)
         try:
-            self.dim, self.rows, self.shard_rows = (int(self.about[name]) for name in ("dim", "rows", "shard_rows"))
-            self.sizes = {name: int(self.about["pairs"][name]) for name in PARTS}
+            self.dim, self.rows, self.shard_rows = (
+                check_int(name, self.about[name], 1, _MOST) for name in ("dim", "rows", "shard_rows")
+            )
+            self.sizes = {name: check_int(name, self.about["pairs"][name], 0, _MOST) for name in PARTS}
             self.fingerprint = str(self.about["fingerprint"])
             self._hashes = dict(self.about["files"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path / 'dataset.json'}: lacks or misstates {error}", "damaged") from error
-        if min(self.dim, self.rows, self.shard_rows) < 1 or min(self.sizes.values()) < 0:
-            raise DataError(
-                f"{path / 'dataset.json'}: dim, rows and shard_rows must be 1 or more, pairs 0 or more", "damaged"
-            )
         starts = range(0, self.rows, self.shard_rows)
         self._shards = [
             self._open_shard(number, min(self.shard_rows, self.rows - start)) for number, start in enumerate(starts)
