@@ -117,7 +117,10 @@ def load_arrays(path: Path, accepted: Iterable[str] = LOADED) -> tuple[dict[str,
     """
     header = read_header(path)  # its errors say what is wrong with a damaged file; those of MLX's reader do not
     check_dtypes(path, header.dtypes, accepted)
-    return cast(dict[str, mx.array], mx.load(str(path))), header.metadata
+    try:
+        return cast(dict[str, mx.array], mx.load(str(path))), header.metadata
+    except RuntimeError as error:
+        raise ValueError(f"{path}: MLX cannot read it: {error}") from error
 
 
 def _whole_numbers(values: Any) -> tuple[int, ...]:
@@ -187,7 +190,7 @@ def check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: Map
         if name in found and tuple(found[name]) != tuple(shape)
     ]
     if faults:
-        raise ValueError(f"{path} does not fit its config.json: {'; '.join(faults)}")
+        raise ValueError(f"{path} does not fit its config.json: {listing(faults, separator='; ')}")
 
 
 def as_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, mx.array]:
@@ -204,8 +207,8 @@ def as_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, mx.arra
     return {key: mx.array(value).astype(getattr(mx, dtype)) for key, value in tensors.items()}
 
 
-def listing(names: Iterable[str], most: int = 20) -> str:
-    """The first `most` names, joined by commas, and the number of further ones."""
+def listing(names: Iterable[str], most: int = 20, separator: str = ", ") -> str:
+    """The first `most` names, joined by the separator, and the number of further ones."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return separator.join(names[:most]) + rest

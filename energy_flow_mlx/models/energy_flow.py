@@ -1,6 +1,7 @@
 """EnergyFlow: the model from embedding or text to embedding."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from .processor import FlowProcessor, FlowResult
 from .text_encoder import TextToCubeEncoder
 
 MOST_STEPS = 2**31 - 1  # the device counts steps in int32
+
+_LAYERS = {"carrier.gru.": "carrier_num_layers", "text_encoder.transformer_encoder.layers.": "text_num_layers"}
 
 
 class EnergyFlowOutput(NamedTuple):
@@ -117,9 +120,11 @@ class EnergyFlow(nn.Module):
                 raise FileNotFoundError(
                     f"{folder / name} is missing: a model folder holds config.json and model.safetensors"
                 )
-        model = cls(read_config(resolve(folder, "config.json")))
+        config = read_config(resolve(folder, "config.json"))
         path = resolve(folder, "model.safetensors")
         weights, metadata = load_arrays(path)
+        _check_layers(path, config, weights)  # before they are built
+        model = cls(config)
         steps = metadata.get("trained_steps", "0")
         if not (steps.isascii() and steps.isdecimal() and int(steps) <= MOST_STEPS):
             raise ValueError(f"{path}: trained_steps in its metadata is {steps[:80]!r}; accepted is a whole number up to {MOST_STEPS}")
@@ -135,3 +140,15 @@ class EnergyFlow(nn.Module):
         model.eval()
         mx.eval(model.parameters())
         return model
+
+
+def _check_layers(path: Path, config: ModelConfig, names: Iterable[str]) -> None:
+    """Raise ValueError if the weights `names` in the file at `path` are of another number of layers than `config` has."""
+    found = {prefix: {name.split(".")[prefix.count(".")] for name in names if name.startswith(prefix)} for prefix in _LAYERS}
+    faults = [
+        f"{field} is {getattr(config, field)}, the file has {len(found[prefix])} of {prefix}*"
+        for prefix, field in _LAYERS.items()
+        if len(found[prefix]) != getattr(config, field)
+    ]
+    if faults:
+        raise ValueError(f"{path} does not fit its config.json: {'; '.join(faults)}")

@@ -195,10 +195,11 @@ def _faults(target: Any, seed: str, let_through: bool) -> Iterator[tuple[str, st
 def _call(target: Any, seed: str) -> tuple[BaseException | None, int, float, int]:
     """Make one input and read it: the exception that is no refusal, bytes at the peak, seconds, bytes of the input."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before, began, size = _memory("VmRSS"), time.monotonic(), 0
+    size, read = target.make(random.Random(seed))
+    before, began = _memory("VmRSS"), time.monotonic()
     wrong: BaseException | None = None
     try:
-        size = target.try_one(random.Random(seed))
+        read()
     except target.refusals as error:
         if target.named and not any(part in str(error) for part in ("input/", ".folder")):
             wrong = error

@@ -56,11 +56,14 @@ FORMATS = {
 
 @dataclass
 class Target:
-    """One reader. `weight`: how many inputs it gets beside the others; its speed decides."""
+    """One reader. `weight`: how many inputs it gets beside the others; its speed decides.
+
+    `make` writes an input; it returns its bytes, and what reads it and tidies up.
+    """
 
     name: str
     weight: int
-    try_one: Callable[[random.Random], int]  # makes an input and reads it; returns the input's bytes
+    make: Callable[[random.Random], tuple[int, Callable[[], Any]]]
     refusals: tuple[type[BaseException], ...]
     named: bool = True  # whether a refusal must name the file
 
@@ -86,15 +89,14 @@ def all_targets(folder: Path) -> list[Target]:
 
 
 def _file(name: str, weight: int, seeds: Sequence[bytes], file: str, mutation: Mutation, place: Path, read: Callable[[Path], Any]) -> Target:
-    def try_one(random: random.Random) -> int:
+    def make(random: random.Random) -> tuple[int, Callable[[], Any]]:
         content = mutation(random, random.choice(seeds))
         path = place / file
         path.unlink(missing_ok=True)  # a file that is mapped still must not change its length
         path.write_bytes(content)
-        read(path)
-        return len(content)
+        return len(content), lambda: read(path)
 
-    return Target(name, weight, try_one, (ValueError, OSError))
+    return Target(name, weight, make, (ValueError, OSError))
 
 
 def _read_data(path: Path) -> None:
@@ -162,19 +164,17 @@ def _folder(
     originals = {path.name: path.read_bytes() for path in seed.iterdir()}
     shutil.copytree(seed, copy)
 
-    def try_one(random: random.Random) -> int:
+    def make(random: random.Random) -> tuple[int, Callable[[], Any]]:
+        for file, content in originals.items():
+            (copy / file).unlink(missing_ok=True)
+            (copy / file).write_bytes(content)
         changed = random.choice([file for file in originals if file in mutations])
         (copy / changed).unlink()
-        try:
-            if random.random() < 0.99:
-                (copy / changed).write_bytes(mutations[changed](random, originals[changed]))
-            read(copy)
-        finally:
-            (copy / changed).unlink(missing_ok=True)
-            (copy / changed).write_bytes(originals[changed])
-        return sum(map(len, originals.values()))
+        if random.random() < 0.99:
+            (copy / changed).write_bytes(mutations[changed](random, originals[changed]))
+        return sum(path.stat().st_size for path in copy.iterdir()), lambda: read(copy)
 
-    return Target(name, weight, try_one, (ValueError, OSError), named)
+    return Target(name, weight, make, (ValueError, OSError), named)
 
 
 def _models(seeds: Path, place: Path) -> Iterator[Target]:
@@ -276,10 +276,12 @@ def _command(name: str, weight: int, main: Callable[[list[str]], int], examples:
     if name == "dataset":
         flags = ["--to", "--validation", "--test", "--fraction", "--limit", "--label", "--teacher", "--dim", "--dtype", "--columns", "--skip-bad", "--seed"]
 
-    def try_one(random: random.Random) -> int:
+    def make(random: random.Random) -> tuple[int, Callable[[], Any]]:
         folder = Path(tempfile.mkdtemp(dir=place))
         words = shlex.split(random.choice(examples).replace("{new}", str(folder / "new")))
-        argv = mutate.arguments(random, words, flags)
+        return 0, lambda: call(folder, mutate.arguments(random, words, flags))
+
+    def call(folder: Path, argv: list[str]) -> None:
         error = io.StringIO()
         try:
             os.chdir(folder)
@@ -294,6 +296,5 @@ def _command(name: str, weight: int, main: Callable[[list[str]], int], examples:
             raise RuntimeError(f"exit code {code!r} of {argv}")
         if code and "error: " not in error.getvalue():
             raise RuntimeError(f"exit code {code} without an error's text, of {argv}")
-        return 0
 
-    return Target(f"command {name}", weight, try_one, ())
+    return Target(f"command {name}", weight, make, ())

@@ -191,3 +191,22 @@ def test_weights_of_another_kind_are_refused_by_name(words: str, dtype: mx.Dtype
     mx.save_safetensors(str(tmp_path / "model.safetensors"), arrays, metadata={"trained_steps": steps})
     with pytest.raises(ValueError, match=words):
         EnergyFlow.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("field", "part"), [("carrier_num_layers", "carrier.gru."), ("text_num_layers", "text_encoder.transformer_encoder.layers.")])
+def test_another_number_of_layers_is_refused_before_they_are_built(field: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EnergyConfig.tiny()
+    EnergyFlow(config).save_pretrained(tmp_path)
+    config.replace(**{field: 1000}).to_json(tmp_path / "config.json")
+    monkeypatch.setattr(EnergyFlow, "__init__", lambda *_: pytest.fail("built before it was judged"))
+    with pytest.raises(ValueError, match=f"model.safetensors does not fit its config.json: {field} is 1000, the file has 1 of {part}"):
+        EnergyFlow.from_pretrained(tmp_path)
+
+
+def test_a_name_that_mlx_cannot_read_is_refused_by_file(tmp_path: Path) -> None:
+    EnergyFlow(EnergyConfig.tiny()).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"neuron.", b"\\ud800n", 1))  # as long as before: half of a letter
+    with pytest.raises(ValueError, match="model.safetensors: MLX cannot read it"):
+        EnergyFlow.from_pretrained(tmp_path)
