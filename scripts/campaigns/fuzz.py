@@ -83,7 +83,7 @@ class Worker:
         self._folder, self._options, self._starts = folder, options, 0
         self._at = folder / "at"  # the input that is being read, and when it began
         self._at.write_bytes(bytes(16))
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, trial: int) -> Iterator[dict[str, Any]]:
         """Read the inputs of a trial; yields its faults."""
@@ -91,8 +91,7 @@ class Worker:
         while first < INPUTS:
             process = self._running()
             assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(f"{trial} {first}\n")
-            process.stdin.flush()
+            process.stdin.write(f"{trial} {first}\n".encode())
             while True:
                 fault, line = self._wait(process)
                 if fault:
@@ -113,7 +112,7 @@ class Worker:
             self._process.kill()
             self._process.wait()
 
-    def _running(self) -> "subprocess.Popen[str]":
+    def _running(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
             self._starts += 1
             place = self._folder / str(self._starts)
@@ -123,15 +122,16 @@ class Worker:
             command += ["--trial", self._options.trial] if self._options.trial else []
             environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
             with (self._folder / "log").open("ab") as log:
+                # No buffer: a line that waits in one is not seen by select.
                 self._process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+                    command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
                 )
             assert self._process.stdout is not None
-            if self._process.stdout.readline() != "ready\n":
+            if self._process.stdout.readline() != b"ready\n":
                 raise SystemExit((self._folder / "log").read_text(errors="replace")[-3000:])
         return self._process
 
-    def _wait(self, process: "subprocess.Popen[str]") -> tuple[str, str]:
+    def _wait(self, process: "subprocess.Popen[bytes]") -> tuple[str, str]:
         """The next line, or the fault that kept the process from writing it."""
         assert process.stdout is not None
         while not select.select([process.stdout], [], [], 1.0)[0]:
@@ -139,7 +139,7 @@ class Worker:
             if began and time.monotonic() - began > HANG:
                 process.kill()
                 return "hang", ""
-        line = process.stdout.readline()
+        line = process.stdout.readline().decode()
         return ("", line) if line else ("crash", "")
 
 

@@ -164,7 +164,7 @@ def torch_file(random: random.Random, data: bytes) -> bytes:
         entries = [(name, source.read(name)) for name in source.namelist()]
     which = random.choice([name for name, _ in entries]) if random.random() < 0.2 else next(name for name, _ in entries if name.endswith("data.pkl"))
     method = zipfile.ZIP_DEFLATED if random.random() < 0.05 else zipfile.ZIP_STORED
-    with zipfile.ZipFile(buffer, "w", method) as target:
+    with zipfile.ZipFile(buffer, "w") as target:
         for name, content in entries:
             if name == which and name.endswith("data.pkl"):
                 content = pickle_ops(random, content)
@@ -172,7 +172,7 @@ def torch_file(random: random.Random, data: bytes) -> bytes:
                 continue
             elif name == which:
                 content = some_bytes(random, content)
-            target.writestr(name, content)
+            target.writestr(zipfile.ZipInfo(name), content, method)  # of 1980: equal seeds give equal bytes
     return buffer.getvalue()
 
 
