@@ -216,7 +216,7 @@ def load_pickle(path: Path) -> dict[str, Any]:
     zipped = magic == b"PK\x03\x04"
     if not zipped and magic[:1] != b"\x80":
         raise ValueError(f"{path}: is not a PyTorch file (it starts with {magic!r})")
-    if zipped and not zipfile.is_zipfile(path):
+    if zipped and not is_whole_zip(path):
         raise ValueError(
             f"{path}: is cut off ({path.stat().st_size} bytes, and its table of contents at the end is missing)"
         )
@@ -241,6 +241,14 @@ def load_pickle(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: holds a {type(loaded).__name__}, accepted is a dictionary")
     return loaded
+
+
+def is_whole_zip(path: Path) -> bool:
+    """Whether the file ends in the table of contents of one archive."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # part of several
+        return False
 
 
 def first_line(error: Exception) -> str:

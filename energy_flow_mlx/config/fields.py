@@ -7,6 +7,7 @@ the PyTorch implementation keeps its name there.
 import dataclasses
 import difflib
 import os
+import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ T = TypeVar("T", bound="Fields")
 # which an older version refuses by its name, does not. Files without a version are of the first.
 FORMAT_VERSION = 1
 _VERSION = "format_version"
+_MOST_NAMED = 8  # unknown fields in an error
 # Fields of earlier versions whose choice made no difference to a model's results: files that have them are still read.
 RETIRED = frozenset({"gru_implementation"})
 
@@ -68,10 +70,10 @@ class Fields:
         values = {key: value for key, value in values.items() if key not in RETIRED}
         unknown = [key for key in values if key not in names]
         if unknown:
-            close = [match for key in unknown for match in difflib.get_close_matches(str(key), names, n=2)]
+            close = [match for key in unknown[:_MOST_NAMED] for match in difflib.get_close_matches(str(key)[:80], names, n=2)]
             hint = f"; did you mean {', '.join(close)}?" if close else "."
             raise ConfigError(
-                f"{source}: unknown field {', '.join(map(repr, unknown))}{hint} Accepted are: {', '.join(names)}"
+                f"{source}: unknown field {', '.join(map(shown, unknown[:_MOST_NAMED]))}{hint} Accepted are: {', '.join(names)}"
             )
         return cls(**values)
 
@@ -94,6 +96,14 @@ class Fields:
             raise error if str(error).startswith(str(path)) else ConfigError(f"{path}: {error}") from error
 
 
+def shown(value: Any) -> str:
+    """A value as an error shows it: short, although a YAML file can repeat a list in itself any number of times."""
+    try:
+        return reprlib.repr(value) if isinstance(value, list | dict) else f"{value!r:.200}"
+    except ValueError:  # Python writes no whole number of over 4,300 digits
+        return "a very large number"
+
+
 def field_names(config: type[Fields]) -> set[str]:
     """The names of the fields of a configuration class."""
     return {each.name for each in dataclasses.fields(config)}
@@ -108,7 +118,7 @@ def read_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
     values = read_mapping(path)
     version = values.pop(_VERSION, FORMAT_VERSION)
     if type(version) is not int or version < 1:
-        raise ConfigError(f"{path}: {_VERSION}={version!r} is not accepted: it takes a whole number from 1 to {FORMAT_VERSION}")
+        raise ConfigError(f"{path}: {_VERSION}={shown(version)} is not accepted: it takes a whole number from 1 to {FORMAT_VERSION}")
     if version > FORMAT_VERSION:
         raise ConfigError(
             f"{path}: is of {_VERSION} {version}, this energy_flow_mlx reads up to {FORMAT_VERSION}: a newer one wrote it, install that"
@@ -165,7 +175,7 @@ def accepted(field: "dataclasses.Field[Any]") -> str:
 
 def _checked(field: "dataclasses.Field[Any]", value: Any) -> Any:
     """The value in the field's type, or a ConfigError that says what came and what is accepted."""
-    refusal = ConfigError(f"{field.name}={value!r} is not accepted: it takes {accepted(field)}")
+    refusal = ConfigError(f"{field.name}={shown(value)} is not accepted: it takes {accepted(field)}")
     if field.type is bool:
         if not isinstance(value, bool):
             raise refusal

@@ -10,6 +10,7 @@ import numpy as np
 from ..config import EnergyConfig
 from ..files import write_folder
 from ..models.energy_flow import EnergyFlow
+from ..nn import blank_weights
 from ..strict_json import to_json, write_json
 from ..tensors import as_dtype, listing
 from ..text.tokeniser import Tokeniser
@@ -79,7 +80,8 @@ def convert(
     untrained = [part for part in PARTS if part in absent or part in config.untrained_parts.split(",")]
     config = config.replace(untrained_parts=",".join(untrained) or "none")
     mx.random.seed(config.seed)
-    model = EnergyFlow(config)
+    with blank_weights():
+        model = EnergyFlow(config)
     converted = from_torch(state, config)
     weights = as_dtype({name: item.value for name, item in converted.items()}, dtype)
     initial = named_arrays(model.parameters())
@@ -121,7 +123,8 @@ def convert(
 def torch_shapes(config: EnergyConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of all tensors of torch's modules for this configuration, by prefixed key."""
     zero = np.zeros((), dtype=np.float32)
-    shapes = {name: array.shape for name, array in named_arrays(EnergyFlow(config).parameters()).items()}
+    with blank_weights():
+        shapes = {name: array.shape for name, array in named_arrays(EnergyFlow(config).parameters()).items()}
     blank = {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
     return {key: item.value.shape for key, item in to_torch(blank, config).items()}
 

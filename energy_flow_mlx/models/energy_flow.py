@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 from ..config import ModelConfig, check_fit, read_config
 from ..files import resolve, write_folder
+from ..nn import blank_weights
 from ..nn.precision import DTYPES
 from ..tensors import check_shapes, load_arrays
 from ..text.tokeniser import Tokeniser
@@ -124,7 +125,8 @@ class EnergyFlow(nn.Module):
         path = resolve(folder, "model.safetensors")
         weights, metadata = load_arrays(path)
         _check_layers(path, config, weights)  # before they are built
-        model = cls(config)
+        with blank_weights():
+            model = cls(config)
         steps = metadata.get("trained_steps", "0")
         if not (steps.isascii() and steps.isdecimal() and int(steps) <= MOST_STEPS):
             raise ValueError(f"{path}: trained_steps in its metadata is {steps[:80]!r}; accepted is a whole number up to {MOST_STEPS}")

@@ -9,6 +9,9 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
+
 Mutation = Callable[[random.Random, bytes], bytes]
 
 NUMBERS = (0, 1, 2, 3, 5, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 10**30, -1, -2)
@@ -17,6 +20,16 @@ TEXTS = (
     "F32", "F16", "BF16", "F64", "I64", "U8", "BOOL", "F4", "C64",
 )  # fmt: skip
 VALUES = (None, True, False, 0.5, -0.0, 1e308, 1e-320, float("inf"), float("nan"), 10**400, [], {}, [[]], [None], {"": 0}, *NUMBERS, *TEXTS)
+COLUMNS = ("text", "target", "target_text", "premise", "hypothesis", "label", "gold_label", "input_ids", "attention_mask", "input_embedding", "x")
+SAMPLES: dict[pyarrow.DataType, tuple[Any, ...]] = {
+    pyarrow.string(): ("a", "", "\u200b", "contradiction", "-"), pyarrow.large_string(): ("ä",), pyarrow.binary(): (b"a", b"\xff"),
+    pyarrow.int64(): (0, 1, -1, 2**62), pyarrow.float64(): (0.0, 1.5, float("nan")), pyarrow.bool_(): (True,), pyarrow.null(): (None,),
+    pyarrow.list_(pyarrow.float32()): ([], [1.0], [1.0, 2.0], [float("inf")]), pyarrow.list_(pyarrow.int64()): ([1], [-1], [2**40]),
+    pyarrow.list_(pyarrow.list_(pyarrow.int8())): ([[1]], []), pyarrow.list_(pyarrow.string()): (["a"],),
+    pyarrow.struct([("a", pyarrow.int8())]): ({"a": 1},), pyarrow.timestamp("ns"): (1, 2**62), pyarrow.decimal128(5, 2): (1,),
+    pyarrow.dictionary(pyarrow.int8(), pyarrow.string()): ("a", "b"), pyarrow.map_(pyarrow.string(), pyarrow.int8()): ([("a", 1)],),
+}  # fmt: skip
+KINDS = tuple(SAMPLES)
 NAMES = (
     b"argparse\nNamespace", b"builtins\nbytearray", b"collections\nCounter", b"collections\nOrderedDict", b"torch\nBFloat16Storage",
     b"torch\nFloatStorage", b"torch\nFloatTensor", b"torch\nLongStorage", b"torch\nQInt8Storage", b"torch\nSize", b"torch\nUntypedStorage",
@@ -124,6 +137,30 @@ def safetensors(random: random.Random, data: bytes) -> bytes:
     length = struct.unpack("<Q", data[:8])[0]
     text = json_text(random, data[8 : 8 + length]) if random.random() < 0.9 else some_bytes(random, data[8 : 8 + length])
     return struct.pack("<Q", len(text) if random.random() < 0.97 else random.choice(NUMBERS) % 2**64) + text + data[8 + length :]
+
+
+def efb(random: random.Random, data: bytes) -> bytes:
+    """An EFB file with another number in its header or in front of a sample, or with changed bytes."""
+    if random.random() < 0.5:
+        return some_bytes(random, data)
+    place = 4 * random.randrange(1, max(2, min(8, len(data) // 4)))
+    return data[:place] + struct.pack("<I", random.choice(NUMBERS) % 2**32) + data[place + 4 :]
+
+
+def parquet(random: random.Random, data: bytes) -> bytes:
+    """A Parquet file with changed bytes, or a new one with columns of any type under the names that are read."""
+    if random.random() < 0.5:
+        return some_bytes(random, data)
+    rows = random.randrange(4)
+    columns = {}
+    for name in random.sample(COLUMNS, random.randrange(1, 5)):
+        kind = random.choice(KINDS)
+        values = [None if random.random() < 0.2 else random.choice(SAMPLES[kind]) for _ in range(rows)]
+        columns[name] = pyarrow.array(values, kind)
+    names = [random.choice(COLUMNS) if random.random() < 0.05 else name for name in columns]
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(list(columns.values()), names), buffer, compression=random.choice(("none", "snappy", "zstd")))
+    return buffer.getvalue()
 
 
 def pickle_ops(random: random.Random, data: bytes) -> bytes:

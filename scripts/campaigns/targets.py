@@ -49,8 +49,8 @@ SMALL = {
     "training_steps": 6, "train_pairs": 40, "validation_pairs": 8, "test_pairs": 8, "batch_size": 4,
 }  # fmt: skip
 FORMATS = {
-    ".jsonl": mutate.json_lines, ".csv": mutate.cells(b","), ".tsv": mutate.cells(b"\t"), ".parquet": mutate.some_bytes,
-    ".efb1": mutate.some_bytes, ".efb2": mutate.some_bytes, ".pt": mutate.torch_file, ".safetensors": mutate.safetensors,
+    ".jsonl": mutate.json_lines, ".csv": mutate.cells(b","), ".tsv": mutate.cells(b"\t"), ".parquet": mutate.parquet,
+    ".efb1": mutate.efb, ".efb2": mutate.efb, ".pt": mutate.torch_file, ".safetensors": mutate.safetensors,
 }  # fmt: skip
 
 

@@ -188,3 +188,16 @@ def test_files_hold_the_version_of_their_format_and_newer_ones_are_refused(tmp_p
 def test_numbers_beyond_every_float_are_refused(value: object) -> None:
     with pytest.raises(ConfigError, match="lattice_width=.*is not accepted"):
         EnergyConfig.tiny().replace(lattice_width=value)
+
+
+def test_errors_stay_short(tmp_path: Path) -> None:
+    laughs = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
+    for text in (f"{laughs}lattice_width: *a59\n", "lattice_width: 0x1" + "0" * 5000, "".join(f"k{n}: 1\n" for n in range(5000))):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            EnergyConfig.from_json(tmp_path / "c.yaml")
+        assert len(str(caught.value)) < 4000
+    with pytest.raises(ConfigError, match=r"lattice_width=\[\[\[.*\.\.\."):
+        EnergyConfig.tiny().replace(lattice_width=[[[[[[[[[[1]]]]]]]]]])
+    with pytest.raises(ConfigError, match="lattice_width=a very large number is not accepted"):
+        EnergyConfig.tiny().replace(lattice_width=1 << 20_000)

@@ -123,6 +123,19 @@ def test_negative_moments_and_records_keep_their_sign(files: tuple[Path, Path], 
     assert source.training["best_loss"] == [-2.0, -3.0, -4.0, -5.0, -6.0]
 
 
+@pytest.mark.parametrize("device", ["cuda:0", "mps", "xla:1", "privateuseone:0"])
+def test_weights_from_another_device(device: str, good: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(good, tmp_path / "c.pt")
+    place = b"X" + len(device).to_bytes(4, "little") + device.encode()
+    with zipfile.ZipFile(tmp_path / "c.pt") as there, zipfile.ZipFile(tmp_path / "device.pt", "w") as here:
+        for entry in there.infolist():
+            content = there.read(entry)
+            assert b"X\3\0\0\0cpu" in content or not entry.filename.endswith("data.pkl")
+            here.writestr(entry, content.replace(b"X\3\0\0\0cpu", place))
+    found = read_source(tmp_path / "device.pt", None, None, True).tensors[KEY]
+    assert np.array_equal(found, good["model_state_dict"][KEY].numpy())
+
+
 def test_numbers_of_the_other_byte_order(good: dict[str, Any], tmp_path: Path) -> None:
     torch.save(good, tmp_path / "c.pt")
     wanted = good["model_state_dict"][KEY]
@@ -218,6 +231,12 @@ def test_files_of_other_tools_are_named(tmp_path: Path, refused: Refused, good: 
     assert "c.pt: was written by pickle.dump, not torch.save" in refused(path)
     torch.save({**good, "config": Namespace(lattice_width=3)}, path)
     assert "c.pt: holds argparse.Namespace besides tensors and plain values" in refused(path)
+    torch.save(good, path)
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b"PK\x06\x07") + 4 if b"PK\x06\x07" in content else content.rindex(b"PK\5\6") + 4
+    content[place] = 3  # the number of the disk
+    path.write_bytes(content)
+    assert "c.pt: is cut off" in refused(path)
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
     assert "is a TorchScript archive (torch.jit.save)" in refused(path)
 

@@ -210,3 +210,13 @@ def test_a_name_that_mlx_cannot_read_is_refused_by_file(tmp_path: Path) -> None:
     path.write_bytes(content.replace(b"neuron.", b"\\ud800n", 1))  # as long as before: half of a letter
     with pytest.raises(ValueError, match="model.safetensors: MLX cannot read it"):
         EnergyFlow.from_pretrained(tmp_path)
+
+
+def test_sizes_that_the_weights_do_not_have_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is loaded decomposes no matrix for initial weights that the file's replace."""
+    EnergyFlow(EnergyConfig.tiny()).save_pretrained(tmp_path)
+    monkeypatch.setattr(np.linalg, "qr", lambda *_: pytest.fail("a matrix was decomposed"))
+    EnergyFlow.from_pretrained(tmp_path)
+    EnergyConfig.tiny().replace(carrier_hidden_size=2**20).to_json(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r"carrier.gru.0.Wh has shape \(48, 16\), config.json requires \(3145728, 1048576\)"):
+        EnergyFlow.from_pretrained(tmp_path)
