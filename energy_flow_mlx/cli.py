@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .config import PRESETS, EnergyConfig, accepted, read_mapping
+from .config import PRESETS, EnergyConfig, accepted, read_fields
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,7 +68,7 @@ def layered_config(preset: str | None, file: Path | None, fields: Mapping[str, A
     """
     values = EnergyConfig.preset(preset or "tiny").to_dict()
     if file is not None:
-        values.update(read_mapping(file))
+        values.update(read_fields(file))
     # Checked only once all are merged, because a value of the file may be valid only together with a flag's.
     return EnergyConfig.from_dict({**values, **fields}, source=str(file or "flags"))
 

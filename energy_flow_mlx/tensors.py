@@ -1,6 +1,5 @@
 """Reading safetensors files, with checks before memory is allocated."""
 
-import json
 import math
 import os
 import struct
@@ -8,10 +7,12 @@ import sys
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
+
+from .strict_json import parse_json
 
 WARN_BYTES = 2 * 2**30
 # NumPy has no bfloat16, which is read as the upper 16 bits of a float32. (MLX's reader has no float64.)
@@ -22,7 +23,13 @@ _DTYPES = {
         "U8": "<u1",
     }.items()
 }  # fmt: skip
+# Bits of a number in the other dtypes of safetensors files, which are not read.
+_OTHER_BITS = {
+    "BOOL": 8, "I8": 8, "I16": 16, "U16": 16, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
+LOADED = FLOATS[1:]  # of weights; MLX's reader has no float64
 # The header's size is read from the file; the limit keeps a damaged file from causing a huge read.
 _HEADER_LIMIT = 100 * 2**20
 _MOST_DIMENSIONS = 64  # NumPy's limit
@@ -57,8 +64,9 @@ def read_header(path: Path) -> Header:
     if len(text) < length:
         raise ValueError(f"{path}: is cut off inside its header ({size} bytes)")
     try:
-        entries: dict[str, Any] = json.loads(text)
-        metadata = entries.pop("__metadata__", {})
+        entries: dict[str, Any] = parse_json(text)
+        metadata = entries.pop("__metadata__", None)
+        metadata = {} if metadata is None else metadata  # MLX writes null where it has none
         shapes = {key: _whole_numbers(entry["shape"]) for key, entry in entries.items()}
         dtypes = {key: str(entry["dtype"]) for key, entry in entries.items()}
         ranges = {key: _whole_numbers(entry["data_offsets"]) for key, entry in entries.items()}
@@ -66,11 +74,9 @@ def read_header(path: Path) -> Header:
             raise TypeError("its __metadata__ is not an object of strings")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: its header does not parse: {error!r}") from error
-    unsupported = [f"{key} ({dtype})" for key, dtype in dtypes.items() if dtype not in _DTYPES]
-    if unsupported:
-        raise ValueError(
-            f"{path}: {', '.join(unsupported)} have a dtype that is not accepted; accepted are {', '.join(_DTYPES)}"
-        )
+    unknown = [f"{key} ({dtype})" for key, dtype in dtypes.items() if dtype not in _DTYPES and dtype not in _OTHER_BITS]
+    if unknown:
+        raise ValueError(f"{path}: {listing(unknown)} have a dtype that is not known; accepted are {', '.join(_DTYPES)}")
     for key, limits in ranges.items():
         if len(limits) != 2 or len(shapes[key]) > _MOST_DIMENSIONS or max(shapes[key], default=0) > sys.maxsize:
             raise ValueError(f"{path}: {key} has an impossible shape or offsets: {shapes[key]}, {limits}")
@@ -78,7 +84,7 @@ def read_header(path: Path) -> Header:
         if (
             min(shapes[key], default=0) < 0
             or begin < 0
-            or end - begin != math.prod(shapes[key]) * _DTYPES[dtypes[key]].itemsize
+            or 8 * (end - begin) != math.prod(shapes[key]) * _bits(dtypes[key])
         ):
             raise ValueError(
                 f"{path}: {key} of shape {shapes[key]} ({dtypes[key]}) does not fit its {end - begin} bytes"
@@ -90,6 +96,31 @@ def read_header(path: Path) -> Header:
         raise ValueError(f"{path}: its tensors overlap, or some bytes belong to no tensor")
     offsets = {key: 8 + length + limits[0] for key, limits in ranges.items()}
     return Header(shapes, dtypes, offsets, metadata, 4 * sum(math.prod(shape) for shape in shapes.values()))
+
+
+def _bits(dtype: str) -> int:
+    return _OTHER_BITS[dtype] if dtype in _OTHER_BITS else 8 * _DTYPES[dtype].itemsize
+
+
+def check_dtypes(path: Path, dtypes: Mapping[str, str], accepted: Iterable[str]) -> None:
+    """Raise ValueError that lists the tensors of a safetensors file whose dtype is not accepted."""
+    others = [f"{key} ({dtype})" for key, dtype in dtypes.items() if dtype not in accepted]
+    if others:
+        raise ValueError(f"{path}: {listing(others)} have a dtype that is not accepted; accepted are {', '.join(accepted)}")
+
+
+def load_arrays(path: Path, accepted: Iterable[str] = LOADED) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """The arrays of a safetensors file in MLX, in their stored shapes and dtypes, not yet read, and the file's metadata.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_header`; also for dtypes that are not accepted.
+    """
+    header = read_header(path)  # its errors say what is wrong with a damaged file; those of MLX's reader do not
+    check_dtypes(path, header.dtypes, accepted)
+    try:
+        return cast(dict[str, mx.array], mx.load(str(path))), header.metadata
+    except RuntimeError as error:
+        raise ValueError(f"{path}: MLX cannot read it: {error}") from error
 
 
 def _whole_numbers(values: Any) -> tuple[int, ...]:
@@ -121,17 +152,19 @@ def check_memory(path: Path, needed: int, available: int | None = None) -> None:
         print(f"warning: {path}: reading it needs about {needed / 2**30:.1f} GiB of memory", file=sys.stderr)
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, in their stored shapes.
+def read_tensors(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, in their stored shapes; only those of `keys`, if given.
 
     Floating-point tensors are converted to float32, because NumPy has no bfloat16. Raises as `read_header` and
-    `check_memory`.
+    `check_memory`, and ValueError for another dtype, such as bool.
     """
     header = read_header(path)
     # Twice: the stored tensors and their float32 copies.
     check_memory(path, 2 * header.float32_bytes)
+    shapes = header.shapes if keys is None else {key: header.shapes[key] for key in keys}
+    check_dtypes(path, {key: header.dtypes[key] for key in shapes}, _DTYPES)
     tensors = {}
-    for key, shape in header.shapes.items():
+    for key, shape in shapes.items():
         kind = header.dtypes[key]
         stored = np.fromfile(path, _DTYPES[kind], math.prod(shape), offset=header.offsets[key]).reshape(shape)
         if kind == "BF16":
@@ -157,7 +190,7 @@ def check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: Map
         if name in found and tuple(found[name]) != tuple(shape)
     ]
     if faults:
-        raise ValueError(f"{path} does not fit its config.json: {'; '.join(faults)}")
+        raise ValueError(f"{path} does not fit its config.json: {listing(faults, separator='; ')}")
 
 
 def as_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, mx.array]:
@@ -174,8 +207,8 @@ def as_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, mx.arra
     return {key: mx.array(value).astype(getattr(mx, dtype)) for key, value in tensors.items()}
 
 
-def listing(names: Iterable[str], most: int = 20) -> str:
-    """The first `most` names, joined by commas, and the number of further ones."""
+def listing(names: Iterable[str], most: int = 20, separator: str = ", ") -> str:
+    """The first `most` names, joined by the separator, and the number of further ones."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return separator.join(names[:most]) + rest

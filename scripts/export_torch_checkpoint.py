@@ -11,7 +11,7 @@ pickled code. It writes to OUT
 | `model.safetensors` | neuron.*, carrier.*, and if present text_encoder.*, text_decoder.*, input_mapper.*, output_collector.* |
 | `optimizer.safetensors` | AdamW's `<key>.exp_avg`, `<key>.exp_avg_sq`, `<key>.step`, if the checkpoint has them |
 | `config.json` | the checkpoint's configuration, dtypes as text |
-| `training.json` | the other entries: epoch, step, parameter groups, scheduler, history; tied tensors; key order |
+| `training.json` | the other entries: epoch, step, parameter groups, scheduler, history; tied tensors; key order; `Infinity`, `-Infinity` and `NaN` as text |
 
 `python -m energy_flow_mlx.convert OUT/ --to DIR` converts these without torch. For a data pack it writes
 `pack.safetensors`, which `python -m energy_flow_mlx.dataset` reads.
@@ -21,8 +21,12 @@ from __future__ import annotations  # the PyTorch code may run on Python 3.9
 
 import argparse
 import ctypes
+import io
 import json
+import math
+import mmap
 import pickle
+import re
 import shutil
 import struct
 import sys
@@ -31,7 +35,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -53,6 +57,9 @@ DTYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8",
 }  # fmt: skip
 WARN_BYTES = 2 * 2**30
+SLACK = 2**16  # bytes that a small file may take beyond its own size
+DEEPEST = 100  # lists and dictionaries within each other
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch.save wrote first before it wrote zip files
 RESAVE = (
     "No code was run. If you trust the file, load it in the PyTorch code with weights_only=False and save it again with only tensors, "
     "numbers, text, lists and dicts (float(best_loss) instead of a NumPy scalar, dict(config) instead of a config object)."
@@ -87,30 +94,34 @@ def take_checkpoint(path: Path, loaded: dict[str, Any], with_optimizer: bool = T
     """Extract a checkpoint from the contents of the `.pt` file at `path`. Raises as `load_checkpoint`."""
     missing = [name for name in REQUIRED if not isinstance(loaded.get(name), dict)]
     if missing:
-        raise ValueError(f"{path}: has no {', '.join(missing)}; it holds {', '.join(map(str, loaded))}")
+        raise ValueError(f"{path}: has no {', '.join(missing)}; it holds {', '.join(map(str, loaded))[:400]}")
     tensors: Tensors = {}
     order: list[str] = []
     lengths = []  # length of `order` after each part: the possible numbers of parameters in the optimiser
     ties: dict[str, str] = {}
     for entry, prefix in PARTS.items():
-        for name, tensor in state_dict(path, entry, loaded.get(entry) or {}).items():
+        for name, tensor in state_dict(path, entry, loaded.get(entry)).items():
             key = prefix + name
-            if key in TIED and TIED_TO in tensors and torch.equal(tensor, tensors[TIED_TO]):
+            if key in TIED and TIED_TO in tensors and same(tensor, tensors[TIED_TO]):
                 ties[key] = TIED_TO
             else:
                 tensors[key] = tensor
                 order.append(key)
         lengths.append(len(order))
-    rest = {
-        name: plain(value) for name, value in loaded.items() if name not in (*PARTS, *REQUIRED, "optimizer_state_dict")
+    record = Record(path)
+    training = {
+        str(name): record.plain(str(name), value)
+        for name, value in loaded.items()
+        if name not in (*PARTS, *REQUIRED, "optimizer_state_dict")
     }
-    training = {**rest, "tied": ties, "key_order": order}
+    training |= {"tied": ties, "key_order": order}
     moments: Tensors = {}
     optimizer = loaded.get("optimizer_state_dict")
-    if optimizer and with_optimizer:
+    if optimizer is not None and with_optimizer:
         moments = name_moments(path, optimizer, order, lengths, tensors)
-        training["param_groups"] = plain(optimizer["param_groups"])
-    return Exported(tensors, moments, plain(loaded["config"]), training)
+        training["param_groups"] = record.plain("optimizer_state_dict", optimizer["param_groups"])
+    check_total(path, {**tensors, **moments})
+    return Exported(tensors, moments, record.plain("config", loaded["config"]), training)
 
 
 class Pack(NamedTuple):
@@ -143,7 +154,10 @@ def take_pack(path: Path, loaded: dict[str, Any]) -> Pack:
         if not isinstance(value, torch.Tensor) or value.ndim != 2 or not value.is_floating_point():
             got = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise ValueError(f"{path}: {name} must be a floating tensor [N, E], got {got}")
-        tensors[name] = value.float().contiguous()
+        fault = fault_of(value)
+        if fault:
+            raise ValueError(f"{path}: {name} {fault}")
+        tensors[name] = own(value).float().contiguous()
     pairs = loaded.get("text_pairs") or []
     if not isinstance(pairs, (list, tuple)):
         raise ValueError(f"{path}: text_pairs must be a list of pairs of texts, got {type(pairs).__name__}")
@@ -154,6 +168,8 @@ def take_pack(path: Path, loaded: dict[str, Any]) -> Pack:
             raise ValueError(
                 f"{path}: text_pairs must be {count} pairs of texts, one per embedding, got {len(pairs)} entries"
             )
+        if sum(map(len, texts)) > 2 * path.stat().st_size + SLACK:
+            raise ValueError(f"{path}: text_pairs repeats texts to more than twice the file's size")
         try:
             encoded = [text.encode() for text in texts]
         except UnicodeEncodeError as error:
@@ -161,7 +177,7 @@ def take_pack(path: Path, loaded: dict[str, Any]) -> Pack:
         tensors["texts"] = torch.tensor(bytearray(b"".join(encoded)), dtype=torch.uint8)
         tensors["text_offsets"] = torch.tensor([0, *map(len, encoded)]).cumsum(0)
     info = loaded.get("generation_info")
-    return Pack(tensors, plain(info) if isinstance(info, dict) else {})
+    return Pack(tensors, Record(path).plain("generation_info", info) if isinstance(info, dict) else {})
 
 
 def load_mapper(path: Path) -> Tensors:
@@ -175,11 +191,13 @@ def load_mapper(path: Path) -> Tensors:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         try:
-            tensors = load_file(path)
-        except SafetensorError as error:
+            loaded = load_file(path)
+        except (SafetensorError, AttributeError, KeyError) as error:  # the last two: a dtype that torch or the library lacks
             raise ValueError(f"{path}: is damaged or not a safetensors file: {error}") from error
     else:
-        tensors = state_dict(path, "the file", load_pickle(path))
+        loaded = load_pickle(path)
+    tensors = state_dict(path, "the file", loaded)
+    check_total(path, tensors)
     unknown = [key for key in tensors if not key.startswith(MAPPER)]
     if unknown or not tensors:
         raise ValueError(
@@ -198,7 +216,7 @@ def load_pickle(path: Path) -> dict[str, Any]:
     zipped = magic == b"PK\x03\x04"
     if not zipped and magic[:1] != b"\x80":
         raise ValueError(f"{path}: is not a PyTorch file (it starts with {magic!r})")
-    if zipped and not zipfile.is_zipfile(path):
+    if zipped and not is_whole_zip(path):
         raise ValueError(
             f"{path}: is cut off ({path.stat().st_size} bytes, and its table of contents at the end is missing)"
         )
@@ -207,14 +225,17 @@ def load_pickle(path: Path) -> dict[str, Any]:
             f"warning: {path} is {path.stat().st_size / 2**30:.1f} GiB; reading it may need as much memory",
             file=sys.stderr,
         )
+    check_claims(path, zipped)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
-            reason = str(error).split("Please file")[0].split("\n\t(1)")[-1].strip().splitlines()
-            raise ValueError(f"{path}: holds objects other than tensors and plain values, which cannot be loaded without running code. "
-                             f"{RESAVE} torch's error: {' '.join(reason[:6])}") from error  # fmt: skip
-        raise ValueError(f"{path}: is damaged or not a PyTorch file: {error}") from error
+            named = re.search(r"(?:GLOBAL|class|function|type) ([A-Za-z_][\w.]*\.\w+)", str(error))
+            what = named[1] if named else "objects"
+            raise ValueError(
+                f"{path}: holds {what} besides tensors and plain values, which cannot be loaded without running code. {RESAVE}"
+            ) from error
+        raise ValueError(f"{path}: is damaged or not a PyTorch file: {first_line(error)}") from error
     except Exception as error:  # torch raises many kinds of errors for damaged files
         raise ValueError(f"{path}: is damaged or not a PyTorch file: {first_line(error)}") from error
     if not isinstance(loaded, dict):
@@ -222,36 +243,188 @@ def load_pickle(path: Path) -> dict[str, Any]:
     return loaded
 
 
+def is_whole_zip(path: Path) -> bool:
+    """Whether the file ends in the table of contents of one archive."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # part of several
+        return False
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def state_dict(path: Path, entry: str, values: dict[str, Any]) -> Tensors:
-    """Check that `values`, the state dict in `entry`, holds only dense tensors whose storage is in the file.
+class Inert:
+    """Stands for every class and function that a pickle names: takes whatever it is called with and does nothing."""
+
+    def __new__(cls, *given: Any) -> Inert:
+        if cls.__module__.startswith("torch") and cls.__name__.endswith(("Tensor", "Storage")):
+            raise pickle.UnpicklingError(f"it calls {cls.__module__}.{cls.__name__}, which torch.save does not write")
+        if cls.__name__ == "bytearray" and any(isinstance(value, int) for value in given):
+            raise pickle.UnpicklingError("it calls bytearray with a size")
+        if cls.__name__ == "_rebuild_qtensor":
+            storage, _, shape = (*given, None, None, None)[:3]
+            most = storage.size if isinstance(storage, Claims.Storage) else 0
+            if not isinstance(shape, (tuple, list)) or not all(type(size) is int for size in shape) or math.prod(shape) > most:
+                raise pickle.UnpicklingError(f"a quantised tensor of shape {shape} is larger than its data")
+        return super().__new__(cls)
+
+    def __init__(self, *given: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def append(self, value: Any) -> None: ...
+
+    def extend(self, values: Any) -> None: ...
+
+    def add(self, value: Any) -> None: ...
+
+
+class Claims(pickle._Unpickler):
+    """Reads a pickle of torch.save without running any of it, and notes the bytes of each storage that it refers to.
+
+    The unpickler in Python: the one in C allocates as many places for remembered values as the file says.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}
+
+    class Storage(NamedTuple):
+        size: int  # bytes
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file, encoding="utf-8")  # as torch.load
+        self.bytes: dict[str, int] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        return type(name.rpartition(".")[2] or "nameless", (Inert,), {"__module__": module})
+
+    def persistent_load(self, saved: Any) -> Any:
+        if not isinstance(saved, tuple) or len(saved) < 5 or saved[0] != "storage":
+            raise pickle.UnpicklingError("it refers to something that is no storage")
+        kind, key, numbers = getattr(saved[1], "__name__", ""), saved[2], saved[4]
+        known = getattr(torch, kind, None) if kind.endswith("Storage") else None
+        if known is None or type(numbers) is not int or numbers < 0 or not isinstance(key, str):
+            raise pickle.UnpicklingError(f"it refers to an impossible storage: {kind or saved[1]!r} of {numbers!r} numbers")
+        size = numbers if kind == "UntypedStorage" else numbers * torch._utils._element_size(known._dtype)
+        self.bytes[key] = max(size, self.bytes.get(key, 0))
+        return self.Storage(size)
+
+
+def check_claims(path: Path, zipped: bool) -> None:
+    """Check that everything that a `.pt` file would make torch allocate is in the file.
 
     Raises:
-        ValueError: a value is not a tensor, is sparse, or is larger than its storage; names it.
+        ValueError: it is no file of torch.save, is damaged, or refers to more data than it holds; says which.
     """
-    others = [str(name) for name, value in values.items() if not isinstance(value, torch.Tensor)]
+    try:
+        fault = fault_of_zip(path) if zipped else fault_of_legacy(path)
+    except Exception as error:  # zipfile and pickle raise many kinds of errors for damaged files
+        raise ValueError(f"{path}: is damaged or not a PyTorch file: {first_line(error)}") from error
+    if fault:
+        raise ValueError(f"{path}: {fault}")
+
+
+def fault_of_zip(path: Path) -> str | None:
+    """What is wrong with the archive that torch.save writes; None if nothing is."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+        if "constants.pkl" in entries:
+            return "is a TorchScript archive (torch.jit.save); accepted are files of torch.save"
+        if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size for entry in archive.infolist()):
+            return f"is compressed, or claims more than its {size} bytes; torch.save stores data as they are"
+        claims = Claims(io.BytesIO(archive.read(entries["data.pkl"])))
+        claims.load()
+    held = {key: entries[f"data/{key}"].file_size if f"data/{key}" in entries else 0 for key in claims.bytes}
+    large = [f"{key} ({claimed} bytes of {held[key]})" for key, claimed in claims.bytes.items() if claimed > held[key]]
+    return f"is damaged: its tensors refer to more data than it holds: {', '.join(large[:8])}" if large else None
+
+
+def fault_of_legacy(path: Path) -> str | None:
+    """What is wrong with the file that torch.save wrote before it wrote archives; None if nothing is."""
+    size = path.stat().st_size
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        if Claims(whole).load() != LEGACY_MAGIC:
+            return f"was written by pickle.dump, not torch.save. {RESAVE}"
+        Claims(whole).load()  # the version of the format
+        Claims(whole).load()  # the machine that wrote it
+        claims = Claims(whole)
+        claims.load()
+    claimed = sum(claims.bytes.values())
+    return f"is cut off: its tensors take {claimed} bytes, the file has {size}" if claimed > size else None
+
+
+def fault_of(tensor: torch.Tensor) -> str | None:
+    """Why a tensor's values cannot be taken as they are; None if they can."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return f"is a {type(tensor).__name__}, accepted are plain tensors"
+    if tensor.device.type != "cpu":
+        return f"has no data in the file (its device is {tensor.device}); save it again with its values"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "is sparse or nested; accepted are tensors saved after .to_dense()"
+    if tensor.is_quantized:
+        return "is quantised; accepted are tensors saved after .dequantize()"
+    # An expanded tensor (stride 0) takes few bytes in the file, but can have any size in memory.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return "is larger than its data in the file; accepted are tensors saved after .contiguous()"
+    return None
+
+
+def own(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without `fault_of` as the values that torch reads: no gradient, no conjugate or negative that is still to be taken."""
+    return tensor.detach().resolve_conj().resolve_neg()
+
+
+def same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of any shape and dtype are equal."""
+    return tensor.dtype == other.dtype and torch.equal(tensor, other)
+
+
+def check_total(path: Path, tensors: Tensors) -> None:
+    """Raise ValueError if tensors that share storage take more than twice the file's size."""
+    total, size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()), path.stat().st_size
+    if total > 2 * size + SLACK:
+        raise ValueError(
+            f"{path}: its tensors share storage and take {total} bytes, the file has {size}; save them again after .clone()"
+        )
+
+
+def state_dict(path: Path, entry: str, values: Any) -> Tensors:
+    """The tensors of the state dict `values` in `entry`, as torch reads them; None is an empty one.
+
+    Raises:
+        ValueError: it is no dictionary of text to tensors, or a tensor is sparse, quantised, without data, larger than its storage or
+            of a dtype that is not in `DTYPES`; names it.
+    """
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: {entry} must be a dictionary of tensors, got a {type(values).__name__}")
+    others = [repr(name) for name in values if not isinstance(name, str)]
+    if others:
+        raise ValueError(f"{path}: {entry} is not a state dict: its keys {', '.join(others[:8])} are not text")
+    others = [f"{name} ({type(value).__name__})" for name, value in values.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ValueError(f"{path}: {entry} is not a state dict: {', '.join(others[:8])} are not tensors")
-    # An expanded (stride 0) or sparse tensor takes few bytes in the file, but can have any size in memory.
-    oversized = [
-        str(name)
-        for name, tensor in values.items()
-        if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
-    ]
-    if oversized:
-        raise ValueError(
-            f"{path}: {entry}: {', '.join(oversized[:8])} are sparse or larger than their data in the file; "
-            "accepted are tensors saved after .to_dense().contiguous()"
-        )
-    return dict(values)
+    return {name: checked(path, f"{entry}: {name}", tensor) for name, tensor in values.items()}
+
+
+def checked(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of weights or moments as torch reads it. Raises as `state_dict`."""
+    fault = fault_of(tensor)
+    if fault is None and tensor.dtype not in DTYPES:
+        fault = f"is {tensor.dtype}; accepted are {', '.join(map(str, DTYPES))}"
+    if fault:
+        raise ValueError(f"{path}: {name} {fault}")
+    return own(tensor)
 
 
 def name_moments(
-    path: Path, optimizer: dict[str, Any], order: list[str], lengths: list[int], tensors: Tensors
+    path: Path, optimizer: Any, order: list[str], lengths: list[int], tensors: Tensors
 ) -> Tensors:
     """Name the entries of AdamW's state dict, which numbers parameters in the order of the modules.
 
@@ -270,8 +443,8 @@ def name_moments(
     """
     try:
         count = sum(len(group["params"]) for group in optimizer["param_groups"])
-        state = {int(index): values for index, values in optimizer["state"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        state = {int(index): dict(values) for index, values in optimizer["state"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: optimizer_state_dict is not that of a torch optimiser: {error!r}") from error
     if count not in lengths:
         raise ValueError(
@@ -289,7 +462,14 @@ def name_moments(
                     f"parameter {index} ({key}) has no {name}" if key else f"parameter {index} is not in a group"
                 )
                 continue
-            value = torch.as_tensor(value)
+            if name == "step" and type(value) in (int, float):
+                value = torch.tensor(float(value))
+            if not isinstance(value, torch.Tensor):
+                faults.append(f"{key}: {name} is a {type(value).__name__}, accepted is a tensor")
+                continue
+            value = checked(path, f"optimizer_state_dict: {key}.{name}", value)
+            if name == "step" and value.numel() != 1:
+                faults.append(f"{key}: step holds {value.numel()} numbers, accepted is one")
             if name != "step" and value.shape != tensors[key].shape:
                 faults.append(f"{key}: {name} has shape {tuple(value.shape)}, the weight {tuple(tensors[key].shape)}")
             moments[f"{key}.{name}"] = value
@@ -300,19 +480,44 @@ def name_moments(
     return moments
 
 
-def plain(value: Any) -> Any:
-    """Convert a value to JSON's types; dtypes and devices become text, tensors (of any shape) nested lists."""
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+class Record:
+    """Converts the entries of a file that are no weights to JSON's types."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # A pickle may refer to a value any number of times. Written out, the values take no more than their file.
+        self._left = path.stat().st_size + SLACK
+
+    def plain(self, name: str, value: Any, depth: int = 0) -> Any:
+        """A value in JSON's types: dtypes, devices and numbers that are not finite become text, tensors (of any shape) nested lists.
+
+        Raises:
+            ValueError: it holds a tensor without values, refers to itself, is deeply nested, repeats values to more than the file's
+                size, or has keys that are the same as text; names the entry.
+        """
+        self._left -= 1 + (len(value) if isinstance(value, str) else 0)
+        if depth > DEEPEST or self._left < 0:
+            what = f"is nested over {DEEPEST} deep" if depth > DEEPEST else "repeats values to more than the file's size"
+            raise ValueError(f"{self._path}: {name[:100]} {what}")
+        if isinstance(value, torch.Tensor):
+            fault = fault_of(value)
+            if fault:
+                raise ValueError(f"{self._path}: {name} {fault}")
+            return self.plain(name, own(value).tolist(), depth)
+        if isinstance(value, dict):
+            named = {str(key): self.plain(f"{name}.{key}", item, depth + 1) for key, item in value.items()}
+            if len(named) < len(value):
+                raise ValueError(f"{self._path}: {name} has keys that are the same as text, such as 1 and '1'")
+            return named
+        if isinstance(value, (list, tuple)):
+            return [self.plain(name, item, depth + 1) for item in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def write_safetensors(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors of any shape to a safetensors file, one at a time. The library's own writer would need NumPy.
+    """Write tensors of any shape, without `fault_of`, to a safetensors file, one at a time. The library's own writer would need NumPy.
 
     Raises:
         ValueError: a tensor's dtype is not in `DTYPES`; names it.
@@ -336,7 +541,7 @@ def write_safetensors(tensors: Tensors, path: Path, metadata: dict[str, str] | N
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for key in keys:
-            tensor = tensors[key].detach().contiguous()
+            tensor = own(tensors[key]).contiguous()
             if tensor.numel():
                 size = tensor.numel() * tensor.element_size()
                 file.write((ctypes.c_ubyte * size).from_address(tensor.data_ptr()))
@@ -345,7 +550,7 @@ def write_safetensors(tensors: Tensors, path: Path, metadata: dict[str, str] | N
 def write_pack(pack: Pack, folder: Path) -> None:
     """Write pack.safetensors into a folder, which must be new or empty."""
     with new_folder(folder) as aside:
-        write_safetensors(pack.tensors, aside / "pack.safetensors", {"generation_info": json.dumps(pack.info)})
+        write_safetensors(pack.tensors, aside / "pack.safetensors", {"generation_info": json.dumps(pack.info, allow_nan=False)})
 
 
 def write_export(exported: Exported, folder: Path) -> None:
@@ -355,7 +560,7 @@ def write_export(exported: Exported, folder: Path) -> None:
         if exported.moments:
             write_safetensors(exported.moments, aside / "optimizer.safetensors")
         for name, values in (("config.json", exported.config), ("training.json", exported.training)):
-            (aside / name).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+            (aside / name).write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextmanager

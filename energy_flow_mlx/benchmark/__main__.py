@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     print(output.text(results))
     if arguments.json is not None:
-        output.write_json(arguments.json, results)
+        output.save(arguments.json, results)
     if arguments.plot is not None:
         output.draw(arguments.plot, results)
     return int(any("error" in row for row in results["rows"] if row["framework"] == "mlx"))

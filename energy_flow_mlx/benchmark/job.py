@@ -1,11 +1,11 @@
 """The child process of one measurement: `python -m energy_flow_mlx.benchmark.job JOB.json RESULT.json`."""
 
-import json
 import sys
 from pathlib import Path
 
 from ..config import ConfigError
 from ..ops.failures import KernelError, kernel_errors
+from ..strict_json import read_json, write_json
 from .measure import measure_ceilings, measure_model
 from .scenarios import measure_scenario
 from .stages import measure_stages
@@ -21,10 +21,10 @@ KINDS = {
 }
 
 if __name__ == "__main__":
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    job = read_json(Path(sys.argv[1]))
     try:
         with kernel_errors():
             result = KINDS[job["what"]](job)
     except (KernelError, ConfigError) as error:
         sys.exit(f"error: {error}")
-    Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
+    write_json(Path(sys.argv[2]), result)

@@ -1,11 +1,11 @@
 """Printing, saving and plotting a benchmark's results."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..files import write_aside
+from ..strict_json import write_json
 
 Results = Mapping[str, Any]
 
@@ -24,10 +24,9 @@ def text(results: Results) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def write_json(path: Path, results: Results) -> None:
+def save(path: Path, results: Results) -> None:
     """Write the results as JSON, atomically."""
-    content = json.dumps(results, indent=1) + "\n"
-    write_aside(path, lambda aside: aside.write_text(content, encoding="utf-8"))
+    write_aside(path, lambda aside: write_json(aside, dict(results)))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

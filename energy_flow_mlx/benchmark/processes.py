@@ -1,6 +1,5 @@
 """Running measurements in child processes, one at a time, so that they share no memory, caches or compiled kernels."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..data.source import PairBatch
+from ..strict_json import read_json, with_numbers, write_json
 
 BASELINE = Path(__file__).resolve().parents[2] / "scripts" / "torch_baseline.py"
 # Cache folders of compiled kernels: MLX's and the driver's on CUDA, and torch's. Metal's cache is managed by macOS.
@@ -74,7 +74,7 @@ def save_batches(path: Path, batches: Sequence[PairBatch]) -> None:
 def _run(folder: Path, command: list[str], job: Mapping[str, Any], cold: bool, limit: float | None) -> dict[str, Any]:
     number = len(list(folder.glob("*.job.json")))
     job_file, result_file = folder / f"{number}.job.json", folder / f"{number}.result.json"
-    job_file.write_text(json.dumps(job), encoding="utf-8")
+    write_json(job_file, dict(job))
     environment = dict(os.environ)
     if cold:
         for name in CACHES:
@@ -103,5 +103,5 @@ def _run(folder: Path, command: list[str], job: Mapping[str, Any], cold: bool, l
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         first = next((index for index, line in enumerate(lines) if line.startswith("error: ")), -1)
         raise MeasurementFailed(f"exit code {code}: " + ("\n".join(lines[first:]) or "no message"))
-    result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
+    result: dict[str, Any] = with_numbers(read_json(result_file))
     return result

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from .fields import RETIRED, ConfigError, field_names, read_mapping
+from .fields import RETIRED, ConfigError, field_names, read_fields
 from .model import ModelConfig
 from .presets import PRESETS
 from .run import RunConfig
@@ -60,6 +60,6 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
         ConfigError: the file does not parse, or a field is unknown or not accepted; names the file.
         FileNotFoundError: there is no such file.
     """
-    values = read_mapping(path)
+    values = read_fields(path)
     whole = not (field_names(ModelConfig) | RETIRED).issuperset(values)
-    return (EnergyConfig if whole else ModelConfig).from_dict(values, source=str(path))
+    return (EnergyConfig if whole else ModelConfig).of_file(path, values)

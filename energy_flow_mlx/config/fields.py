@@ -6,18 +6,24 @@ the PyTorch implementation keeps its name there.
 
 import dataclasses
 import difflib
-import json
-import math
 import os
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..files import write_aside
+from ..strict_json import parse_json, write_json
 
 T = TypeVar("T", bound="Fields")
 
+# The version of the files that `to_json` writes. A field that is renamed, or that changes its meaning, makes a new one; a new field,
+# which an older version refuses by its name, does not. Files without a version are of the first.
+FORMAT_VERSION = 1
+_VERSION = "format_version"
+_MOST_NAMED = 8  # unknown fields in an error
 # Fields of earlier versions whose choice made no difference to a model's results: files that have them are still read.
 RETIRED = frozenset({"gru_implementation"})
 
@@ -64,27 +70,60 @@ class Fields:
         values = {key: value for key, value in values.items() if key not in RETIRED}
         unknown = [key for key in values if key not in names]
         if unknown:
-            close = [match for key in unknown for match in difflib.get_close_matches(str(key), names, n=2)]
+            close = [match for key in unknown[:_MOST_NAMED] for match in difflib.get_close_matches(str(key)[:80], names, n=2)]
             hint = f"; did you mean {', '.join(close)}?" if close else "."
             raise ConfigError(
-                f"{source}: unknown field {', '.join(map(repr, unknown))}{hint} Accepted are: {', '.join(names)}"
+                f"{source}: unknown field {', '.join(map(shown, unknown[:_MOST_NAMED]))}{hint} Accepted are: {', '.join(names)}"
             )
         return cls(**values)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write config.json, aside and renamed."""
-        text = json.dumps(self.to_dict(), indent=1) + "\n"
-        write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+        """Write config.json, aside and renamed: every field, and the version of the format."""
+        values = {_VERSION: FORMAT_VERSION, **self.to_dict()}
+        write_aside(path, lambda aside: write_json(aside, values))
 
     @classmethod
     def from_json(cls: type[T], path: str | os.PathLike[str]) -> T:
-        """Read config.json. A missing file, broken JSON or an unknown field raises an error that names the file."""
-        return cls.from_dict(read_mapping(path), source=str(path))
+        """Read config.json. A missing file, broken JSON, an unknown field or a newer version raises an error that names the file."""
+        return cls.of_file(path, read_fields(path))
+
+    @classmethod
+    def of_file(cls: type[T], path: str | os.PathLike[str], values: Mapping[str, Any]) -> T:
+        """`from_dict` of the fields in a file, which its errors name."""
+        try:
+            return cls.from_dict(values, source=str(path))
+        except ConfigError as error:
+            raise error if str(error).startswith(str(path)) else ConfigError(f"{path}: {error}") from error
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: short, although a YAML file can repeat a list in itself any number of times."""
+    try:
+        return reprlib.repr(value) if isinstance(value, list | dict) else f"{value!r:.200}"
+    except ValueError:  # Python writes no whole number of over 4,300 digits
+        return "a very large number"
 
 
 def field_names(config: type[Fields]) -> set[str]:
     """The names of the fields of a configuration class."""
     return {each.name for each in dataclasses.fields(config)}
+
+
+def read_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields in a configuration file, without the version of its format.
+
+    Raises:
+        ConfigError, FileNotFoundError: as `read_mapping`; also for a newer version, which is named beside the one that is read.
+    """
+    values = read_mapping(path)
+    version = values.pop(_VERSION, FORMAT_VERSION)
+    if type(version) is not int or version < 1:
+        raise ConfigError(f"{path}: {_VERSION}={shown(version)} is not accepted: it takes a whole number from 1 to {FORMAT_VERSION}")
+    if version > FORMAT_VERSION:
+        raise ConfigError(
+            f"{path}: is of {_VERSION} {version}, this energy_flow_mlx reads up to {FORMAT_VERSION}: a newer one wrote it, install that"
+        )
+    return values
 
 
 def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -98,8 +137,8 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
     if path.suffix not in (".json", ".yaml", ".yml"):
         raise ConfigError(f"{path}: a configuration file ends in .json, .yaml or .yml")
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else _parse_yaml(text)
+        data = path.read_bytes()  # bytes: the encoding is told by their beginning
+        values = parse_json(data) if path.suffix == ".json" else _parse_yaml(data)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: does not parse: {error}") from error
     if not isinstance(values, dict):
@@ -107,12 +146,12 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
-def _parse_yaml(text: str) -> Any:
+def _parse_yaml(data: bytes) -> Any:
     """What a YAML text holds. YAML 1.1 reads 1e-4 as text; `_checked` makes numbers of it."""
     import yaml  # a model needs none: the package imports without it
 
     try:
-        return yaml.safe_load(text)
+        return yaml.safe_load(data)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
 
@@ -136,7 +175,7 @@ def accepted(field: "dataclasses.Field[Any]") -> str:
 
 def _checked(field: "dataclasses.Field[Any]", value: Any) -> Any:
     """The value in the field's type, or a ConfigError that says what came and what is accepted."""
-    refusal = ConfigError(f"{field.name}={value!r} is not accepted: it takes {accepted(field)}")
+    refusal = ConfigError(f"{field.name}={shown(value)} is not accepted: it takes {accepted(field)}")
     if field.type is bool:
         if not isinstance(value, bool):
             raise refusal
@@ -156,7 +195,7 @@ def _checked(field: "dataclasses.Field[Any]", value: Any) -> Any:
             value = float(value)
         except ValueError:
             raise refusal from None
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or not -sys.float_info.max <= value <= sys.float_info.max:
         raise refusal
     if field.type is int:
         if value != int(value):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from .fields import ConfigError, Fields, field
 
+# Far beyond every use; they keep a damaged file from asking for sizes that no array can have.
+MOST_CELLS, MOST_NUMBERS, MOST_LAYERS, MOST_TOKENS = 2**15, 2**20, 1000, 2**31 - 1
 LATTICE, FLOW, MODULES, TRAINING = "lattice", "life of a flow", "modules", "training"
 
 
@@ -17,10 +19,10 @@ class ModelConfig(Fields):
     """
 
     # The lattice
-    lattice_width: int = field(8, "cells along x, W", group=LATTICE, low=2)
-    lattice_height: int = field(8, "cells along y, H", group=LATTICE, low=2)
+    lattice_width: int = field(8, "cells along x, W", group=LATTICE, low=2, high=MOST_CELLS)
+    lattice_height: int = field(8, "cells along y, H", group=LATTICE, low=2, high=MOST_CELLS)
     lattice_depth: int = field(
-        8, "D: planes 0..D along z; flows start on D//2 and move for D//2 steps", group=LATTICE, low=2
+        8, "D: planes 0..D along z; flows start on D//2 and move for D//2 steps", group=LATTICE, low=2, high=MOST_CELLS
     )
     collection: str = field(
         "nearest",
@@ -76,11 +78,11 @@ class ModelConfig(Fields):
     convergence_patience: int = field(10, "checks without a new arrival after which to stop", group=FLOW, low=1)
 
     # The modules
-    input_embedding_dim_from_teacher: int = field(768, "E, the size of the teacher's embeddings", group=MODULES, low=1)
-    neuron_hidden_dim: int = field(32, "width of SimpleNeuron", group=MODULES, low=1)
-    neuron_output_dim: int = field(32, "F, features SimpleNeuron gives the GRU", group=MODULES, low=1)
-    carrier_hidden_size: int = field(32, "Hd, hidden size of the GRU", group=MODULES, low=4)
-    carrier_num_layers: int = field(1, "L, layers of the GRU", group=MODULES, low=1)
+    input_embedding_dim_from_teacher: int = field(768, "E, the size of the teacher's embeddings", group=MODULES, low=1, high=MOST_NUMBERS)
+    neuron_hidden_dim: int = field(32, "width of SimpleNeuron", group=MODULES, low=1, high=MOST_NUMBERS)
+    neuron_output_dim: int = field(32, "F, features SimpleNeuron gives the GRU", group=MODULES, low=1, high=MOST_NUMBERS)
+    carrier_hidden_size: int = field(32, "Hd, hidden size of the GRU", group=MODULES, low=4, high=MOST_NUMBERS)
+    carrier_num_layers: int = field(1, "L, layers of the GRU", group=MODULES, low=1, high=MOST_LAYERS)
     compute_dtype: str = field(
         "float32",
         "dtype of products and activations; weights, positions, sums and statistics stay float32",
@@ -101,13 +103,13 @@ class ModelConfig(Fields):
     input_residual: bool = field(
         False, "add the input embedding to the collector's output, which starts at 0: the model learns the difference", group=MODULES
     )
-    text_vocab_size: int = field(1500, "entries of the token embedding", group=MODULES, low=8)
-    text_model_dim: int = field(64, "d, width of the text encoder", group=MODULES, low=2)
-    text_num_heads: int = field(4, "attention heads; must divide d", group=MODULES, low=1)
-    text_feedforward_dim: int = field(128, "feed-forward width of the text encoder", group=MODULES, low=1)
-    text_num_layers: int = field(2, "layers of the text encoder", group=MODULES, low=1)
+    text_vocab_size: int = field(1500, "entries of the token embedding", group=MODULES, low=8, high=MOST_TOKENS)
+    text_model_dim: int = field(64, "d, width of the text encoder", group=MODULES, low=2, high=MOST_NUMBERS)
+    text_num_heads: int = field(4, "attention heads; must divide d", group=MODULES, low=1, high=MOST_NUMBERS)
+    text_feedforward_dim: int = field(128, "feed-forward width of the text encoder", group=MODULES, low=1, high=MOST_NUMBERS)
+    text_num_layers: int = field(2, "layers of the text encoder", group=MODULES, low=1, high=MOST_LAYERS)
     text_max_positions: int = field(
-        512, "longest text the positional encoding covers, in tokens", group=MODULES, low=1
+        512, "longest text the positional encoding covers, in tokens", group=MODULES, low=1, high=MOST_NUMBERS
     )
     untrained_parts: str = field(
         "none",

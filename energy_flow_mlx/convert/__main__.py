@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             conversion = to_mlx.convert(source, options.dtype, options.init_missing, overrides)
             files = to_mlx.write(conversion, options.to, options.tokenizer)
             rows, notes, headers = conversion.rows, conversion.notes, ("torch", "mlx")
+            if "tokenizer.json" not in files:
+                notes = [*notes, "tokeniser: absent, so the model takes no texts; --tokenizer FILE adds it"]
             if conversion.untrained:
                 notes = [*notes, f"untrained, initialised at random: {', '.join(conversion.untrained)}"]
     except (ValueError, OSError) as error:

@@ -1,13 +1,14 @@
 """Reading the source of a conversion: an exported folder, a safetensors file, or a `.pt` checkpoint."""
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..strict_json import read_json
 from ..tensors import check_finite, check_memory, read_header, read_tensors
+from .training import check_training
 
 EXPORT_HINT = (
     "reading a .pt file needs torch: pip install torch, or run scripts/export_torch_checkpoint.py on a machine with "
@@ -70,17 +71,6 @@ def read_source(path: Path, mapper: Path | None, config: Path | None, with_optim
     return source
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises ValueError that names the file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: does not parse: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds a {type(values).__name__}, accepted is an object")
-    return values
-
-
 def _low(dtypes: dict[str, str]) -> tuple[str, ...]:
     return tuple(sorted({dtype for dtype in dtypes.values() if dtype in ("F16", "BF16")}))
 
@@ -96,7 +86,8 @@ def _read_folder(path: Path, config: Path | None, with_optimizer: bool) -> Sourc
     source = _read_file(path / "model.safetensors", config)
     optimizer, training = path / "optimizer.safetensors", path / "training.json"
     moments = read_tensors(optimizer) if with_optimizer and optimizer.is_file() else {}
-    return source._replace(moments=moments, training=read_json(training) if training.is_file() else {})
+    record = read_json(training) if training.is_file() else None
+    return source._replace(moments=moments, training=check_training(training, record))
 
 
 def _read_file(path: Path, config: Path | None) -> Source:
@@ -122,7 +113,8 @@ def _read_checkpoint(path: Path, config: Path | None, with_optimizer: bool) -> S
     check_memory(path, 8 * numbers)
     low = _low_torch(exported.tensors)
     values = exported.config if config is None else read_json(config)
-    return Source(_to_numpy(exported.tensors), _to_numpy(exported.moments), values, exported.training, low)
+    training = check_training(path, exported.training)
+    return Source(_to_numpy(exported.tensors), _to_numpy(exported.moments), values, training, low)
 
 
 def _read_mapper(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -145,7 +137,7 @@ def require_torch(path: Path, hint: str = EXPORT_HINT) -> None:
 
 def _to_numpy(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
     return {
-        key: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+        key: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
         for key, tensor in tensors.items()
     }
 

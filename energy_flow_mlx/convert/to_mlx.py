@@ -1,6 +1,5 @@
 """Converting a torch checkpoint to a model folder."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,8 @@ import numpy as np
 from ..config import EnergyConfig
 from ..files import write_folder
 from ..models.energy_flow import EnergyFlow
+from ..nn import blank_weights
+from ..strict_json import to_json, write_json
 from ..tensors import as_dtype, listing
 from ..text.tokeniser import Tokeniser
 from ..train.optimiser import freeze_unreached, named_arrays
@@ -79,7 +80,8 @@ def convert(
     untrained = [part for part in PARTS if part in absent or part in config.untrained_parts.split(",")]
     config = config.replace(untrained_parts=",".join(untrained) or "none")
     mx.random.seed(config.seed)
-    model = EnergyFlow(config)
+    with blank_weights():
+        model = EnergyFlow(config)
     converted = from_torch(state, config)
     weights = as_dtype({name: item.value for name, item in converted.items()}, dtype)
     initial = named_arrays(model.parameters())
@@ -90,12 +92,15 @@ def convert(
     rows = rows_of(converted)
     rows += [Row("absent", name, tuple(weights[name].shape), "initialised") for name in missing]
 
-    ties = source.training.get("tied", {})
+    ties = source.training.get("tied") or {}
+    lost = [f"{key} to {target}" for key, target in ties.items() if target not in source.tensors]
+    if lost:
+        raise ValueError(f"the source ties {listing(lost)}, which it does not hold")
     rows += [
         Row(PREFIX + key, f"text_decoder.safetensors: {key}", tuple(value.shape), "carried")
         for key, value in decoder.items()
     ]
-    rows += [Row(key, f"text_decoder.safetensors: {target.removeprefix(PREFIX)}", decoder[target.removeprefix(PREFIX)].shape, "tied")
+    rows += [Row(key, f"text_decoder.safetensors: {target.removeprefix(PREFIX)}", source.tensors[target].shape, "tied")
              for key, target in ties.items()]  # fmt: skip
     t5 = recover_t5_config({key: value.shape for key, value in decoder.items()}) if decoder else {}
     if decoder:
@@ -118,7 +123,8 @@ def convert(
 def torch_shapes(config: EnergyConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of all tensors of torch's modules for this configuration, by prefixed key."""
     zero = np.zeros((), dtype=np.float32)
-    shapes = {name: array.shape for name, array in named_arrays(EnergyFlow(config).parameters()).items()}
+    with blank_weights():
+        shapes = {name: array.shape for name, array in named_arrays(EnergyFlow(config).parameters()).items()}
     blank = {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
     return {key: item.value.shape for key, item in to_torch(blank, config).items()}
 
@@ -177,15 +183,14 @@ def write(conversion: Conversion, folder: Path, tokeniser: Path | None) -> list[
     writers: dict[str, Any] = {
         "config.json": conversion.config.to_json,
         "model.safetensors": model.save_weights_with_steps,
-        "conversion.json": lambda path: path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8"),
+        "conversion.json": lambda path: write_json(path, record),
     }
     if model.text_encoder.tokeniser is not None:
         writers["tokenizer.json"] = model.text_encoder.tokeniser.save
     if conversion.decoder:
-        t5 = json.dumps(conversion.decoder_config, indent=1) + "\n"
         dtype = str(model.neuron.coord_encoder.weight.dtype).removeprefix("mlx.core.")
         writers["text_decoder.safetensors"] = _saver(as_dtype(conversion.decoder, dtype), {"format": "pt"})
-        writers["text_decoder.json"] = lambda path: path.write_text(t5, encoding="utf-8")
+        writers["text_decoder.json"] = lambda path: write_json(path, conversion.decoder_config)
     if conversion.decoder_moments is not None:
         step = {"step": str(conversion.decoder_moments.step)}
         flat = {f"{key}.exp_avg": mx.array(value) for key, value in conversion.decoder_moments.first.items()}
@@ -194,9 +199,9 @@ def write(conversion: Conversion, folder: Path, tokeniser: Path | None) -> list[
     if conversion.optimiser is not None:
         steps = {"trained_steps": str(model.trained_steps)}
         arrays = {name: mx.array(value) for name, value in conversion.optimiser.items()}
-        trainer = json.dumps(_trainer_state(model, conversion.config, training), indent=1) + "\n"
+        trainer = _trainer_state(model, conversion.config, training)
         writers["optimizer.safetensors"] = _saver(arrays, steps)
-        writers["trainer.json"] = lambda path: path.write_text(trainer, encoding="utf-8")
+        writers["trainer.json"] = lambda path: write_json(path, trainer)
     write_folder(folder, writers)
     return list(writers)
 
@@ -243,7 +248,7 @@ def _optimiser_state(
     moments: Moments, model: EnergyFlow, config: EnergyConfig, training: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], list[Row], list[str]]:
     groups = training.get("param_groups") or [{}]
-    if len({json.dumps({k: v for k, v in group.items() if k != "params"}, sort_keys=True) for group in groups}) > 1:
+    if len({to_json({k: v for k, v in group.items() if k != "params"}, sort_keys=True) for group in groups}) > 1:
         raise ValueError(
             "optimizer: its parameter groups have different settings, but this package has one group; --without-optimizer converts without it"
         )

@@ -11,15 +11,17 @@ import numpy as np
 from ..config import EnergyConfig
 from ..files import resolve, write_folder
 from ..models.energy_flow import EnergyFlow
-from ..tensors import check_finite, read_header, read_tensors
+from ..strict_json import read_json
+from ..tensors import check_finite, listing, read_tensors
 from ..train.optimiser import named_arrays
 from .decoder import PREFIX
 from .settings import RECORD, config_to_torch, fields_beside, notes_for_torch
-from .source import read_json, require_torch
+from .source import require_torch
 from .summary import Row, rows_of
 from .to_mlx import check_empty
 from .torch_keys import to_torch
 from .torch_optimiser import in_torch_order, torch_optimiser
+from .training import check_training, for_torch
 
 MODEL, ENCODER, MAPPER = ("neuron.", "carrier."), "text_encoder.", ("input_mapper.", "output_collector.")
 WRITE_HINT = "writing .pt files needs torch: pip install torch"
@@ -48,9 +50,6 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
     require_torch(out, WRITE_HINT)
     import torch
 
-    weights = resolve(folder, "model.safetensors")
-    if weights.is_file():
-        read_header(weights)  # its errors say what is wrong with a damaged file; those of MLX's reader do not
     model = EnergyFlow.from_pretrained(folder)
     config = EnergyConfig.from_json(resolve(folder, "config.json"))
     parameters = {name: np.array(array.astype(mx.float32)) for name, array in named_arrays(model.parameters()).items()}
@@ -59,16 +58,16 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
     rows, notes = rows_of(converted), [*NOT_INVERTIBLE, *notes_for_torch(config)]
 
     record_file = resolve(folder, "conversion.json")
-    record = read_json(record_file) if record_file.is_file() else {}
-    training = record.get("training", {})
+    record = for_torch(read_json(record_file)) if record_file.is_file() else {}
+    training = check_training(record_file, record.get("training"))
     arrays = {key: item.value for key, item in converted.items()}
     shapes = {key: value.shape for key, value in arrays.items()}
-    torch_config = _torch_config(config, record.get("torch_config", {}))
+    torch_config = _torch_config(config, _object(record_file, "torch_config", record))
     decoder, tied = _read_decoder(folder)
     arrays |= decoder
     rows += [Row(f"text_decoder.safetensors: {key}", key, value.shape, "carried") for key, value in decoder.items()]
     mapper = {key: arrays.pop(key) for key in list(arrays) if key.startswith(MAPPER)}
-    order = in_torch_order(arrays, training.get("key_order", ()))
+    order = in_torch_order(arrays, training.get("key_order") or ())
 
     def tensors(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return {key: torch.from_numpy(np.array(value)).to(getattr(torch, dtype)) for key, value in values.items()}
@@ -83,7 +82,7 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
         "config": torch_config,
         RECORD: fields_beside(config, torch_config, shapes),
         "model_state_dict": {key: value for key, value in state.items() if key.startswith(MODEL)},
-        "scheduler_state_dict": training.get("scheduler_state_dict", {}),
+        "scheduler_state_dict": training.get("scheduler_state_dict") or {},
         "best_loss": training.get("best_loss", math.inf),
         "training_history": training.get("training_history", {}),
         "text_encoder_state_dict": _without_prefix(state, ENCODER),
@@ -110,6 +109,14 @@ def _without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
+def _object(path: Path, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The object under `name` in the contents `values` of `path`; empty if there is none."""
+    found = values.get(name, {})
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: {name} is a {type(found).__name__}, accepted is an object")
+    return found
+
+
 def _torch_config(config: EnergyConfig, torch_config: Mapping[str, Any]) -> dict[str, Any]:
     """The torch configuration, with dtypes restored from text."""
     import torch
@@ -126,6 +133,10 @@ def _read_decoder(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     path = resolve(folder, "text_decoder.safetensors")
     if not path.is_file():
         return {}, {}
-    tied = read_json(resolve(folder, "text_decoder.json")).get("tied", {})
+    settings = resolve(folder, "text_decoder.json")
+    tied = _object(settings, "tied", read_json(settings))
     tensors = {PREFIX + key: value for key, value in read_tensors(path).items()}
+    lost = [f"{key} to {target}" for key, target in tied.items() if f"{PREFIX}{target}" not in tensors]
+    if lost:
+        raise ValueError(f"{settings}: ties {listing(lost)}, which {path.name} does not hold")
     return tensors, {PREFIX + key: PREFIX + target for key, target in tied.items()}

@@ -144,7 +144,7 @@ def load_encoder(folder: Path, dtype: str) -> LoadedEncoder:
     encoder = BertEncoder(settings)  # MLX is lazy: the initial weights are never allocated
     expected = {name: array.shape for name, array in dict(tree_flatten(encoder.parameters())).items()}
     check_shapes(weights, {ours: shapes[theirs] for theirs, ours in names.items()}, expected)
-    stored = read_tensors(weights)
+    stored = read_tensors(weights, names)
     tensors = {ours: stored[theirs] for theirs, ours in names.items()}
     check_finite(str(weights), tensors)
     encoder.load_weights(list(as_dtype(tensors, dtype).items()))

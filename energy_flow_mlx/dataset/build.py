@@ -6,7 +6,6 @@ shards are kept. The result is the same bit for bit.
 
 import dataclasses
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from ..data.corpus import MAX_SEED
 from ..data.teacher import Teacher, open_teacher
 from ..data.tokenisers import open_tokeniser
 from ..files import digest, write_aside
+from ..strict_json import to_json, write_json
 from ..text.tokeniser import Tokeniser
 from .claim import PLAN, claimed
 from .folder import FORMAT, DatasetFolder, read_about, shard_name
@@ -114,8 +114,7 @@ def build(settings: Settings, folder: Path, *, quiet: bool = False) -> DatasetFo
             finally:
                 spool.close()
                 shutil.rmtree(folder / _SPOOL, ignore_errors=True)
-            text = json.dumps({"format": FORMAT, "plan": key, **about}, indent=1) + "\n"
-            write_aside(folder / "dataset.json", lambda aside: aside.write_text(text, encoding="utf-8"))
+            write_aside(folder / "dataset.json", lambda aside: write_json(aside, {"format": FORMAT, "plan": key, **about}))
     (folder / PLAN).unlink(missing_ok=True)
     return DatasetFolder(folder)
 
@@ -127,7 +126,7 @@ def _key(settings: Settings, sources: dict[str, list[Origin]], tokeniser: Tokeni
         values.pop(name, None)
     contents = {name: [source.contents() for source in part] for name, part in sources.items()}
     parts = [FORMAT, values, contents, None if tokeniser is None else _digest(tokeniser)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(to_json(parts, indent=None, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(tokeniser: Tokeniser) -> str:
@@ -172,7 +171,7 @@ def _write(
     hashes = {name: digest(folder / name) for name in files}
     without_text = spool.lengths()[spool.pairs().input[plan.pairs]] < 0
     return {
-        "fingerprint": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16],
+        "fingerprint": hashlib.sha256(to_json(hashes, indent=None, sort_keys=True).encode()).hexdigest()[:16],
         "pairs": plan.sizes,
         "rows": len(plan.rows),
         "dim": next(iter(known.values())),

@@ -1,11 +1,11 @@
 """Locking a dataset folder for one build: one process at a time, and the same settings until it is finished."""
 
 import fcntl
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..strict_json import parse_json, to_json
 from .records import DataError
 
 PLAN = ".build.json"  # exists while the build is unfinished; holds the settings' hash and the teacher's fingerprint
@@ -49,7 +49,7 @@ def claimed(folder: Path, plan: str, begun: Callable[[], bool]) -> Iterator[Call
             noted[name] = value
             file.seek(0)
             file.truncate()
-            json.dump(noted, file)
+            file.write(to_json(noted, indent=None))
             file.flush()
 
         note("plan", plan)
@@ -65,6 +65,6 @@ def claimed(folder: Path, plan: str, begun: Callable[[], bool]) -> Iterator[Call
 
 def _parsed(text: str) -> dict[str, str]:
     try:
-        return dict(json.loads(text)) if text else {}
+        return dict(parse_json(text)) if text else {}
     except ValueError:  # interrupted while the file was written, before anything was built
         return {}

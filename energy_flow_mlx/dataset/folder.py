@@ -7,7 +7,6 @@ tokens.safetensors       if the sources had tokens: ids U32 [L], mask U8 [L], of
 tokenizer.json           if --tokenizer was given
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import check_int
 from ..files import digest
+from ..strict_json import read_json
 from ..text.tokeniser import Tokeniser
 from .arrays import open_arrays
 from .records import DataError, Place, Placed, Record
 
 FORMAT = 1
 PARTS = ("train", "validation", "test")
+_MOST = 2**32  # rows are numbered in uint32
 
 
 def shard_name(number: int) -> str:
@@ -53,15 +55,14 @@ class DatasetFolder:
         self.path = path
         self.about = read_about(path)
         try:
-            self.dim, self.rows, self.shard_rows = (int(self.about[name]) for name in ("dim", "rows", "shard_rows"))
-            self.sizes = {name: int(self.about["pairs"][name]) for name in PARTS}
+            self.dim, self.rows, self.shard_rows = (
+                check_int(name, self.about[name], 1, _MOST) for name in ("dim", "rows", "shard_rows")
+            )
+            self.sizes = {name: check_int(name, self.about["pairs"][name], 0, _MOST) for name in PARTS}
             self.fingerprint = str(self.about["fingerprint"])
+            self._hashes = dict(self.about["files"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path / 'dataset.json'}: lacks or misstates {error}", "damaged") from error
-        if min(self.dim, self.rows, self.shard_rows) < 1 or min(self.sizes.values()) < 0:
-            raise DataError(
-                f"{path / 'dataset.json'}: dim, rows and shard_rows must be 1 or more, pairs 0 or more", "damaged"
-            )
         starts = range(0, self.rows, self.shard_rows)
         self._shards = [
             self._open_shard(number, min(self.shard_rows, self.rows - start)) for number, start in enumerate(starts)
@@ -126,7 +127,7 @@ class DatasetFolder:
         """The names of files whose SHA-256 differs from that in dataset.json."""
         return [
             name
-            for name, sha in self.about["files"].items()
+            for name, sha in self._hashes.items()
             if not (self.path / name).is_file() or digest(self.path / name) != sha
         ]
 
@@ -173,12 +174,11 @@ def read_about(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; a finished build writes it into its dataset folder")
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: does not parse: {error}", "damaged") from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        got = about.get("format") if isinstance(about, dict) else type(about).__name__
-        raise DataError(f"{file}: unknown format {got!r}; this version reads {FORMAT}", "damaged")
+        about = read_json(file)
+    except ValueError as error:  # the message names the file
+        raise DataError(str(error), "damaged") from error
+    if about.get("format") != FORMAT:
+        raise DataError(f"{file}: unknown format {about.get('format')!r}; this version reads {FORMAT}", "damaged")
     return about
 
 

@@ -1,7 +1,6 @@
 """Dataset folders as training data, read in batches from memory-mapped files; they may be larger than memory."""
 
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from ..config import check_data_fit
 from ..data.corpus import TextPair
 from ..data.source import PairBatch, PairData, check_index, check_indices
 from ..files import digest
+from ..strict_json import to_json
 from ..text.tokeniser import TokenBatch, Tokeniser
 from .build import Settings, build
 from .folder import PARTS, DatasetFolder
@@ -156,7 +156,7 @@ def file_data(
     Raises:
         As `build` and `folder_data`.
     """
-    key = json.dumps([digest(path), path.suffix, validation, test, seed, dim])
+    key = to_json([digest(path), path.suffix, validation, test, seed, dim], indent=None)
     folder = cache_folder() / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not (folder / "dataset.json").is_file():
         count = sum(1 for _ in read_file(path, Faults()))

@@ -5,7 +5,6 @@ checks one op in a child process, so that a kernel that crashes or corrupts the 
 """
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from ..benchmark.measure import per_call
 from ..config import EnergyConfig
 from ..nn.precision import DTYPES
 from ..ops.failures import VARIABLE, KernelError, forget_launches, how_to_go_on, kernel_errors
+from ..strict_json import read_json, write_json
 from ..train import memory
 from ..train.loss import number
 from .cases import CASES, Case, both, fitting, floating, leaves, training_step
@@ -233,4 +233,4 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     job_file, result_file = map(Path, sys.argv[1:])
-    result_file.write_text(json.dumps(run_job(json.loads(job_file.read_text(encoding="utf-8")))), encoding="utf-8")
+    write_json(result_file, run_job(read_json(job_file)))

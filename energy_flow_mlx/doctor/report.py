@@ -1,7 +1,6 @@
 """Reports of the findings, as text and as JSON, which can be attached to an issue."""
 
 import dataclasses
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import mlx.core as mx
 from ..files import write_aside
 from ..ops.failures import VARIABLE
 from ..ops.kernel import backend, on_gpu
+from ..strict_json import write_json
 from .checks import Finding, memory_bytes
 
 COLUMNS = ("case", "preset", "dtype", "way", "size", "result", "difference", "plain ms", "kernel ms", "kernel is")
@@ -75,9 +75,7 @@ def write(path: Path, machine: Mapping[str, Any], findings: Sequence[Finding]) -
     values = {"machine": dict(machine), "findings": [dataclasses.asdict(finding) for finding in findings]}
     text = "\n\n".join([heading(machine), table(findings), closing(findings)]) + "\n"
     text_path = path.with_suffix(".txt")
-    write_aside(
-        path, lambda aside: aside.write_text(json.dumps(values, indent=1, default=str) + "\n", encoding="utf-8")
-    )
+    write_aside(path, lambda aside: write_json(aside, values))
     write_aside(text_path, lambda aside: aside.write_text(text, encoding="utf-8"))
     return text_path
 

@@ -1,8 +1,9 @@
 """EnergyFlow: the model from embedding or text to embedding."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,8 +11,9 @@ from mlx.utils import tree_flatten
 
 from ..config import ModelConfig, check_fit, read_config
 from ..files import resolve, write_folder
+from ..nn import blank_weights
 from ..nn.precision import DTYPES
-from ..tensors import check_shapes
+from ..tensors import check_shapes, load_arrays
 from ..text.tokeniser import Tokeniser
 from .carrier import EnergyCarrier
 from .collector import OutputCollector
@@ -20,6 +22,10 @@ from .mapper import EmbeddingMapper
 from .neuron import SimpleNeuron
 from .processor import FlowProcessor, FlowResult
 from .text_encoder import TextToCubeEncoder
+
+MOST_STEPS = 2**31 - 1  # the device counts steps in int32
+
+_LAYERS = {"carrier.gru.": "carrier_num_layers", "text_encoder.transformer_encoder.layers.": "text_num_layers"}
 
 
 class EnergyFlowOutput(NamedTuple):
@@ -115,15 +121,20 @@ class EnergyFlow(nn.Module):
                 raise FileNotFoundError(
                     f"{folder / name} is missing: a model folder holds config.json and model.safetensors"
                 )
-        model = cls(read_config(resolve(folder, "config.json")))
+        config = read_config(resolve(folder, "config.json"))
         path = resolve(folder, "model.safetensors")
-        loaded = mx.load(str(path), return_metadata=True)
-        weights, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
+        weights, metadata = load_arrays(path)
+        _check_layers(path, config, weights)  # before they are built
+        with blank_weights():
+            model = cls(config)
+        steps = metadata.get("trained_steps", "0")
+        if not (steps.isascii() and steps.isdecimal() and int(steps) <= MOST_STEPS):
+            raise ValueError(f"{path}: trained_steps in its metadata is {steps[:80]!r}; accepted is a whole number up to {MOST_STEPS}")
         parameters = dict(tree_flatten(model.parameters()))
         found, wanted = ({name: array.shape for name, array in tree.items()} for tree in (weights, parameters))
         check_shapes(path, found, wanted)
         model.load_weights(list(weights.items()))
-        model.trained_steps = int(metadata.get("trained_steps", 0))
+        model.trained_steps = int(steps)
         tokeniser = resolve(folder, "tokenizer.json")
         if tokeniser.is_file():
             model.text_encoder.tokeniser = Tokeniser.from_file(tokeniser)
@@ -131,3 +142,15 @@ class EnergyFlow(nn.Module):
         model.eval()
         mx.eval(model.parameters())
         return model
+
+
+def _check_layers(path: Path, config: ModelConfig, names: Iterable[str]) -> None:
+    """Raise ValueError if the weights `names` in the file at `path` are of another number of layers than `config` has."""
+    found = {prefix: {name.split(".")[prefix.count(".")] for name in names if name.startswith(prefix)} for prefix in _LAYERS}
+    faults = [
+        f"{field} is {getattr(config, field)}, the file has {len(found[prefix])} of {prefix}*"
+        for prefix, field in _LAYERS.items()
+        if len(found[prefix]) != getattr(config, field)
+    ]
+    if faults:
+        raise ValueError(f"{path} does not fit its config.json: {'; '.join(faults)}")

@@ -89,7 +89,10 @@ class TextToCubeEncoder(nn.Module):
 
     def _fitting_tokeniser(self) -> Tokeniser:
         if self.tokeniser is None:
-            raise ValueError("tokeniser: None; set text_encoder.tokeniser, or load a folder that holds tokenizer.json")
+            raise ValueError(
+                "tokeniser: None, but texts need one: set text_encoder.tokeniser (energy_flow_mlx.data.open_tokeniser opens one), or put its "
+                "tokenizer.json into the model's folder; convert takes --tokenizer FILE"
+            )
         rows = self.token_embedding.weight.shape[0]
         if self.tokeniser.vocab_size > rows:
             raise ValueError(

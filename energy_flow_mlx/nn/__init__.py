@@ -2,7 +2,7 @@
 
 from .attention import MultiHeadAttention
 from .bert import BertEncoder, BertSettings
-from .gru import GRUCell
+from .gru import GRUCell, blank_weights
 from .linear import Linear
 from .norm import LayerNorm
 from .positional import PositionalEncoding
@@ -19,5 +19,6 @@ __all__ = [
     "PositionalEncoding",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "blank_weights",
     "run",
 ]

@@ -1,6 +1,9 @@
 """The GRU that drives the flows, in its matrix form."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -82,6 +85,19 @@ def initialise_gru(layer: nn.Module) -> None:
     layer.bhn = mx.zeros((size,))
 
 
+_BLANK = ContextVar("blank", default=False)
+
+
+@contextmanager
+def blank_weights() -> Iterator[None]:
+    """Layers that are made within have zeros for the initial weights that would take time, for a model that gets its weights from a file."""
+    token = _BLANK.set(True)
+    try:
+        yield
+    finally:
+        _BLANK.reset(token)
+
+
 def orthogonal(rows: int, columns: int) -> mx.array:
     """A random matrix [rows, columns] float32 with orthonormal columns, uniformly distributed; rows >= columns.
 
@@ -90,5 +106,7 @@ def orthogonal(rows: int, columns: int) -> mx.array:
     alone, through a LAPACK that is slow with many threads, and its `mx.nn.init.orthogonal` decomposes a square of the longer side and
     then reads the diagonal with a gather, which CUDA first has to compile.
     """
+    if _BLANK.get():
+        return mx.zeros((rows, columns))
     q, r = np.linalg.qr(np.array(mx.random.normal((rows, columns))))
     return mx.array(q * np.where(np.diagonal(r) < 0, -1.0, 1.0).astype(q.dtype))

@@ -1,7 +1,6 @@
 """An LRU cache of surfaces by text, in memory, which can be saved to a file."""
 
 import hashlib
-import json
 import os
 import warnings
 from collections import OrderedDict
@@ -17,6 +16,7 @@ from safetensors.numpy import save_file
 
 from ..checks import check_int
 from ..files import write_aside
+from ..strict_json import parse_json, to_json
 from ..tensors import read_metadata, read_tensors
 
 Surface = NDArray[np.float32]
@@ -113,7 +113,7 @@ class TextCache:
             "text_sizes": np.array([len(text) for text in texts], dtype=np.int64),
             "models": np.array([numbers[key.model] for key in self._entries], dtype=np.int64),
         }
-        listed = json.dumps(list(models))
+        listed = to_json(list(models), indent=None)
         metadata = {"format": _FORMAT, "models": listed, "digest": _digest(tensors, listed)}
         write_aside(path, lambda aside: save_file(tensors, aside, metadata))
 
@@ -204,7 +204,7 @@ def _read(path: Path) -> Iterator[tuple[_Key, Surface]]:
     # A matching digest means that the file is exactly what `save` wrote, so the rest needs no checks.
     if metadata.get("digest") != _digest(tensors, metadata.get("models", "")):
         raise ValueError("its contents do not have the hash that it was saved with")
-    models = json.loads(metadata["models"])
+    models = parse_json(metadata["models"])
     texts = tensors["texts"].tobytes()
     spans = zip(_spans(tensors["text_sizes"]), _spans(tensors["surface_sizes"]), tensors["models"], strict=True)
     for (text_start, text_end), (start, end), model in spans:

@@ -84,6 +84,8 @@ class Tokeniser:
         checked = check_texts("texts", texts)
         if not checked:
             raise ValueError("texts must hold at least one text to learn from, got none")
+        # The library allocates what it is asked for; a letter gives at most two entries, and each merge takes one away.
+        vocab_size = min(vocab_size, len(SPECIAL_TOKENS) + 4 * sum(map(len, checked)))
         tokenizer = _bert(models.WordPiece(unk_token=UNKNOWN))
         # The library numbers continuation letters (##a) in the order of a randomly seeded hash map, and breaks ties
         # between merges by number. Passing them as special tokens fixes their numbers and makes training deterministic.
@@ -134,7 +136,7 @@ class Tokeniser:
         if not path.is_file():
             raise FileNotFoundError(f"no tokeniser at {path}: expected a tokenizer.json")
         with _library_errors(f"{path} is not a tokenizer.json"):
-            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
         try:
             return cls(tokenizer)
         except ValueError as error:

@@ -4,11 +4,10 @@ The first five change together (see `files.write_folder`); metrics.jsonl grows, 
 """
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -17,14 +16,14 @@ from mlx.utils import tree_unflatten
 from ..config import EnergyConfig, RunConfig
 from ..files import resolve, settle, write_aside, write_folder
 from ..models.energy_flow import EnergyFlow
+from ..strict_json import parse_json, read_json, to_json, write_json
+from ..tensors import LOADED, load_arrays
 from .loss import number
 from .loss_scale import LossScale
 from .optimiser import Plateau, named_arrays
 
 METRICS = "metrics.jsonl"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "trainer.json")
-
-_Safetensors = tuple[dict[str, mx.array], dict[str, str]]  # arrays and metadata
 
 
 class CheckpointError(ValueError):
@@ -70,14 +69,14 @@ def save(run: Path, model: EnergyFlow, optimiser: optim.Optimizer, config: Energ
     if tokeniser is None and config.text_loss_weight:
         raise CheckpointError(f"{run}: the model has no tokeniser to save; set text_encoder.tokeniser")
     optimiser_arrays = named_arrays(optimiser.state)
-    trainer = json.dumps(_to_json(dataclasses.asdict(state)), indent=1) + "\n"
+    trainer = _with_nulls(dataclasses.asdict(state))
     writers = {
         "config.json": config.to_json,
         "model.safetensors": model.save_weights_with_steps,
         "optimizer.safetensors": lambda path: mx.save_safetensors(
             str(path), optimiser_arrays, metadata={"trained_steps": str(state.step)}
         ),
-        "trainer.json": lambda path: path.write_text(trainer, encoding="utf-8"),
+        "trainer.json": lambda path: write_json(path, trainer),
     }
     if tokeniser is not None:
         writers["tokenizer.json"] = tokeniser.save
@@ -111,16 +110,19 @@ def load(run: Path, model: EnergyFlow, optimiser: optim.Optimizer) -> TrainerSta
     """
     path = resolve(run, "trainer.json")
     try:
-        state = _trainer_state(json.loads(path.read_text(encoding="utf-8")))
+        state = _trainer_state(read_json(path))
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} is not the trainer state of this version: {error!r}") from error
 
     path = resolve(run, "optimizer.safetensors")
-    arrays, metadata = cast(_Safetensors, mx.load(str(path), return_metadata=True))
+    try:
+        arrays, metadata = load_arrays(path, ("U64", *LOADED))
+    except ValueError as error:  # the message names the file
+        raise CheckpointError(str(error)) from error
     steps = {
-        "trainer.json": state.step,
-        "model.safetensors": model.trained_steps,
-        "optimizer.safetensors": int(metadata.get("trained_steps", -1)),
+        "trainer.json": str(state.step),
+        "model.safetensors": str(model.trained_steps),
+        "optimizer.safetensors": metadata.get("trained_steps", "none")[:80],
     }
     if len(set(steps.values())) > 1:
         told = ", ".join(f"{name} is of step {step}" for name, step in steps.items())
@@ -141,7 +143,7 @@ def load(run: Path, model: EnergyFlow, optimiser: optim.Optimizer) -> TrainerSta
 def append_metrics(run: Path, line: dict[str, Any]) -> None:
     """Add one line to metrics.jsonl. Values that are not finite become null."""
     with open(run / METRICS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(_to_json(line)) + "\n")
+        file.write(to_json(_with_nulls(line), indent=None) + "\n")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -153,35 +155,43 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is unfinished
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is unfinished
     metrics = []
     for count, line in enumerate(lines, 1):
         try:
-            metrics.append(json.loads(line))
+            values = parse_json(line)
         except ValueError as error:
             raise CheckpointError(f"{path}: line {count} is not JSON: {error}") from error
+        if not isinstance(values, dict) or type(values.get("step")) is not int:
+            raise CheckpointError(f"{path}: line {count} is no object with a step")
+        metrics.append(values)
     return metrics
 
 
 def cut_metrics(run: Path, step: int) -> None:
     """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again."""
-    kept = [json.dumps(line) + "\n" for line in read_metrics(run) if line["step"] <= step]
+    kept = [to_json(line, indent=None) + "\n" for line in read_metrics(run) if line["step"] <= step]
     write_aside(run / METRICS, lambda aside: aside.write_text("".join(kept), encoding="utf-8"))
 
 
-def _to_json(value: Any) -> Any:
-    """JSON has no infinity: null stands for what is not finite."""
+def _with_nulls(value: Any) -> Any:
+    """Null stands for what is not finite, so that a column of numbers holds nothing else."""
     if isinstance(value, dict):
-        return {key: _to_json(item) for key, item in value.items()}
+        return {key: _with_nulls(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _trainer_state(values: dict[str, Any]) -> TrainerState:
-    plateau = dict(values.pop("plateau"))
-    best = plateau.pop("best")
-    best_cosine = values.pop("best_validation_cosine")
-    return TrainerState(
-        plateau=Plateau(best=math.inf if best is None else best, **plateau),
-        best_validation_cosine=-math.inf if best_cosine is None else best_cosine,
-        **values,
-    )
+    values = {**values, "plateau": {**values["plateau"]}}
+    if values["best_validation_cosine"] is None:
+        values["best_validation_cosine"] = -math.inf
+    if values["plateau"]["best"] is None:
+        values["plateau"]["best"] = math.inf
+    state = TrainerState(**{**values, "plateau": Plateau(**values["plateau"])})
+    for part in (state, state.plateau):
+        for each in dataclasses.fields(part):
+            value, wanted = getattr(part, each.name), each.type
+            fits = type(value) is wanted or (wanted is float and type(value) is int)
+            if wanted in (int, float, str) and not fits:
+                raise ValueError(f"{each.name} is {value!r}, accepted is {wanted.__name__}")
+    return state

@@ -11,7 +11,6 @@ from ..config import ConfigError, EnergyConfig
 from ..data.source import EpochOrder, PairData
 from ..dataset.open import data_of_run
 from ..models.energy_flow import EnergyFlow
-from ..text.tokeniser import Tokeniser
 from . import checkpoint, memory
 from .checkpoint import CheckpointError, TrainerState
 from .optimiser import AdamW, start_training
@@ -36,8 +35,8 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Run:
         ConfigError: the data do not fit the configuration.
         CheckpointError: `folder` holds no complete checkpoint, or one that was trained on other data.
     """
-    has_tokeniser = resume and (folder / "tokenizer.json").is_file()
-    data = data_of_run(config, Tokeniser.from_file(folder / "tokenizer.json") if has_tokeniser else None)
+    saved = _saved_model(folder) if resume else None
+    data = data_of_run(config, None if saved is None else saved.text_encoder.tokeniser)
     if data.tokeniser is None and config.text_loss_weight:
         print(f"{data.name} has no texts: text_loss_weight is 0 instead of {config.text_loss_weight:g}", file=sys.stderr)
         config = config.replace(text_loss_weight=0)
@@ -45,7 +44,7 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Run:
         order = EpochOrder(len(data.train), config.batch_size, config.seed)
     except ValueError as error:
         raise ConfigError(f"{data.name}: {error}") from error
-    model = EnergyFlow.from_pretrained(folder) if resume else _new_model(config, data)
+    model = _new_model(config, data) if saved is None else saved
     optimiser = start_training(model, config)
     if resume:
         state = checkpoint.load(folder, model, optimiser)
@@ -60,6 +59,13 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Run:
         state = TrainerState(data_fingerprint=data.fingerprint)
         checkpoint.save(folder, model, optimiser, config, state)
     return Run(folder, config, data, order, model, optimiser, state)
+
+
+def _saved_model(folder: Path) -> EnergyFlow:
+    try:
+        return EnergyFlow.from_pretrained(folder)
+    except ValueError as error:  # the message names the file
+        raise CheckpointError(str(error)) from error
 
 
 def _new_model(config: EnergyConfig, data: PairData) -> EnergyFlow:

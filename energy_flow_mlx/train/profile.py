@@ -6,7 +6,6 @@ stages apart, but add up to more than an unwatched step takes.
 """
 
 import functools
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from ..models.lattice import EnergyLattice
 from ..models.mapper import EmbeddingMapper
 from ..models.step import FlowStep
 from ..models.text_encoder import TextToCubeEncoder
+from ..strict_json import to_json
 from . import step as training_step
 from .step import TrainStep
 
@@ -148,6 +148,6 @@ class Profile:
 
     def _write(self, folder: Path) -> None:
         path = folder / "trace.json"
-        text = json.dumps({"traceEvents": sorted(self._spans, key=lambda span: float(span["ts"]))}) + "\n"
+        text = to_json({"traceEvents": sorted(self._spans, key=lambda span: float(span["ts"]))}, indent=None) + "\n"
         write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
         self.written = path

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from energy_flow_mlx import ConfigError, EnergyConfig
-from energy_flow_mlx.config import PRESETS, read_mapping
+from energy_flow_mlx.config import PRESETS, read_config, read_mapping
 
 FIELDS = {field.name: field for field in dataclasses.fields(EnergyConfig)}
 
@@ -159,3 +159,45 @@ def test_broken_files_are_refused_by_name(name: str, text: str, message: str, tm
     assert str(path) in str(caught.value)
     with pytest.raises(FileNotFoundError, match="absent.json"):
         EnergyConfig.from_json(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("name", ["c.json", "c.yaml"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_dropped(name: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"training_steps": 2}', encoding=encoding)
+    assert EnergyConfig.from_json(tmp_path / name).training_steps == 2
+
+
+def test_files_hold_the_version_of_their_format_and_newer_ones_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    EnergyConfig.tiny().to_json(path)
+    values = json.loads(path.read_text())
+    assert next(iter(values.items())) == ("format_version", 1)
+    values.pop("format_version")
+    path.write_text(json.dumps(values))
+    assert EnergyConfig.from_json(path) == EnergyConfig.tiny()
+    for version, words in ((2, "is of format_version 2, this energy_flow_mlx reads up to 1"), (0, "format_version=0"), (True, "format_version=True")):
+        path.write_text(json.dumps({**values, "format_version": version, "of_later": 1}))
+        for read in (EnergyConfig.from_json, read_config):
+            with pytest.raises(ConfigError, match=words) as caught:
+                read(path)
+            assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [10**400, "1" + "0" * 400, float("inf")])
+def test_numbers_beyond_every_float_are_refused(value: object) -> None:
+    with pytest.raises(ConfigError, match="lattice_width=.*is not accepted"):
+        EnergyConfig.tiny().replace(lattice_width=value)
+
+
+def test_errors_stay_short(tmp_path: Path) -> None:
+    laughs = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
+    for text in (f"{laughs}lattice_width: *a59\n", "lattice_width: 0x1" + "0" * 5000, "".join(f"k{n}: 1\n" for n in range(5000))):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            EnergyConfig.from_json(tmp_path / "c.yaml")
+        assert len(str(caught.value)) < 4000
+    with pytest.raises(ConfigError, match=r"lattice_width=\[\[\[.*\.\.\."):
+        EnergyConfig.tiny().replace(lattice_width=[[[[[[[[[[1]]]]]]]]]])
+    with pytest.raises(ConfigError, match="lattice_width=a very large number is not accepted"):
+        EnergyConfig.tiny().replace(lattice_width=1 << 20_000)

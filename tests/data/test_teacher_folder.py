@@ -51,6 +51,8 @@ def test_old_names_of_layer_norms_and_every_prefix(folder: Path) -> None:
                 new = new.replace(".weight", ".gamma").replace(".bias", ".beta")
             tensors[new] = tensors.pop(key)
         tensors["embeddings.position_ids"] = np.arange(40)[None]
+        tensors["embeddings.token_type_ids"] = np.zeros((1, 40), np.bool_)
+        tensors["pooler.dense.scale"] = np.zeros((3, 1), np.int8)
 
     change_weights(folder, rename)
     renamed = open_teacher(str(folder), max_length=20)

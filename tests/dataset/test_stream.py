@@ -206,11 +206,14 @@ def test_dataset_json_that_misstates_is_refused(copy):
     for change, words in (
         ({"dim": 13}, r"embedding has shape \[64, 12\], dataset.json requires \[64, 13\]"),
         ({"dim": None}, "lacks or misstates"),
-        ({"rows": 0}, "must be 1 or more"),
-        ({"rows": 10**18}, r"rows-00009.safetensors: embedding has shape \[23, 12\]"),
+        ({"rows": 0}, "rows must be an integer from 1"),
+        ({"shard_rows": 1.5}, "shard_rows must be an integer from 1"),
+        ({"rows": 10**9}, r"rows-00009.safetensors: embedding has shape \[23, 12\]"),
+        ({"rows": 10**30}, "rows must be an integer from 1 to"),
         ({"format": 2}, "unknown format 2; this version reads 1"),
         ({"pairs": {"train": 300, "validation": 40, "test": 30}}, "dataset.json requires"),
         ({"pairs": []}, "lacks or misstates"),
+        ({"files": 3}, "lacks or misstates"),
     ):
         (copy / "dataset.json").write_text(json.dumps({**about, **change}))
         with pytest.raises((DataError, FileNotFoundError), match=words):

@@ -72,7 +72,7 @@ def test_a_configuration_with_a_retired_field_is_read(tmp_path: Path) -> None:
 
 def test_texts_become_surfaces() -> None:
     encoder = lively_model(text_vocab_size=60).text_encoder
-    with pytest.raises(ValueError, match="tokeniser: None; set text_encoder.tokeniser"):
+    with pytest.raises(ValueError, match="tokeniser: None, but texts need one: set text_encoder.tokeniser"):
         encoder.encode(TEXTS)
     encoder.tokeniser = tokeniser()
     surfaces = np.array(encoder.encode(TEXTS, max_length=9))
@@ -164,3 +164,59 @@ def test_a_model_in_evaluation_mode_can_be_exported(dtype: str, tmp_path: Path) 
         mx.export_function(str(tmp_path / "model.mlxfn"), lambda x: model(x).embedding, x)
         (found,) = mx.import_function(str(tmp_path / "model.mlxfn"))(x)
     np.testing.assert_allclose(np.array(found), np.array(wanted), atol=1e-6)
+
+
+def test_weights_that_mlx_saved_without_metadata_are_read(tmp_path: Path) -> None:
+    model = EnergyFlow(EnergyConfig.tiny())
+    model.save_pretrained(tmp_path)
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    assert b'"__metadata__":null' in (tmp_path / "model.safetensors").read_bytes()[:10_000].replace(b" ", b"")
+    again = EnergyFlow.from_pretrained(tmp_path)
+    assert mx.array_equal(again.neuron.layers[0].weight, model.neuron.layers[0].weight) and again.trained_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "dtype", "steps"),
+    [
+        ("have a dtype that is not accepted; accepted are F32, F16, BF16", mx.int32, "0"),
+        ("have a dtype that is not accepted", mx.bool_, "0"),
+        ("trained_steps in its metadata is 'many'; accepted is a whole number", mx.float32, "many"),
+        ("trained_steps in its metadata is '-1'", mx.float32, "-1"),
+    ],
+)
+def test_weights_of_another_kind_are_refused_by_name(words: str, dtype: mx.Dtype, steps: str, tmp_path: Path) -> None:
+    model = EnergyFlow(EnergyConfig.tiny())
+    model.save_pretrained(tmp_path)
+    arrays = {name: array.astype(dtype) for name, array in tree_flatten(model.parameters())}
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), arrays, metadata={"trained_steps": steps})
+    with pytest.raises(ValueError, match=words):
+        EnergyFlow.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("field", "part"), [("carrier_num_layers", "carrier.gru."), ("text_num_layers", "text_encoder.transformer_encoder.layers.")])
+def test_another_number_of_layers_is_refused_before_they_are_built(field: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EnergyConfig.tiny()
+    EnergyFlow(config).save_pretrained(tmp_path)
+    config.replace(**{field: 1000}).to_json(tmp_path / "config.json")
+    monkeypatch.setattr(EnergyFlow, "__init__", lambda *_: pytest.fail("built before it was judged"))
+    with pytest.raises(ValueError, match=f"model.safetensors does not fit its config.json: {field} is 1000, the file has 1 of {part}"):
+        EnergyFlow.from_pretrained(tmp_path)
+
+
+def test_a_name_that_mlx_cannot_read_is_refused_by_file(tmp_path: Path) -> None:
+    EnergyFlow(EnergyConfig.tiny()).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"neuron.", b"\\ud800n", 1))  # as long as before: half of a letter
+    with pytest.raises(ValueError, match="model.safetensors: MLX cannot read it"):
+        EnergyFlow.from_pretrained(tmp_path)
+
+
+def test_sizes_that_the_weights_do_not_have_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is loaded decomposes no matrix for initial weights that the file's replace."""
+    EnergyFlow(EnergyConfig.tiny()).save_pretrained(tmp_path)
+    monkeypatch.setattr(np.linalg, "qr", lambda *_: pytest.fail("a matrix was decomposed"))
+    EnergyFlow.from_pretrained(tmp_path)
+    EnergyConfig.tiny().replace(carrier_hidden_size=2**20).to_json(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r"carrier.gru.0.Wh has shape \(48, 16\), config.json requires \(3145728, 1048576\)"):
+        EnergyFlow.from_pretrained(tmp_path)

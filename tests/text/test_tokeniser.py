@@ -175,3 +175,14 @@ def test_a_text_without_visible_characters_is_encoded_as_empty(tokeniser, text):
 def test_a_text_in_which_the_tokeniser_finds_no_token_is_encoded_as_empty(tokeniser):
     accent = "\u0301"  # the tokeniser strips accents
     np.testing.assert_array_equal(*(tokeniser.encode([text], 9).input_ids for text in (accent, "empty")))
+
+
+def test_a_byte_order_mark_is_dropped(tmp_path):
+    tokeniser = WordPieceTokeniser.whitespace(["a dog runs"], 20)
+    tokeniser.save(tmp_path / "tokenizer.json")
+    (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "tokenizer.json").read_bytes())
+    assert WordPieceTokeniser.from_file(tmp_path / "marked.json").fingerprint == tokeniser.fingerprint
+
+
+def test_a_huge_vocab_size_asks_for_no_more_memory_than_the_texts_can_fill(texts):
+    assert WordPieceTokeniser.train(texts[:20], 2**40).fingerprint == WordPieceTokeniser.train(texts[:20], 20_000).fingerprint

@@ -10,6 +10,7 @@ from train.small import small_config, small_data, small_model
 
 from energy_flow_mlx import EnergyFlow
 from energy_flow_mlx.files import COMPLETE, INCOMING, resolve, settle, write_folder
+from energy_flow_mlx.train import __main__ as train
 from energy_flow_mlx.train import checkpoint
 from energy_flow_mlx.train.checkpoint import CheckpointError, TrainerState
 from energy_flow_mlx.train.optimiser import Plateau, freeze_unreached, make_optimiser, named_arrays
@@ -82,6 +83,46 @@ def test_a_broken_trainer_state_is_named(saved, text):
     (run / "trainer.json").write_text(text)
     with pytest.raises(CheckpointError, match="trainer.json"):
         loaded(run)
+
+
+def cut(name):
+    def change(run):
+        content = (run / name).read_bytes()
+        (run / name).write_bytes(content[: len(content) // 2])
+
+    return change
+
+
+def with_values(name, **values):
+    def change(run):
+        (run / name).write_text(json.dumps({**json.loads((run / name).read_text()), **values}))
+
+    return change
+
+
+DAMAGES = {
+    "model.safetensors: is cut off": cut("model.safetensors"),
+    "optimizer.safetensors: is cut off": cut("optimizer.safetensors"),
+    "tokenizer.json is not a tokenizer.json": cut("tokenizer.json"),
+    "config.json: does not parse": cut("config.json"),
+    "trainer.json is not the trainer state": cut("trainer.json"),
+    "model.safetensors does not fit its config.json: ": with_values("config.json", lattice_width=4),
+    "config.json: is of format_version 2, this energy_flow_mlx reads up to 1": with_values("config.json", format_version=2),
+    "format_version='1' is not accepted": with_values("config.json", format_version="1"),
+    "step is '2', accepted is int": with_values("trainer.json", step="2"),
+    "best is 'NaN', accepted is float": with_values("trainer.json", plateau={"best": math.nan, "waited": 0, "factor": 1.0}),
+    "'list' object is not a mapping": with_values("trainer.json", plateau=[]),
+    "metrics.jsonl: line 1 is no object with a step": lambda run: (run / "metrics.jsonl").write_text("[1]\n"),
+    "metrics.jsonl: line 1 is not JSON": lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\n"),
+}
+
+
+@pytest.mark.parametrize(("words", "change"), DAMAGES.items(), ids=DAMAGES.keys())
+def test_a_damaged_run_is_refused_by_name(words, change, saved, capsys):
+    change(saved[0])
+    assert train.main(["--resume", str(saved[0]), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error
 
 
 def test_missing_files_are_named(saved, tmp_path):

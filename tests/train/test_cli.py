@@ -115,7 +115,7 @@ def test_help_shows_groups_defaults_and_what_is_accepted(capsys):
         train.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
-    for words in ("life of a flow:", "cells along x, W (a whole number from 2; tiny: 8)", "--no-project-unfinished"):
+    for words in ("life of a flow:", "cells along x, W (a whole number from 2 up to 32768; tiny: 8)", "--no-project-unfinished"):
         assert words in text
     assert all(flag(field.name) in text for field in dataclasses.fields(EnergyConfig))
 

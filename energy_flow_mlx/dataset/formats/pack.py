@@ -10,7 +10,6 @@ Only `.pt` needs torch.
 """
 
 import importlib.util
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...strict_json import parse_json, to_json
 from ..arrays import open_arrays, save_arrays
 from ..records import DataError, Place, Placed, Record, check_file
 
@@ -127,7 +127,7 @@ def write(path: Path, records: Iterable[Placed], info: Mapping[str, Any], suffix
     else:
         if all(has_texts):
             values["texts"], values["text_offsets"] = join_texts(text or "" for pair in texts for text in pair)
-        save_arrays(path, values, {"generation_info": json.dumps(dict(info))})
+        save_arrays(path, values, {"generation_info": to_json(dict(info), indent=None)})
     return len(texts)
 
 
@@ -148,7 +148,7 @@ def _load_safetensors(path: Path) -> Pack:
         path, {"input_embeddings": "F32", "target_embeddings": "F32"}, {"texts": "U8", "text_offsets": "I64"}
     )
     try:
-        info = json.loads(metadata.get("generation_info", "{}"))
+        info = parse_json(metadata.get("generation_info", "{}"))
     except ValueError as error:
         raise DataError(f"{path}: generation_info in its metadata is not JSON: {error}", "shapes") from error
     texts = arrays.get("texts", np.zeros(0, np.uint8))

@@ -1,0 +1,300 @@
+"""What the fuzz campaign feeds: every reader of the package and every command line, with the errors that each may raise."""
+
+import contextlib
+import io
+import json
+import os
+import random
+import shlex
+import shutil
+import tempfile
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mutate
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import torch
+from mutate import Mutation
+
+from energy_flow_mlx import EnergyConfig, EnergyFlow, export_torch_checkpoint
+from energy_flow_mlx import evaluate as evaluate_command
+from energy_flow_mlx.benchmark import __main__ as benchmark_command
+from energy_flow_mlx.config import read_config
+from energy_flow_mlx.convert import __main__ as convert_command
+from energy_flow_mlx.convert import to_mlx
+from energy_flow_mlx.convert.source import read_source
+from energy_flow_mlx.convert.to_torch import convert_to_torch
+from energy_flow_mlx.dataset import __main__ as dataset_command
+from energy_flow_mlx.dataset.build import Settings, build
+from energy_flow_mlx.dataset.folder import DatasetFolder, read_folder
+from energy_flow_mlx.dataset.formats import read_file, write_file
+from energy_flow_mlx.dataset.records import Faults, Place, Record
+from energy_flow_mlx.doctor import __main__ as doctor_command
+from energy_flow_mlx.text import TextCache, Tokeniser
+from energy_flow_mlx.train import __main__ as train_command
+from energy_flow_mlx.train import checkpoint
+from energy_flow_mlx.train.optimiser import freeze_unreached, make_optimiser
+
+SMALL = {
+    "lattice_width": 3, "lattice_height": 2, "lattice_depth": 4, "input_embedding_dim_from_teacher": 8, "neuron_hidden_dim": 4,
+    "neuron_output_dim": 4, "carrier_hidden_size": 8, "carrier_num_layers": 1, "text_vocab_size": 120, "text_model_dim": 8,
+    "text_num_heads": 2, "text_feedforward_dim": 8, "text_num_layers": 1, "text_max_length": 16, "text_max_positions": 16,
+    "training_steps": 6, "train_pairs": 40, "validation_pairs": 8, "test_pairs": 8, "batch_size": 4,
+}  # fmt: skip
+FORMATS = {
+    ".jsonl": mutate.json_lines, ".csv": mutate.cells(b","), ".tsv": mutate.cells(b"\t"), ".parquet": mutate.parquet,
+    ".efb1": mutate.efb, ".efb2": mutate.efb, ".pt": mutate.torch_file, ".safetensors": mutate.safetensors,
+}  # fmt: skip
+
+
+@dataclass
+class Target:
+    """One reader. `weight`: how many inputs it gets beside the others; its speed decides.
+
+    `make` writes an input; it returns its bytes, and what reads it and tidies up.
+    """
+
+    name: str
+    weight: int
+    make: Callable[[random.Random], tuple[int, Callable[[], Any]]]
+    refusals: tuple[type[BaseException], ...]
+    named: bool = True  # whether a refusal must name the file
+
+
+def all_targets(folder: Path) -> list[Target]:
+    """Every target; their files lie in `folder`, which is emptied of what they write."""
+    warnings.simplefilter("ignore")
+    seeds, place = folder / "seeds", folder / "input"
+    seeds.mkdir(parents=True)
+    place.mkdir()
+    targets = [_data_file(suffix, seeds, place) for suffix in FORMATS]
+    targets.append(_file("pack .pt, legacy", 4, _legacy_pack(seeds), "a.pt", mutate.torch_file, place, _read_data))
+    tokeniser = Tokeniser.train(["a dog runs in the park", "prices fell"], 60)
+    tokeniser.save(seeds / "tokenizer.json")
+    targets.append(_file("tokenizer.json", 4, [(seeds / "tokenizer.json").read_bytes()], "tokenizer.json", mutate.json_text, place, _read_tokeniser))
+    EnergyConfig.tiny().to_json(seeds / "config.json")
+    config = (seeds / "config.json").read_bytes()
+    targets.append(_file("config.json", 20, [config], "config.json", mutate.json_text, place, read_config))
+    yaml = "".join(f"{name}: {json.dumps(value)}\n" for name, value in EnergyConfig.tiny().to_dict().items()).encode()
+    targets.append(_file("config.yaml", 2, [yaml], "config.yaml", mutate.some_bytes, place, EnergyConfig.from_json))
+    targets += [*_cache(seeds, place), *_models(seeds, place), *_datasets(seeds, place), *_commands(seeds, place)]
+    return targets
+
+
+def _file(name: str, weight: int, seeds: Sequence[bytes], file: str, mutation: Mutation, place: Path, read: Callable[[Path], Any]) -> Target:
+    def make(random: random.Random) -> tuple[int, Callable[[], Any]]:
+        content = mutation(random, random.choice(seeds))
+        path = place / file
+        path.unlink(missing_ok=True)  # a file that is mapped still must not change its length
+        path.write_bytes(content)
+        return len(content), lambda: read(path)
+
+    return Target(name, weight, make, (ValueError, OSError))
+
+
+def _read_data(path: Path) -> None:
+    for skip in (False, True):
+        with contextlib.suppress(ValueError) if skip else contextlib.nullcontext():
+            for _ in read_file(path, Faults(skip)):
+                pass
+
+
+def _data_file(suffix: str, seeds: Path, place: Path) -> Target:
+    random = np.random.default_rng(0)
+    row = lambda: random.normal(size=3).astype(np.float32)  # noqa: E731
+    records = [
+        Record(f"input {n}, ä", f"target {n}", np.arange(n, dtype=np.uint32), np.ones(n, np.uint8), row(), row()) for n in range(4)
+    ]
+    path = seeds / f"a{suffix}"
+    if suffix in (".csv", ".tsv"):
+        comma = "," if suffix == ".csv" else "\t"
+        contents = [comma.join(cells) for cells in (("premise", "hypothesis", "label"), ("a b", "c", "0"), ("d", '"e"', "1"), ("f", "g", "2"))]
+        path.write_text("\n".join(contents) + "\n")
+    elif suffix == ".parquet":
+        table = pyarrow.table({"text": ["a", "b"], "target": [[1.0, 2.0], [3.0, 4.0]], "label": [0, 1]})
+        pyarrow.parquet.write_table(table, path)
+    else:
+        write_file(path, [(Place(Path("seed"), "record", n), record) for n, record in enumerate(records)])
+    contents_ = [path.read_bytes()]
+    if suffix == ".jsonl":
+        contents_.append(b'{"text": "a", "target": "b"}\n{"sentence1": "c", "sentence2": "d", "gold_label": "neutral"}\n')
+    weight = {".pt": 4, ".parquet": 8}.get(suffix, 20)
+    return _file(f"data {suffix}", weight, contents_, f"a{suffix}", FORMATS[suffix], place, _read_data)
+
+
+def _legacy_pack(seeds: Path) -> list[bytes]:
+    pack = {"input_embeddings": torch.ones(2, 3), "target_embeddings": torch.ones(2, 3), "text_pairs": [("a", "b")] * 2}
+    torch.save(pack, seeds / "legacy.pt", _use_new_zipfile_serialization=False)
+    return [(seeds / "legacy.pt").read_bytes()]
+
+
+def _read_tokeniser(path: Path) -> None:
+    tokeniser = Tokeniser.from_file(path)
+    with contextlib.suppress(ValueError):  # names the texts or ids, not the file
+        tokeniser.decode(tokeniser.encode(["A dog runs.", "猫 \0"], 8).input_ids[0])
+
+
+def _cache(seeds: Path, place: Path) -> Iterator[Target]:
+    cache = TextCache()
+    cache.surfaces("model", ["a", "bc", "ä"], lambda texts: np.ones((len(texts), 4), np.float32))
+    cache.save(seeds / "cache.safetensors")
+
+    def read(path: Path) -> None:
+        TextCache.load(path)
+        for kept in path.parent.glob("*.damaged*"):
+            kept.unlink()
+
+    target = _file("text cache", 10, [(seeds / "cache.safetensors").read_bytes()], "cache.safetensors", mutate.safetensors, place, read)
+    target.refusals = ()  # it starts empty instead
+    yield target
+
+
+def _folder(
+    name: str, weight: int, seed: Path, place: Path, read: Callable[[Path], Any], mutations: dict[str, Mutation], named: bool = True
+) -> Target:
+    """A folder of files, one of which is changed or missing."""
+    copy = place / f"{name.replace(' ', '-')}.folder"
+    originals = {path.name: path.read_bytes() for path in seed.iterdir()}
+    shutil.copytree(seed, copy)
+
+    def make(random: random.Random) -> tuple[int, Callable[[], Any]]:
+        for file, content in originals.items():
+            (copy / file).unlink(missing_ok=True)
+            (copy / file).write_bytes(content)
+        changed = random.choice([file for file in originals if file in mutations])
+        (copy / changed).unlink()
+        if random.random() < 0.99:
+            (copy / changed).write_bytes(mutations[changed](random, originals[changed]))
+        return sum(path.stat().st_size for path in copy.iterdir()), lambda: read(copy)
+
+    return Target(name, weight, make, (ValueError, OSError), named)
+
+
+def _models(seeds: Path, place: Path) -> Iterator[Target]:
+    mx.random.seed(0)
+    config = EnergyConfig.tiny().replace(**SMALL)
+    model, optimiser = EnergyFlow(config), make_optimiser(config)
+    model.text_encoder.tokeniser = Tokeniser.train(["a dog runs in the park", "prices fell"], 60)
+    freeze_unreached(model, config)
+    optimiser.init(model.trainable_parameters())
+    run = seeds / "run"
+    checkpoint.save(run, model, optimiser, config, checkpoint.TrainerState())
+    checkpoint.append_metrics(run, {"step": 1, "loss": 0.5})
+
+    def resume(folder: Path) -> None:
+        checkpoint.require(folder)
+        model = EnergyFlow.from_pretrained(folder)
+        freeze_unreached(model, model.config)
+        checkpoint.load(folder, model, make_optimiser(EnergyConfig.from_json(folder / "config.json")))
+        checkpoint.read_metrics(folder)
+
+    changes = dict.fromkeys(("config.json", "tokenizer.json", "trainer.json"), mutate.json_text)
+    changes |= dict.fromkeys(("model.safetensors", "optimizer.safetensors"), mutate.safetensors) | {"metrics.jsonl": mutate.json_lines}
+    yield _folder("run folder", 2, run, place, resume, changes)
+
+    torch_folder = seeds / "torch"
+    convert_to_torch(run, torch_folder, "float32", True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert convert_command.main([str(torch_folder / "checkpoint.pt"), "--mapper", str(torch_folder / "mapper.pt"), "--to", str(seeds / "model")]) == 0
+        mapper = str(torch_folder / "mapper.pt")
+        assert export_torch_checkpoint.main([str(torch_folder / "checkpoint.pt"), str(seeds / "export"), "--mapper", mapper]) == 0
+
+    def convert(path: Path) -> None:
+        to_mlx.convert(read_source(path, torch_folder / "mapper.pt", None, True))
+
+    source = [(torch_folder / "checkpoint.pt").read_bytes()]
+    target = _file("checkpoint .pt", 2, source, "checkpoint.pt", mutate.torch_file, place, convert)
+    target.named = False  # what does not fit is named as the configuration's field and the weights' key
+    yield target
+    yield _file("mapper .pt", 4, [(torch_folder / "mapper.pt").read_bytes()], "mapper.pt", mutate.torch_file, place, export_torch_checkpoint.load_mapper)
+    changes = dict.fromkeys(("config.json", "training.json"), mutate.json_text)
+    changes |= dict.fromkeys(("model.safetensors", "optimizer.safetensors"), mutate.safetensors)
+    yield _folder("export folder", 2, seeds / "export", place, lambda folder: to_mlx.convert(read_source(folder, None, None, True)), changes, named=False)
+    changes = dict.fromkeys(("config.json", "conversion.json"), mutate.json_text)
+    changes |= dict.fromkeys(("model.safetensors", "optimizer.safetensors"), mutate.safetensors)
+
+    def back(folder: Path) -> None:
+        try:
+            convert_to_torch(folder, place / "torch", "float32", True)
+        finally:
+            shutil.rmtree(place / "torch", ignore_errors=True)
+
+    yield _folder("model folder to torch", 1, seeds / "model", place, back, changes, named=False)
+
+
+def _datasets(seeds: Path, place: Path) -> Iterator[Target]:
+    build(Settings(sources=(str(seeds / "a.safetensors"),), validation=1, test=1), seeds / "dataset", quiet=True)
+    changes = {"dataset.json": mutate.json_text} | dict.fromkeys(("rows-00000.safetensors", "pairs.safetensors"), mutate.safetensors)
+
+    def read(folder: Path) -> None:
+        for _ in read_folder(folder):
+            pass
+        DatasetFolder(folder).verify()
+
+    yield _folder("dataset folder", 4, seeds / "dataset", place, read, changes)
+
+
+def _commands(seeds: Path, place: Path) -> Iterator[Target]:
+    """Command lines, up to where their work begins, or with small work."""
+    jsonl, run = seeds / "a.jsonl", seeds / "run"
+    done = lambda *_, **__: 0  # noqa: E731
+    train_command.train = done  # type: ignore[assignment]
+    benchmark_command._measure = lambda *_: {"rows": [], "ceilings": {}}  # type: ignore[assignment]
+    benchmark_command.output = Namespace(text=str, save=done, draw=done)  # type: ignore[assignment]
+    doctor_command._examine = lambda *_: iter(())  # type: ignore[assignment]
+    evaluate_command.held_out = done  # type: ignore[assignment]
+    evaluate_command.table = lambda *_: ""  # type: ignore[assignment]
+    lines = {
+        "train": (train_command.main, 2, ["--preset debug", f"--resume {run}", "--out {new} --seed 3 --compute-dtype bfloat16"]),
+        "evaluate": (evaluate_command.main, 1, [f"{run} --batch-size 3", f"{run} --data {jsonl}"]),
+        "dataset": (
+            dataset_command.main, 1,
+            [f"build {jsonl} --to {{new}} --quiet --validation 1 --test 1", f"inspect {jsonl}", f"convert {jsonl} {{new}}.efb1 --quiet",
+             f"train-tokenizer {jsonl} --to {{new}}.json --vocab-size 100"],
+        ),
+        "convert": (convert_command.main, 1, [f"{seeds / 'export'} --to {{new}}", f"{run} --to-torch --to {{new}}"]),
+        "benchmark": (benchmark_command.main, 2, ["--preset tiny --batch-size 2", "--compare torch --json {new}.json"]),
+        "doctor": (doctor_command.main, 10, ["--preset tiny --dtype float32", "--report {new}.json"]),
+        "export script": (export_torch_checkpoint.main, 2, [f"{seeds / 'torch/checkpoint.pt'} {{new}}", f"{seeds / 'a.pt'} {{new}}"]),
+    }  # fmt: skip
+    for name, (main, weight, examples) in lines.items():
+        yield _command(name, weight, main, examples, place)
+
+
+def _command(name: str, weight: int, main: Callable[[list[str]], int], examples: Sequence[str], place: Path) -> Target:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main(["--help"])
+    flags = sorted({word.strip(",[]") for word in printed.getvalue().split() if word.strip(",[]").startswith("--")} - {"--"})
+    if name == "dataset":
+        flags = ["--to", "--validation", "--test", "--fraction", "--limit", "--label", "--teacher", "--dim", "--dtype", "--columns", "--skip-bad", "--seed"]
+
+    def make(random: random.Random) -> tuple[int, Callable[[], Any]]:
+        folder = Path(tempfile.mkdtemp(dir=place))
+        words = shlex.split(random.choice(examples).replace("{new}", str(folder / "new")))
+        return 0, lambda: call(folder, mutate.arguments(random, words, flags))
+
+    def call(folder: Path, argv: list[str]) -> None:
+        error = io.StringIO()
+        try:
+            os.chdir(folder)
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error):
+                code = main(argv)
+        except SystemExit as stopped:
+            code = stopped.code
+        finally:
+            os.chdir(place)
+            shutil.rmtree(folder, ignore_errors=True)
+        if code not in (0, 1, 2) or "Traceback" in error.getvalue():
+            raise RuntimeError(f"exit code {code!r} of {argv}")
+        if code and "error: " not in error.getvalue():
+            raise RuntimeError(f"exit code {code} without an error's text, of {argv}")
+
+    return Target(f"command {name}", weight, make, ())
