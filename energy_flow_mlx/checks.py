@@ -1,7 +1,9 @@
-"""Checks of arguments: integers and texts."""
+"""Checks of arguments: integers, texts, and names that may be misspelt."""
 
+import difflib
 import operator
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 EMPTY_TEXT = "empty"  # replaces an empty text, as in the PyTorch implementation
@@ -44,3 +46,14 @@ def check_texts(name: str, texts: Any) -> list[str]:
             raise ValueError(f"{name}[{index}] is not valid Unicode: {error}") from None
         checked.append(text if text.strip() else EMPTY_TEXT)
     return checked
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """"; did you mean …?" with up to three known names that `word` gives the initials of, is spelt like, or is a part of."""
+    names = {"-".join(re.findall("[^-_]+", name)): name for name in known}
+    asked = "-".join(re.findall("[^-_]+", word))
+    close = [plain for plain in names if asked == "".join(part[0] for part in plain.split("-"))]
+    close += difflib.get_close_matches(asked, names, n=1, cutoff=0.75)
+    close += sorted((plain for plain in names if f"-{asked}-" in f"-{plain}-"), key=len)
+    hints = [names[plain] for plain in dict.fromkeys(close)][:3]
+    return f"; did you mean {' or '.join(hints)}?" if hints else ""
