@@ -131,7 +131,8 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     """Run a command as a process does, and exit with its code.
 
     SIGTERM and SIGHUP (unless it is ignored, as under nohup) interrupt it as Ctrl-C does, so that temporary files and child
-    processes go; it then exits with 130. Of output that was lost a broken pipe is no fault: its reader has what it wanted.
+    processes go; it then exits with 130. An error of the system that a command does not name itself is printed, with code 2. Of
+    output that was lost a broken pipe is no fault: its reader has what it wanted.
     """
     sys.stdout, sys.stderr = out, err = Output(sys.stdout), Output(sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -142,6 +143,8 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    except OSError as error:
+        code = fail(error, 2)
     out.flush()
     if out.failure is not None and not isinstance(out.failure, BrokenPipeError):
         print(f"error: standard output: {out.failure.strerror}", file=sys.stderr)
