@@ -3,6 +3,7 @@
 import fcntl
 import io
 import os
+import select
 import struct
 import termios
 
@@ -43,7 +44,9 @@ def test_a_narrow_terminal_shows_the_loss():
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 40, 0, 0))  # 40 columns
     with os.fdopen(slave, "w") as file, Bar(total=600, quiet=False, file=file, bar_format=_FORMAT) as each:
         each.set_postfix({"loss": "0.1234", "val cosine": "0.5000", "arrived": "100%"})
-        shown = os.read(master, 10_000).decode()
+        shown = ""
+        while "loss" not in shown and select.select([master], [], [], 5.0)[0]:
+            shown += os.read(master, 10_000).decode()
     os.close(master)
     assert "0/600 [00:00<?, loss=0.1234" in shown
     assert max(len(line) for line in shown.split("\r")) == 40
