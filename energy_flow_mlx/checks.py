@@ -1,9 +1,11 @@
-"""Checks of arguments: integers and texts."""
+"""Checks of arguments: integers, texts, and names that may be misspelt."""
 
+import difflib
 import operator
+import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -67,3 +69,14 @@ def check_texts(name: str, texts: Any) -> list[str]:
             raise ValueError(f"{name}[{index}] is not valid Unicode: {error}") from None
         checked.append(EMPTY_TEXT if is_blank(text) else text)
     return checked
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """"; did you mean …?" with up to three known names that `word` gives the initials of, is spelt like, or is a part of."""
+    names = {"-".join(re.findall("[^-_]+", name)): name for name in known}
+    asked = "-".join(re.findall("[^-_]+", word))
+    close = [plain for plain in names if asked == "".join(part[0] for part in plain.split("-"))]
+    close += difflib.get_close_matches(asked, names, n=1, cutoff=0.75)
+    close += sorted((plain for plain in names if f"-{asked}-" in f"-{plain}-"), key=len)
+    hints = [names[plain] for plain in dict.fromkeys(close)][:3]
+    return f"; did you mean {' or '.join(hints)}?" if hints else ""

@@ -1,24 +1,156 @@
-"""Command-line flags, generated from the fields of EnergyConfig."""
+"""What the command lines share: flags generated from the fields of EnergyConfig, errors, signals, outputs that break."""
 
 import argparse
+import contextlib
 import dataclasses
+import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .checks import did_you_mean
 from .config import PRESETS, EnergyConfig, accepted, read_fields
+
+HANGUP = getattr(signal, "SIGHUP", None)
+
+
+class Help(argparse.HelpFormatter):
+    """Help whose words stay whole in a narrow terminal."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return textwrap.indent("\n".join(self._split_lines(text, width)), indent)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors print `error: …` and exit with code 2. Options cannot be abbreviated."""
+    """A parser whose errors print `error: …` and exit with code 2. Options cannot be abbreviated; of one that it does not have it
+    says which ones are like it."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(**{"allow_abbrev": False, "formatter_class": Help, **options})
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        options = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+        if options:
+            known = self._known()
+            self.error("; ".join(f"unknown option {option}{did_you_mean(option, known)}" for option in options))
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}\n(see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
+
+    def _known(self) -> list[str]:
+        """The long options, also those of subcommands."""
+        known = [word for action in self._actions for word in action.option_strings if word.startswith("--")]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                known += [word for parser in action.choices.values() for word in parser._known()]
+        return list(dict.fromkeys(known))
+
+
+def reason(error: BaseException) -> str:
+    """An error as text: of an OSError its path and what the system says, without the number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fspath(error.filename)}: {error.strerror}"
+    return str(error)
+
+
+def fail(error: BaseException, code: int) -> int:
+    """Print `error: …` and return the exit code `code`."""
+    print(f"error: {reason(error)}", file=sys.stderr)
+    return code
+
+
+def check_writable(path: Path | None, endings: Sequence[str] = ()) -> None:
+    """Refuse a file that could not be written, before the work whose result it is to hold. None: nothing is to be written.
+
+    Raises:
+        OSError: its folder is missing or not writable, it is a folder itself, or it has none of the `endings` (empty: any).
+    """
+    if path is None:
+        return
+    if endings and path.suffix not in endings:
+        raise OSError(f"{path}: accepted are files that end in {', '.join(endings)}")
+    if not path.absolute().parent.is_dir():
+        raise OSError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise OSError(f"{path}: is a folder, not a file")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+class Output:
+    """A standard stream that may break: a pipe that is closed, a terminal that hung up, a full disk. What it does not take is left
+    out, so that a command that works for hours does not die of a line of its output; `failure` holds the first error."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.failure: OSError | None = None
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode
+
+    def write(self, text: str) -> int:
+        """As of a text stream."""
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """As of a text stream."""
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, action: Callable[[], Any]) -> None:
+        try:
+            if self.failure is None:
+                action()
+        except OSError as error:
+            self.failure = error
+            with contextlib.suppress(OSError, ValueError):  # what is buffered goes nowhere, instead of failing again at exit
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """Run a command as a process does, and exit with its code.
+
+    SIGTERM and SIGHUP (unless it is ignored, as under nohup) interrupt it as Ctrl-C does, so that temporary files and child
+    processes go; it then exits with 130. An error of the system that a command does not name itself is printed, with code 2. Of
+    output that was lost a broken pipe is no fault: its reader has what it wanted.
+    """
+    sys.stdout, sys.stderr = out, err = Output(sys.stdout), Output(sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+        signal.signal(HANGUP, signal.default_int_handler)
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except OSError as error:
+        code = fail(error, 2)
+    out.flush()
+    if out.failure is not None and not isinstance(out.failure, BrokenPipeError):
+        print(f"error: standard output: {out.failure.strerror}", file=sys.stderr)
+        code = code or 2
+    err.flush()
+    raise SystemExit(code)
 
 
 def flag(name: str) -> str:
@@ -39,6 +171,8 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None
     parser.add_argument("--config", type=Path, metavar="FILE", help="a .yaml or .json file of fields, over the preset")
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(EnergyConfig):
+        if not field.metadata["flag"]:
+            continue
         name = field.metadata["group"]
         group = groups.setdefault(name, None) or parser.add_argument_group(name)
         groups[name] = group

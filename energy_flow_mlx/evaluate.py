@@ -1,10 +1,9 @@
 """python -m energy_flow_mlx.evaluate RUN: evaluate a saved model and baselines on held-out pairs."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cli import Parser
+from .cli import Parser, fail, run_command
 from .config import ConfigError, EnergyConfig
 from .dataset.open import data_of_run
 from .dataset.records import DataError
@@ -28,26 +27,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         model = EnergyFlow.from_pretrained(arguments.run)
         changes = {"data": arguments.data, "batch_size": arguments.batch_size}
-        config = EnergyConfig.from_json(resolve(arguments.run, "config.json"))
-        config = config.replace(**{name: value for name, value in changes.items() if value is not None})
+        trained = EnergyConfig.from_json(resolve(arguments.run, "config.json"))
+        config = trained.replace(**{name: value for name, value in changes.items() if value is not None})
         data = data_of_run(config, model.text_encoder.tokeniser)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error, 2)
     try:
         if data.tokeniser is None:
             config = config.replace(text_loss_weight=0)
         with kernel_errors():
             rows = held_out(model, data, config, mlp=arguments.mlp_baseline, ablation=arguments.ablation)
     except KernelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (DataError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(table(rows, f"{len(data.test)} held-out test pairs of {data.name}"))
+        return fail(error, 1)
+    except (DataError, ConfigError, OSError) as error:
+        return fail(error, 2)
+    title = f"{len(data.test)} held-out test pairs of {data.name}"
+    if config.data != trained.data:
+        title += f"\n(the energy flow was trained on {trained.data}, the other rows are fitted on the training pairs of {config.data})"
+    print(table(rows, title))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -2,7 +2,7 @@
 
 A set of files that belong together (weights, optimiser and trainer state of one step) is replaced in three stages:
 
-    write all into  FOLDER/.incoming/      if interrupted, the old set is valid; the next write removes .incoming
+    write all into  FOLDER/.incoming/      if it fails, .incoming is removed; after a kill the next write removes it; the old set is valid
     rename that to  FOLDER/.complete/      the commit: one atomic rename
     move each file  into FOLDER/           if interrupted, `resolve` finds the new set in both places
 """
@@ -10,9 +10,12 @@ A set of files that belong together (weights, optimiser and trainer state of one
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 INCOMING, COMPLETE = ".incoming", ".complete"
 
@@ -21,13 +24,17 @@ def write_aside(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> N
     """Write a file atomically: call `write` with a temporary path in the same folder, flush the file and rename it.
 
     The temporary path has the extension of `path`, because some writers choose their format by it.
+
+    Raises:
+        OSError: it could not be written; names `path` and the reason. The old file, if there is one, stays.
     """
     path = Path(path)
     aside = path.with_name(f".{path.stem}.{os.getpid()}.new{path.suffix}")
     try:
-        write(aside)
-        _flush(aside)
-        os.replace(aside, path)
+        with _named(path):
+            write(aside)
+            _flush(aside)
+            os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -40,6 +47,9 @@ def write_folder(folder: str | os.PathLike[str], writers: Mapping[str, Callable[
     Args:
         folder: created if it does not exist.
         writers: file name -> function that writes the file at the path it is given.
+
+    Raises:
+        OSError: a file could not be written; names it and the reason. The old set stays.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,10 +58,15 @@ def write_folder(folder: str | os.PathLike[str], writers: Mapping[str, Callable[
     if incoming.exists():
         shutil.rmtree(incoming)
     incoming.mkdir()
-    for name, write in writers.items():
-        write(incoming / name)
-        _flush(incoming / name)
-    _flush(incoming)
+    try:
+        for name, write in writers.items():
+            with _named(folder / name):
+                write(incoming / name)
+                _flush(incoming / name)
+        _flush(incoming)
+    except BaseException:
+        shutil.rmtree(incoming, ignore_errors=True)  # a disk that was full is so no longer
+        raise
     os.rename(incoming, folder / COMPLETE)
     _flush(folder)
     settle(folder)
@@ -82,6 +97,21 @@ def digest(path: Path) -> str:
         while block := file.read(1 << 20):
             sha.update(block)
     return sha.hexdigest()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Inside, whatever fails in writing becomes an OSError that names `path` and the reason. Python's own writes name no file, and
+    libraries that write natively raise errors of their own."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not (isinstance(cause, OSError) and cause.errno):
+            cause = cause.__context__
+        if cause is None:
+            raise OSError(f"{path}: could not be written: {error}") from error
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
 
 
 def _flush(path: Path) -> None:

@@ -173,6 +173,16 @@ def read_tensors(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.
     return tensors
 
 
+def save_arrays(path: Path, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
+    """Write arrays of any shapes and MLX dtypes to a safetensors file.
+
+    Raises:
+        OSError: the file cannot be written. (MLX's own writer, given a path, does not say why.)
+    """
+    with path.open("wb") as file:
+        mx.save_safetensors(file, dict(arrays), metadata=dict(metadata))
+
+
 def check_finite(what: str, tensors: Mapping[str, np.ndarray]) -> None:
     """Raise ValueError that lists the tensors (of any shape) with NaN or infinity."""
     bad = [key for key, value in tensors.items() if not np.isfinite(value).all()]

@@ -21,7 +21,8 @@ LATE = {
     f"{PACKAGE}.export_torch_checkpoint": "imports torch",
     "huggingface_hub": "an HTTP client; only for hub:OWNER/NAME",
     "matplotlib": "only where a figure is drawn",
-    "matplotlib.pyplot": "only where a figure is drawn",
+    "matplotlib.backends.backend_agg": "only where a figure is drawn",
+    "matplotlib.figure": "only where a figure is drawn",
     "yaml": "only for YAML files",
 }
 # None of these may be loaded by `import energy_flow_mlx`.

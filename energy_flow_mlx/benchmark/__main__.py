@@ -10,8 +10,9 @@ from typing import Any
 import mlx.core as mx
 
 from .. import blas
-from ..cli import Parser, add_config_flags, given_fields
+from ..cli import Parser, add_config_flags, check_writable, fail, given_fields, run_command
 from ..config import ConfigError, EnergyConfig
+from ..figures import ENDINGS
 from ..ops.kernel import on_gpu
 from ..train import memory
 from . import output
@@ -39,25 +40,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = memory.within_budget(config)
         if arguments.compare:
             require_comparable(config)
-        for path in (arguments.json, arguments.plot):
-            if path is not None and not path.absolute().parent.is_dir():
-                raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+        check_writable(arguments.json)
+        check_writable(arguments.plot, ENDINGS)
     except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error, 2)
     try:
         results = _measure(config, arguments)
     except MeasurementFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(error, 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     print(output.text(results))
-    if arguments.json is not None:
-        output.save(arguments.json, results)
-    if arguments.plot is not None:
-        output.draw(arguments.plot, results)
+    try:
+        if arguments.json is not None:
+            output.save(arguments.json, results)
+        if arguments.plot is not None:
+            output.draw(arguments.plot, results)
+    except OSError as error:
+        return fail(error, 2)
     return int(any("error" in row for row in results["rows"] if row["framework"] == "mlx"))
 
 
@@ -220,4 +221,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from ..config import EnergyConfig
+from .output import milliseconds
 from .processes import MeasurementFailed, run_mlx, run_torch, save_batches
 from .work import compute_dtype, flow_steps, make_batches, total_flops
 
@@ -105,7 +106,7 @@ def measure_torch(
 
 def _brief(row: Mapping[str, Any]) -> str:
     """A row as one line, printed as soon as it is measured."""
-    found = row["error"] if "error" in row else f"{1e3 * row['seconds']:.4g} ms, {1e3 * row['pipelined_s']:.4g} pipelined"
+    found = row["error"] if "error" in row else f"{milliseconds(row['seconds'])} ms, {milliseconds(row['pipelined_s'])} pipelined"
     return f"{row['framework']} {row['variant']}, {row['what']}: {found}"
 
 

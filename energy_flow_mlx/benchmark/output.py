@@ -1,13 +1,16 @@
 """Printing, saving and plotting a benchmark's results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..figures import BLUE, ORANGE, figure_file
 from ..files import write_aside
 from ..strict_json import write_json
 
 Results = Mapping[str, Any]
+_COLOURS = {"mlx": BLUE, "torch": ORANGE}
+_STYLE: dict[str, Any] = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
 
 
 def text(results: Results) -> str:
@@ -41,6 +44,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.3g}" if seconds < 0.1 else f"{1e3 * seconds:,.0f}"
+
+
+def rate(value: float) -> str:
+    """Four digits, without an exponent."""
+    return f"{float(f'{value:.4g}'):,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def gibibytes(size: float | None) -> str:
@@ -80,7 +88,7 @@ def _rows(rows: Sequence[Results]) -> str:
             failures.append(f"{name}: {row['error']}")
             continue
         lines.append(
-            [name, milliseconds(row["seconds"]), milliseconds(row["pipelined_s"]), f"{row['samples_per_s']:,.4g}", f"{row['flow_steps_per_s']:,.4g}",
+            [name, milliseconds(row["seconds"]), milliseconds(row["pipelined_s"]), rate(row["samples_per_s"]), rate(row["flow_steps_per_s"]),
              f"{row['tflops']:.3g}", percent(row["share_of_peak"]), gibibytes(row["peak_bytes"]),
              gibibytes(row["process_peak_bytes"]), f"{row['first_call_s']:.1f}", str(len(row["times"]))]
         )  # fmt: skip
@@ -147,36 +155,38 @@ def _scenarios(scenarios: Sequence[Results]) -> str:
 
 
 def draw(path: Path, results: Results) -> None:
-    """Plot the rows' times, the stages and the sweep in one figure; the extension of `path` selects its format."""
-    import matplotlib  # here, because it is an optional dependency
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = [_draw_rows]
+    """Plot the rows' times and memory, the stages and the sweep in one figure; the extension of `path` selects its format."""
+    panels = [_draw_times, _draw_memory]
     panels += [_draw_stages] if results.get("stages") else []
     panels += [_draw_sweep] if results.get("sweep") else []
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4.5), layout="constrained", squeeze=False)
-    for panel, axis in zip(panels, axes[0], strict=True):
-        panel(axis, results)
-    figure.suptitle(results["title"])
-    write_aside(path, lambda aside: figure.savefig(aside, dpi=120))
-    plt.close(figure)
+    with figure_file(path, (5.5 * len(panels), 4.5), _STYLE, dpi=120) as figure:
+        for panel, axis in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+            panel(axis, results)
+        figure.suptitle(results["title"], x=0.01, ha="left")  # over the labels on the left its middle would not look like one
 
 
-def _draw_rows(axis: Any, results: Results) -> None:
-    rows = [row for row in results["rows"] if "error" not in row][::-1]
-    colours = {"mlx": "tab:blue", "torch": "tab:orange"}
-    names = [f"{row['framework']} {row['variant']}, {row['what']}" for row in rows]
-    axis.barh(names, [1e3 * row["seconds"] for row in rows], color=[colours[row["framework"]] for row in rows])
+def _draw_times(axis: Any, results: Results) -> None:
+    _draw_rows(axis, results, lambda row: 1e3 * row["seconds"])
     axis.set(xlabel="ms (median)", title="time of a call")
+
+
+def _draw_memory(axis: Any, results: Results) -> None:
+    # Torch on a CPU tells no peak of its arrays: that row has no bar.
+    _draw_rows(axis, results, lambda row: (row["peak_bytes"] or 0) / 2**30)
+    axis.set(xlabel="GiB", title="peak of allocated arrays")
+
+
+def _draw_rows(axis: Any, results: Results, length: Callable[[Results], float]) -> None:
+    rows = [row for row in results["rows"] if "error" not in row][::-1]
+    names = [f"{row['framework']} {row['variant']}, {row['what']}" for row in rows]
+    axis.barh(names, [length(row) for row in rows], color=[_COLOURS[row["framework"]] for row in rows])
 
 
 def _draw_stages(axis: Any, results: Results) -> None:
     rows = results["stages"][::-1]
     names = [row["stage"] for row in rows]
-    axis.barh(names, [1e3 * row["seconds"] for row in rows], color="tab:blue", label="measured")
-    axis.barh(names, [1e3 * row["limit_seconds"] for row in rows], color="tab:green", height=0.3, label="limit")
+    axis.barh(names, [1e3 * row["seconds"] for row in rows], color=BLUE, label="measured")
+    axis.barh(names, [1e3 * row["limit_seconds"] for row in rows], color=ORANGE, height=0.3, label="limit")
     axis.set(xlabel="ms in a micro-batch", title="stages and the machine's limit")
     axis.legend()
 

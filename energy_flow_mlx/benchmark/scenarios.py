@@ -52,7 +52,7 @@ def _train(scenario: str, config: EnergyConfig, steps: int, device: Any) -> dict
             first_call = time.perf_counter() - start
     window = max(1, steps // 10)
     return {
-        "device": str(device),
+        "device": device.name,
         "steps": steps,
         "batch_size": batches[0][0].shape[0],
         "parameters": sum(array.size for array in named_arrays(model.trainable_parameters()).values()),

@@ -5,15 +5,16 @@ the PyTorch implementation keeps its name there.
 """
 
 import dataclasses
-import difflib
 import os
 import reprlib
 import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..checks import did_you_mean
 from ..files import write_aside
 from ..strict_json import parse_json, write_json
 
@@ -26,6 +27,7 @@ _VERSION = "format_version"
 _MOST_NAMED = 8  # unknown fields in an error
 # Fields of earlier versions whose choice made no difference to a model's results: files that have them are still read.
 RETIRED = frozenset({"gru_implementation"})
+MOST = 2**31 - 1  # of every whole number: devices count in 32 bits
 
 
 class ConfigError(ValueError):
@@ -41,9 +43,13 @@ def field(
     high: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
+    flag: bool = True,
 ) -> Any:
-    """A dataclass field with its help text and the values it accepts: low <= v <= high, v > above, or one of choices."""
-    metadata = {"help": help, "group": group, "low": low, "high": high, "above": above, "choices": choices}
+    """A dataclass field with its help text and the values it accepts: low <= v <= high, v > above, or one of choices.
+
+    flag: whether the command lines offer it; a field that only files and conversions set has none.
+    """
+    metadata = {"help": help, "group": group, "low": low, "high": high, "above": above, "choices": choices, "flag": flag}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -70,11 +76,9 @@ class Fields:
         values = {key: value for key, value in values.items() if key not in RETIRED}
         unknown = [key for key in values if key not in names]
         if unknown:
-            close = [match for key in unknown[:_MOST_NAMED] for match in difflib.get_close_matches(str(key)[:80], names, n=2)]
-            hint = f"; did you mean {', '.join(close)}?" if close else "."
-            raise ConfigError(
-                f"{source}: unknown field {', '.join(map(shown, unknown[:_MOST_NAMED]))}{hint} Accepted are: {', '.join(names)}"
-            )
+            hints = "; ".join(f"{shown(key)}{did_you_mean(str(key)[:80], names)}" for key in unknown[:_MOST_NAMED])
+            everything = "" if "did you mean" in hints else f"\naccepted are:\n{textwrap.fill(', '.join(names), 100)}"
+            raise ConfigError(f"{source}: unknown field {hints}{everything}")
         return cls(**values)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
@@ -141,6 +145,8 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
         values = parse_json(data) if path.suffix == ".json" else _parse_yaml(data)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: does not parse: {error}") from error
+    if values is None:
+        raise ConfigError(f"{path}: is empty; accepted is a mapping of field names to values")
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds a {type(values).__name__}; accepted is a mapping of field names to values")
     return values
@@ -210,4 +216,6 @@ def _checked(field: "dataclasses.Field[Any]", value: Any) -> Any:
         or (above is not None and value <= above)
     ):
         raise refusal
+    if field.type is int and abs(value) > MOST:
+        raise ConfigError(f"{field.name}={value} is not accepted: whole numbers go up to {MOST}")
     return value

@@ -103,7 +103,7 @@ class ModelConfig(Fields):
     input_residual: bool = field(
         False, "add the input embedding to the collector's output, which starts at 0: the model learns the difference", group=MODULES
     )
-    text_vocab_size: int = field(1500, "entries of the token embedding", group=MODULES, low=8, high=MOST_TOKENS)
+    text_vocab_size: int = field(1500, "entries of the token embedding; the built-in texts take 58 at least", group=MODULES, low=8, high=MOST_TOKENS)
     text_model_dim: int = field(64, "d, width of the text encoder", group=MODULES, low=2, high=MOST_NUMBERS)
     text_num_heads: int = field(4, "attention heads; must divide d", group=MODULES, low=1, high=MOST_NUMBERS)
     text_feedforward_dim: int = field(128, "feed-forward width of the text encoder", group=MODULES, low=1, high=MOST_NUMBERS)
@@ -115,6 +115,7 @@ class ModelConfig(Fields):
         "none",
         "parts that a conversion initialised at random because its source had none, joined by commas; none: all were there",
         group=MODULES,
+        flag=False,
     )
 
     # Memory of the backward pass

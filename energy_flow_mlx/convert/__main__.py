@@ -1,11 +1,10 @@
 """python -m energy_flow_mlx.convert SRC --to DIR: convert PyTorch checkpoints to model folders; --to-torch: back."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cli import Parser
+from ..cli import Parser, fail, run_command
 from . import to_mlx, to_torch
 from .source import read_source
 from .summary import table
@@ -35,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if conversion.untrained:
                 notes = [*notes, f"untrained, initialised at random: {', '.join(conversion.untrained)}"]
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error, 2)
     print(table(rows, headers))
     print("\n".join(notes))
     print(f"{options.to}: {', '.join(files)}")
@@ -92,4 +90,4 @@ def _assignment(text: str) -> tuple[str, str | bool]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..checks import is_blank
-from ..cli import Parser
+from ..cli import Parser, fail, run_command
 from ..data.corpus import MAX_SEED
 from ..ops.failures import KernelError, kernel_errors
 from ..text.tokeniser import Tokeniser
@@ -40,11 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with kernel_errors():
             return commands[options.command](options)
     except KernelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(error, 1)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error, 2)
     except KeyboardInterrupt:
         print("interrupted; the same command resumes a build", file=sys.stderr)
         return 130
@@ -248,4 +246,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from ..bar import Bar
 from ..checks import check_int
 from ..data.corpus import MAX_SEED
 from ..data.teacher import Teacher, open_teacher
@@ -196,7 +195,7 @@ def _read(
     count = 0
     for source in sources:
         records = source.records(faults)
-        bar = tqdm(records, desc=f"read {source.spec}", unit=" pairs", disable=quiet, dynamic_ncols=True)
+        bar = Bar(records, desc=f"read {source.spec}", unit=" pairs", quiet=quiet)
         for place, record in usable(bar, tokeniser, faults):
             if spool.add(place, record):
                 count += 1

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from ..bar import Bar
 from ..data.teacher import Teacher
 from ..files import write_aside
 from .arrays import open_arrays, save_arrays
@@ -42,7 +42,7 @@ def write_shards(
     """
     names, least, greatest = [], np.inf, 0.0
     given = spool.given()
-    with tqdm(total=len(rows), desc="embed", unit="text", disable=quiet, dynamic_ncols=True, smoothing=0.1) as bar:
+    with Bar(total=len(rows), desc="embed", unit="text", quiet=quiet) as bar:
         for number, start in enumerate(range(0, len(rows), shard_rows)):
             shard = rows[start : start + shard_rows]
             path = folder / shard_name(number)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmark.processes import MeasurementFailed, run_mlx, workshop
-from ..cli import Parser
+from ..cli import Parser, check_writable, fail, run_command
 from ..config import PRESETS
 from ..nn.precision import DTYPES
 from ..ops.failures import DOCTOR, how_to_go_on
@@ -28,15 +28,10 @@ OPS = tuple(dict.fromkeys(name.split(",")[0] for name in NAMES))
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 (a check failed), 2 (invalid argument), 130 (interrupted)."""
     options = _parser().parse_args(argv)
-    if options.report is not None and not options.report.absolute().parent.is_dir():
-        print(f"error: --report {options.report}: there is no folder {options.report.parent}", file=sys.stderr)
-        return 2
-    if options.report is not None and options.report.suffix != ".json":
-        print(
-            f"error: --report {options.report}: the file name must end in .json; a .txt is written beside it",
-            file=sys.stderr,
-        )
-        return 2
+    try:
+        check_writable(options.report, (".json",))  # a .txt is written beside it
+    except OSError as error:
+        return fail(error, 2)
     machine, findings = report.machine(), []
     print(report.heading(machine), flush=True)
     try:
@@ -100,4 +95,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

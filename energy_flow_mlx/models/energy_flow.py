@@ -13,7 +13,7 @@ from ..config import ModelConfig, check_fit, read_config
 from ..files import resolve, write_folder
 from ..nn import blank_weights
 from ..nn.precision import DTYPES
-from ..tensors import check_shapes, load_arrays
+from ..tensors import check_shapes, load_arrays, save_arrays
 from ..text.tokeniser import Tokeniser
 from .carrier import EnergyCarrier
 from .collector import OutputCollector
@@ -98,7 +98,7 @@ class EnergyFlow(nn.Module):
     def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:
         """Write model.safetensors: every parameter, and `trained_steps` in its metadata."""
         metadata = {"format": "mlx", "trained_steps": str(self.trained_steps)}
-        mx.save_safetensors(str(path), dict(tree_flatten(self.parameters())), metadata=metadata)
+        save_arrays(Path(path), dict(tree_flatten(self.parameters())), metadata)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors and, if there is a tokeniser, tokenizer.json: all or nothing."""

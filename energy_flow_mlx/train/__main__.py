@@ -1,14 +1,16 @@
 """python -m energy_flow_mlx.train: train an energy-flow model and judge it on held-out pairs."""
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cli import Parser, add_config_flags, flag, given_fields, layered_config
+from ..cli import Parser, add_config_flags, fail, flag, given_fields, layered_config, run_command
 from ..config import ConfigError, EnergyConfig
 from ..dataset.records import DataError
-from ..files import INCOMING
+from ..files import INCOMING, resolve
+from ..lock import LOCK
 from ..ops.failures import KernelError, kernel_errors
 from . import checkpoint, memory
 from .checkpoint import CheckpointError
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = _resumed_config(folder, arguments.preset, arguments.config, fields)
         else:
             config = memory.within_budget(layered_config(arguments.preset, arguments.config, fields))
-            folder = arguments.out or Path("runs") / f"{arguments.preset or 'tiny'}-seed{config.seed}"
+            folder = arguments.out or _new_folder(Path("runs") / f"{arguments.preset or 'tiny'}-seed{config.seed}")
             _refuse_used(folder)
         with kernel_errors():
             return train(
@@ -53,11 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ablation=arguments.ablation,
             )
     except (ConfigError, CheckpointError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error, 2)
     except (NonFiniteLoss, KernelError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(error, 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -67,7 +67,7 @@ def _parser(argv: Sequence[str] | None) -> Parser:
     parser = Parser(prog="python -m energy_flow_mlx.train", usage=_USAGE, description=_DESCRIPTION)
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder, bit-identically")
     parser.add_argument(
-        "--out", type=Path, metavar="RUN", help="new folder for the run (default: runs/<preset>-seed<seed>)"
+        "--out", type=Path, metavar="RUN", help="new folder for the run (default: runs/<preset>-seed<seed>, or with -2, -3, … after it)"
     )
     parser.add_argument("--profile", type=Path, metavar="DIR", help="leave a trace of a few steps in this folder")
     parser.add_argument("--quiet", action="store_true", help="print the final table alone")
@@ -90,13 +90,22 @@ def _resumed_config(
             f"accepted are {', '.join(flag(name) for name in RESUMABLE)}"
         )
     checkpoint.require(run)
-    return EnergyConfig.from_json(run / "config.json").replace(**fields)
+    return EnergyConfig.from_json(resolve(run, "config.json")).replace(**fields)
+
+
+def _new_folder(name: Path) -> Path:
+    """The folder `name`, or where that is used already the first of `name`-2, `name`-3, … that is not; then says so."""
+    names = itertools.chain([name], (name.with_name(f"{name.name}-{number}") for number in itertools.count(2)))
+    folder = next(each for each in names if not each.exists() or (each.is_dir() and not any(each.iterdir())))
+    if folder != name:
+        print(f"{name} is not empty: this run goes to {folder} (--resume {name} goes on with the other one)", file=sys.stderr)
+    return folder
 
 
 def _refuse_used(run: Path) -> None:
-    if run.is_file() or (run.is_dir() and any(path.name != INCOMING for path in run.iterdir())):
+    if run.is_file() or (run.is_dir() and any(path.name not in (INCOMING, LOCK) for path in run.iterdir())):
         raise FileExistsError(f"{run} is not empty: go on with it (--resume {run}) or choose another folder (--out)")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

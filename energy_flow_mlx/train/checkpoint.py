@@ -14,10 +14,10 @@ import mlx.optimizers as optim
 from mlx.utils import tree_unflatten
 
 from ..config import EnergyConfig, RunConfig
-from ..files import resolve, settle, write_aside, write_folder
+from ..files import resolve, write_aside, write_folder
 from ..models.energy_flow import EnergyFlow
 from ..strict_json import parse_json, read_json, to_json, write_json
-from ..tensors import LOADED, load_arrays
+from ..tensors import LOADED, load_arrays, save_arrays
 from .loss import number
 from .loss_scale import LossScale
 from .optimiser import Plateau, named_arrays
@@ -73,9 +73,7 @@ def save(run: Path, model: EnergyFlow, optimiser: optim.Optimizer, config: Energ
     writers = {
         "config.json": config.to_json,
         "model.safetensors": model.save_weights_with_steps,
-        "optimizer.safetensors": lambda path: mx.save_safetensors(
-            str(path), optimiser_arrays, metadata={"trained_steps": str(state.step)}
-        ),
+        "optimizer.safetensors": lambda path: save_arrays(path, optimiser_arrays, {"trained_steps": str(state.step)}),
         "trainer.json": lambda path: write_json(path, trainer),
     }
     if tokeniser is not None:
@@ -84,16 +82,15 @@ def save(run: Path, model: EnergyFlow, optimiser: optim.Optimizer, config: Energ
 
 
 def require(run: Path) -> None:
-    """Finish a cut-off write in `run` and see that every file of a checkpoint is there.
+    """See that every file of a checkpoint is in `run`, also after an interrupted write. Changes nothing.
 
     Raises:
         FileNotFoundError: names what is missing.
     """
     if not run.is_dir():
         raise FileNotFoundError(f"{run} is no folder: --resume takes the folder of a run")
-    settle(run)
-    missing = [name for name in FILES if not (run / name).is_file()]
-    if missing == ["tokenizer.json"] and not EnergyConfig.from_json(run / "config.json").text_loss_weight:
+    missing = [name for name in FILES if not resolve(run, name).is_file()]
+    if missing == ["tokenizer.json"] and not EnergyConfig.from_json(resolve(run, "config.json")).text_loss_weight:
         return  # trained on data without texts
     if missing:
         raise FileNotFoundError(f"{run} holds no checkpoint to resume: {', '.join(missing)} missing")

@@ -1,24 +1,42 @@
-"""Ctrl-C and SIGTERM: the first one saves the run, the second one ends it at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first one saves the run, the second one ends it at once."""
 
+import contextlib
+import os
 import signal
+import threading
 from types import FrameType
+
+from ..cli import HANGUP
+
+STDERR = 2
+_SAID = b"\nstopping: this step is finished and saved first; once more ends at once, without saving\n"
 
 
 class StopRequest:
-    """Inside, the first Ctrl-C or SIGTERM sets `requested`, which is read between steps; another one raises KeyboardInterrupt."""
+    """Inside, the first signal sets `requested`, which is read between steps; another one raises KeyboardInterrupt.
+
+    A thread other than the main one gets no signals, and SIGHUP stays ignored where it is, as under nohup.
+    """
 
     def __init__(self) -> None:
         self.requested = False
 
     def __enter__(self) -> "StopRequest":
-        self._before = {caught: signal.signal(caught, self._take) for caught in (signal.SIGINT, signal.SIGTERM)}
+        caught = [signal.SIGINT, signal.SIGTERM]
+        if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+            caught.append(HANGUP)
+        if threading.current_thread() is not threading.main_thread():
+            caught = []
+        self._before = {number: signal.signal(number, self._take) for number in caught}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for caught, handler in self._before.items():
-            signal.signal(caught, handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _take(self, caught: int, frame: FrameType | None) -> None:
+    def _take(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        with contextlib.suppress(OSError):
+            os.write(STDERR, _SAID)  # at once; sys.stderr may be in the middle of a line and refuse to be entered again

@@ -10,6 +10,7 @@ from .. import blas
 from ..config import ConfigError, EnergyConfig
 from ..data.source import EpochOrder, PairData
 from ..dataset.open import data_of_run
+from ..files import settle
 from ..models.energy_flow import EnergyFlow
 from . import checkpoint, memory
 from .checkpoint import CheckpointError, TrainerState
@@ -32,9 +33,11 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Run:
     """A new run, saved before its first step so that a kill leaves a run to resume; or the one saved in `folder`.
 
     Raises:
-        ConfigError: the data do not fit the configuration.
+        ConfigError: the data do not fit the configuration, or a resumed run has done more steps than it asks for.
         CheckpointError: `folder` holds no complete checkpoint, or one that was trained on other data.
     """
+    if resume:
+        settle(folder)
     saved = _saved_model(folder) if resume else None
     data = data_of_run(config, None if saved is None else saved.text_encoder.tokeniser)
     if data.tokeniser is None and config.text_loss_weight:
@@ -53,6 +56,8 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Run:
                 f"{folder} was trained on the data {state.data_fingerprint}, {config.data} is {data.fingerprint}: "
                 "a run resumes on its own data"
             )
+        if config.training_steps < state.step:
+            raise ConfigError(f"training_steps={config.training_steps} is not accepted: {folder} has done {state.step} steps already")
         state.data_fingerprint = data.fingerprint
         checkpoint.cut_metrics(folder, state.step)
     else:
@@ -76,8 +81,10 @@ def _new_model(config: EnergyConfig, data: PairData) -> EnergyFlow:
 
 
 def header(run: Run) -> str:
-    """Two lines before the first step: data and device, and the memory that a step is expected to take."""
+    """Two lines before the first step: data and device, and the memory that a step is expected to take. Of a complete run one."""
     config = run.config
+    if run.state.step == config.training_steps:
+        return f"{run.folder} is complete: all {run.state.step} steps are done (--training-steps goes on)"
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     products = f", products by {blas.description()}" if on_cpu and blas.description() else ""
     steps = "every step" if config.checkpoint_steps == 1 else f"every {config.checkpoint_steps} steps"

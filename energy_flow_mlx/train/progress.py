@@ -1,34 +1,38 @@
-"""What a run says while it trains: the progress bar, and the lines of metrics.jsonl."""
+"""What a run says while it trains: a bar in a terminal, lines elsewhere, and the lines of metrics.jsonl."""
 
 import dataclasses
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from tqdm import tqdm
 
+from ..bar import Bar
 from ..config import EnergyConfig
 from .checkpoint import append_metrics
 from .evaluation import Evaluation
 from .loss import number
 from .step import Launched, StepMetrics
 
+_FORMAT = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}] {bar}"  # a narrow terminal cuts the end off: the loss stays
+
 
 class Progress:
-    """The bar and metrics.jsonl of one run; use it in a `with` statement.
+    """The bar and metrics.jsonl of one run; use it in a `with` statement. Where standard error is no terminal, a line each
+    `log_interval` stands for the bar.
 
     Args:
         folder: of the run.
         start: steps already done.
-        quiet: no bar; metrics.jsonl is written all the same.
+        quiet: no bar and no lines; metrics.jsonl is written all the same.
     """
 
     def __init__(self, folder: Path, config: EnergyConfig, start: int, quiet: bool) -> None:
         self._folder, self._config = folder, config
-        self._bar = tqdm(
-            total=config.training_steps, initial=start, disable=quiet, unit="step", dynamic_ncols=True, smoothing=0.1
-        )
+        nothing = quiet or start == config.training_steps
+        self._bar = Bar(total=config.training_steps, initial=start, quiet=nothing, bar_format=_FORMAT)
+        self._lines = not quiet and self._bar.disable
         self._pairs_a_step = config.batch_size * config.gradient_accumulation_steps
         self._shown: dict[str, str] = {}
         self._steps, self._seconds, self._began = 0, 0.0, time.perf_counter()
@@ -40,7 +44,7 @@ class Progress:
         self._bar.close()
 
     def trained(self, launched: Launched, metrics: StepMetrics) -> None:
-        """Count a finished step. Its seconds are those since the last step or validation ended."""
+        """Count a finished step. Its seconds are those since the last step, validation or checkpoint ended."""
         now = time.perf_counter()
         self._steps, self._seconds, self._began = self._steps + 1, self._seconds + now - self._began, now
         parts = metrics.parts
@@ -52,16 +56,27 @@ class Progress:
         self._bar.update()
         done = launched.step + 1
         if done % self._config.log_interval == 0 or done == self._config.training_steps:
+            self._say(done, self._shown)
             append_metrics(self._folder, self._line(done, metrics, launched.learning_rate))
 
     def validated(self, step: int, result: Evaluation) -> None:
         """Note a validation after `step` steps; its time does not count towards the samples per second."""
-        self._shown = {"loss": self._shown["loss"], "val cosine": f"{result.cosine:.4f}", **self._shown}
-        self._shown["val cosine"] = f"{result.cosine:.4f}"
+        shown = {"val cosine": f"{result.cosine:.4f}"}
+        self._shown = {"loss": self._shown["loss"], **shown, **self._shown, **shown}
         self._bar.set_postfix(self._shown, refresh=False)
+        self._say(step, shown)
         self._began = time.perf_counter()
         values = dataclasses.asdict(result)
         append_metrics(self._folder, {"step": step, **{f"validation_{name}": value for name, value in values.items()}})
+
+    def saved(self) -> None:
+        """Note a checkpoint: its time does not count towards the samples per second either, however slow the disk is."""
+        self._began = time.perf_counter()
+
+    def _say(self, step: int, shown: dict[str, str]) -> None:
+        if self._lines:
+            values = "".join(f"  {name} {value}" for name, value in shown.items())
+            print(f"step {step}/{self._config.training_steps}{values}", file=sys.stderr, flush=True)
 
     def _line(self, step: int, metrics: StepMetrics, rate: float) -> dict[str, Any]:
         parts = {name: number(value) for name, value in metrics.parts._asdict().items()}

@@ -1,21 +1,22 @@
 """What a run shows at its end: the table and the curves."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..cli import reason
 from ..config import EnergyConfig
 from ..data.source import PairData
-from ..files import write_aside
+from ..figures import BLUE, GREEN, GREY, ORANGE, PINK, figure_file
 from ..models.energy_flow import EnergyFlow
 from .baselines import mlp_baseline, simple_baselines, without_flow
+from .checkpoint import read_metrics
 from .evaluation import Evaluation, Scores, evaluate
 
 FLOOR = 1e-4  # of the loss parts' logarithmic axis, on which a distance of 0 would not be seen
-# Colours that stay apart for colour-blind readers (Okabe and Ito, 2008).
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#777777"
 
 
 def held_out(
@@ -50,21 +51,25 @@ def table(rows: Mapping[str, Scores], title: str) -> str:
     return "\n".join(lines)
 
 
+def try_curves(run: Path) -> None:
+    """Draw curves.png of a run. A figure never costs a result: what goes wrong is a warning."""
+    path = run / "curves.png"
+    try:
+        draw_curves(path, read_metrics(run))
+    except Exception as error:
+        print(f"warning: {path} is not drawn: {type(error).__name__}: {reason(error)}", file=sys.stderr)
+
+
 def draw_curves(path: Path, metrics: Sequence[dict[str, Any]]) -> None:
     """How a run went, as a PNG: cosine and arrival of training and validation, parts of the loss, rate and gradient norm."""
-    import matplotlib  # half a second to import: only where a figure is drawn
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     trained = _columns(metrics, "loss")
     watched = _columns(metrics, "validation_cosine")
     style: Any = {
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
         "font.size": 9, "legend.frameon": False, "lines.linewidth": 1.4,
     }  # fmt: skip
-    with plt.rc_context(style):
-        figure, ((cosines, arrivals), (parts, rates)) = plt.subplots(2, 2, figsize=(8, 5.2), layout="constrained")
+    with figure_file(path, (8, 5.2), style) as figure:
+        (cosines, arrivals), (parts, rates) = figure.subplots(2, 2)
         if "embedding" in trained:
             cosine = 1 - trained["embedding"]
             cosines.plot(trained["step"], cosine, color=BLUE, alpha=0.25)
@@ -95,8 +100,6 @@ def draw_curves(path: Path, metrics: Sequence[dict[str, Any]]) -> None:
         for axes in (cosines, arrivals, parts):
             axes.legend(loc="best")
         rates.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], loc="best")
-        write_aside(path, lambda aside: figure.savefig(aside, dpi=150, format="png"))
-        plt.close(figure)
 
 
 def _columns(metrics: Sequence[dict[str, Any]], name: str) -> dict[str, np.ndarray]:

@@ -1,5 +1,7 @@
 """A training run: data, step, report, validate, save."""
 
+import os
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -7,6 +9,7 @@ import mlx.core as mx
 from ..config import EnergyConfig
 from ..data.prefetch import Prefetch
 from ..data.source import PairBatch
+from ..lock import locked
 from . import checkpoint, memory
 from .evaluation import evaluate
 from .interrupt import StopRequest
@@ -15,17 +18,18 @@ from .optimiser import learning_rate
 from .prepare import Run, header, prepare
 from .profile import Profile
 from .progress import Progress
-from .report import draw_curves, held_out, table
+from .report import held_out, table, try_curves
+from .rescue import rescued
 from .step import Launched, TrainStep, micro_batches
 
 
 def train(
     config: EnergyConfig,
-    folder: Path,
+    folder: str | os.PathLike[str],
     *,
     resume: bool = False,
     quiet: bool = False,
-    profile: Path | None = None,
+    profile: str | os.PathLike[str] | None = None,
     mlp_baseline: bool = False,
     ablation: bool = False,
 ) -> int:
@@ -41,22 +45,29 @@ def train(
 
     Raises:
         NonFiniteLoss: the folder holds the last checkpoint before it.
+        OSError: the folder is in use by another training, or something could not be read or written; see `rescued`.
     """
-    trace = Profile(profile)
-    memory.limit(config)
-    run = prepare(config, folder, resume=resume)
-    if not quiet:
-        print(header(run))
-    loop(run, trace, quiet)
-    if profile is not None:
-        print(f"{trace.written} has the trace" if trace.written else f"{profile}: the run was too short for a trace")
-    if run.state.step < config.training_steps:
-        print(f"stopped and saved at step {run.state.step}; go on with:\n  python -m energy_flow_mlx.train --resume {folder}")
-        return 130
-    if not quiet:
-        print(f"memory of the run: {mx.get_peak_memory() / memory.GB:.2f} GB at most")
-    draw_curves(folder / "curves.png", checkpoint.read_metrics(folder))
-    rows = held_out(run.model, run.data, run.config, mlp=mlp_baseline, ablation=ablation)
+    folder = Path(folder)
+    trace = Profile(None if profile is None else Path(profile))
+    with locked(folder):
+        memory.limit(config)
+        run = prepare(config, folder, resume=resume)
+        if not quiet:
+            print(header(run), flush=True)
+        loop(run, trace, quiet)
+        if profile is not None:
+            print(f"{trace.written} has the trace" if trace.written else f"{profile}: the run was too short for a trace")
+        if run.state.step < config.training_steps:
+            print(f"stopped and saved at step {run.state.step}; go on with:\n  python -m energy_flow_mlx.train --resume {folder}")
+            return 130
+        if not quiet:
+            print(f"memory of the run: {mx.get_peak_memory() / memory.GB:.2f} GB at most")
+        try:
+            try_curves(folder)
+            rows = held_out(run.model, run.data, run.config, mlp=mlp_baseline, ablation=ablation)
+        except KeyboardInterrupt:
+            print(f"interrupted: the run is complete and saved; for the table:\n  python -m energy_flow_mlx.evaluate {folder}", file=sys.stderr)
+            return 130
     print(table(rows, f"{len(run.data.test)} held-out test pairs of {run.data.name}"))
     return 0
 
@@ -75,15 +86,20 @@ def loop(run: Run, trace: Profile, quiet: bool) -> None:
             model.processor.log_overflow(int(number(metrics.parts.overflowed)))
             progress.trained(launched, metrics)
 
+    def save(folder: Path) -> None:
+        if step.scaled:
+            state.keep_scaling(step.loss_scale)
+        checkpoint.save(folder, model, run.optimiser, config, state)
+
     ahead = Prefetch(read, config.training_steps - 1)
-    with StopRequest() as stop, ahead, Progress(run.folder, config, state.step, quiet) as progress:
+    with StopRequest() as stop, ahead, rescued(run, step, save), Progress(run.folder, config, state.step, quiet) as progress:
         launched: Launched | None = None
         while state.step < config.training_steps:
             with trace.step(state.step, step):
                 rate = learning_rate(config, state.step, state.plateau)
                 before, launched = launched, step.launch(state.step, ahead(state.step), rate)
-            report(before)  # the numbers of the step before, while the device works on this one
             state.step += 1
+            report(before)  # the numbers of the step before, while the device works on this one
             last = state.step == config.training_steps
             validating = last or state.step % config.validation_interval == 0
             saving = last or state.step % config.checkpoint_interval == 0 or stop.requested
@@ -92,11 +108,10 @@ def loop(run: Run, trace: Profile, quiet: bool) -> None:
                 launched = None
             if validating:
                 result = evaluate(model, run.data.validation, config)
-                progress.validated(state.step, result)
                 state.observe(result.loss, result.cosine, config)
+                progress.validated(state.step, result)
             if saving:
-                if step.scaled:
-                    state.keep_scaling(step.loss_scale)
-                checkpoint.save(run.folder, model, run.optimiser, config, state)
+                save(run.folder)
+                progress.saved()
             if saving and stop.requested:
                 break

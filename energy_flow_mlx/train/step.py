@@ -164,6 +164,11 @@ class TrainStep:
             raise _non_finite(launched, loss)
         return metrics
 
+    @property
+    def alive(self) -> bool:
+        """Whether every step launched so far had a finite loss and gradient, as far as its dtype asks for it; waits for them."""
+        return bool(self._alive)
+
     def gradients(self, step: int, batches: Sequence[PairBatch]) -> tuple[StepMetrics, Any]:
         """The metrics (loss and parts alone) and the mean gradient over the micro-batches, times the loss scale; lazy. Of one
         micro-batch the gradients have the dtypes they come in, of several float32."""

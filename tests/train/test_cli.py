@@ -29,8 +29,11 @@ def refused(capsys, *argv):
     return captured.err
 
 
+FLAGGED = [field for field in dataclasses.fields(EnergyConfig) if field.name != "untrained_parts"]  # that one a conversion sets
+
+
 def test_every_field_has_a_flag():
-    for field in dataclasses.fields(EnergyConfig):
+    for field in FLAGGED:
         name = flag(field.name)
         if field.type is bool:
             assert given_fields(parsed(name)) == {field.name: True}
@@ -66,9 +69,13 @@ def test_values_of_file_and_flags_are_checked_together(tmp_path):
         (["--batch-size", "2.5"], ["batch_size='2.5'", "whole number"]),
         (["--collection", "near"], ["collection='near'", "nearest, bilinear"]),
         (["--preset", "huge"], ["preset='huge'", "tiny, debug, experiment, optimized"]),
-        (["--lattice-wid", "5"], ["--lattice-wid"]),
+        (["--training-steps", "1e20"], ["training_steps=1", "whole numbers go up to 2147483647"]),
+        (["--lattice-wid", "5"], ["--lattice-wid; did you mean --lattice-width?"]),
+        (["--lr=1"], ["--lr; did you mean --learning-rate?"]),
+        (["--steps", "1"], ["--steps; did you mean", "--training-steps"]),
+        (["--untrained-parts", "mapper"], ["unknown option --untrained-parts"]),
         (["--data", "nowhere"], ["data", "'nowhere'", "builtin"]),
-        (["--config", "absent.yaml"], ["absent.yaml"]),
+        (["--config", "absent.yaml"], ["error: absent.yaml: No such file or directory\n"]),
         (["--resume", "absent"], ["absent"]),
         (["--resume", "absent", "--seed", "1", "--preset", "tiny"], ["--seed, --preset", "--training-steps"]),
         (["--resume", "absent", "--out", "elsewhere"], ["--out elsewhere"]),
@@ -86,7 +93,9 @@ def test_refusals_name_the_field_the_value_and_what_is_accepted(capsys, tmp_path
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.yaml", "latice_width: 5\n", ["latice_width", "lattice_width"]),
+        ("a.yaml", "latice_width: 5\n", ["'latice_width'; did you mean lattice_width?\n"]),
+        ("a.yaml", "qqq: 5\n", ["'qqq'\naccepted are:\nlattice_width, "]),
+        ("a.yaml", "# nothing\n", ["a.yaml: is empty"]),
         ("a.yaml", "lattice_width: [1, 2]\n", ["lattice_width=[1, 2]", "whole number"]),
         ("a.yaml", "lattice_width: 5: 6\n", ["a.yaml", "does not parse"]),
         ("a.yaml", "- 1\n", ["a.yaml", "mapping"]),
@@ -101,6 +110,7 @@ def test_files_are_refused_by_name(capsys, tmp_path, monkeypatch, name, content,
     text = refused(capsys, "--config", name)
     for word in words:
         assert word in text
+    assert max(map(len, text.splitlines())) <= 140
 
 
 def test_a_used_folder_is_refused_with_the_way_on(capsys, tmp_path):
@@ -110,6 +120,24 @@ def test_a_used_folder_is_refused_with_the_way_on(capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_run_without_a_name_takes_the_next_free_one_and_says_so(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = []
+    monkeypatch.setattr(train, "train", lambda config, folder, **options: names.append(str(folder)) or 0)
+    for used in ("tiny-seed0", "tiny-seed0-2"):
+        assert train.main([]) == 0
+        (tmp_path / "runs" / used).mkdir(parents=True)
+        (tmp_path / "runs" / used / "config.json").touch()
+        assert capsys.readouterr().err == ("" if used == "tiny-seed0" else SAID)
+    assert train.main(["--preset", "debug"]) == 0
+    (tmp_path / "runs" / "tiny-seed0-3").mkdir()  # what a run left that was refused before its first file
+    assert train.main([]) == 0
+    assert names == ["runs/tiny-seed0", "runs/tiny-seed0-2", "runs/debug-seed0", "runs/tiny-seed0-3"]
+
+
+SAID = "runs/tiny-seed0 is not empty: this run goes to runs/tiny-seed0-2 (--resume runs/tiny-seed0 goes on with the other one)\n"
+
+
 def test_help_shows_groups_defaults_and_what_is_accepted(capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(["--help"])
@@ -117,7 +145,7 @@ def test_help_shows_groups_defaults_and_what_is_accepted(capsys):
     assert stop.value.code == 0
     for words in ("life of a flow:", "cells along x, W (a whole number from 2 up to 32768; tiny: 8)", "--no-project-unfinished"):
         assert words in text
-    assert all(flag(field.name) in text for field in dataclasses.fields(EnergyConfig))
+    assert all(flag(field.name) in text for field in FLAGGED) and "--untrained-parts" not in text
 
 
 def test_the_small_configuration_is_valid():

@@ -1,0 +1,61 @@
+"""Where a run cannot read or write any more: its steps since the last checkpoint are saved, in its folder or elsewhere."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..cli import reason
+from .checkpoint import METRICS
+from .prepare import Run
+from .step import TrainStep
+
+# In this order. The last one is memory, on Linux: lost with the machine, but there when every disk is full.
+PLACES = ("$TMPDIR", "/tmp", ".", "~", "/var/tmp", "/dev/shm")
+
+
+@contextlib.contextmanager
+def rescued(run: Run, step: TrainStep, save: Callable[[Path], None]) -> Iterator[None]:
+    """Inside, an error of reading or writing ends the run with its last step saved, if any folder takes it.
+
+    Args:
+        save: saves the run as it stands in a folder.
+
+    Raises:
+        OSError: the error, the number of steps done, and where they are saved or why nowhere.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not step.alive:  # its loss is not finite: the last checkpoint is what is worth keeping
+            raise
+        done = run.state.step
+        try:
+            folder = _saved(run, save)
+        except OSError as last:
+            raise OSError(f"{reason(error)}; step {done} could not be saved elsewhere either: {reason(last)}") from error
+        raise OSError(f"{reason(error)}; step {done} is saved, go on with:\n  python -m energy_flow_mlx.train --resume {folder}") from error
+
+
+def _saved(run: Run, save: Callable[[Path], None]) -> Path:
+    """The first folder that takes the run: its own, or a new one in PLACES."""
+    with contextlib.suppress(OSError):
+        save(run.folder)
+        return run.folder
+    last = OSError("there is no other folder")
+    for place in filter(os.path.isdir, map(os.path.expanduser, map(os.path.expandvars, PLACES))):
+        folder = None
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f"{run.folder.name}-step{run.state.step}-", dir=os.path.abspath(place)))
+            save(folder)
+        except OSError as error:
+            last = error
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            continue
+        with contextlib.suppress(OSError):
+            shutil.copyfile(run.folder / METRICS, folder / METRICS)
+        return folder
+    raise last
