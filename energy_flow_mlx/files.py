@@ -10,23 +10,39 @@ A set of files that belong together (weights, optimiser and trainer state of one
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 INCOMING, COMPLETE = ".incoming", ".complete"
 
 
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Inside, an error of the system that names no file names `path`: a write that finds no room does not say where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
 def write_aside(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
     """Write a file atomically: call `write` with a temporary path in the same folder, flush the file and rename it.
 
     The temporary path has the extension of `path`, because some writers choose their format by it.
+
+    Raises:
+        OSError: names the file; nothing is left of it, and the old one is as it was.
     """
     path = Path(path)
     aside = path.with_name(f".{path.stem}.{os.getpid()}.new{path.suffix}")
     try:
-        write(aside)
-        _flush(aside)
+        with naming(path):
+            write(aside)
+            _flush(aside)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -40,6 +56,10 @@ def write_folder(folder: str | os.PathLike[str], writers: Mapping[str, Callable[
     Args:
         folder: created if it does not exist.
         writers: file name -> function that writes the file at the path it is given.
+
+    Raises:
+        OSError: names the file. The old files are as they were and nothing is left of the new ones; or, if moving them failed, the
+            new ones are what `resolve` finds.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,12 +67,16 @@ def write_folder(folder: str | os.PathLike[str], writers: Mapping[str, Callable[
     incoming = folder / INCOMING
     if incoming.exists():
         shutil.rmtree(incoming)
-    incoming.mkdir()
-    for name, write in writers.items():
-        write(incoming / name)
-        _flush(incoming / name)
-    _flush(incoming)
-    os.rename(incoming, folder / COMPLETE)
+    try:
+        incoming.mkdir()
+        for name, write in writers.items():
+            with naming(folder / name):
+                write(incoming / name)
+                _flush(incoming / name)
+        _flush(incoming)
+        os.rename(incoming, folder / COMPLETE)
+    finally:
+        shutil.rmtree(incoming, ignore_errors=True)  # a full disk gets its room back
     _flush(folder)
     settle(folder)
 
@@ -85,8 +109,9 @@ def digest(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

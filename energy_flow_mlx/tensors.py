@@ -140,6 +140,16 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
+def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file of MLX arrays of any shape.
+
+    Raises:
+        OSError: with the system's reason, which MLX's own writer does not tell.
+    """
+    with open(path, "wb") as file:
+        mx.save_safetensors(file, dict(arrays), metadata=dict(metadata))
+
+
 def check_finite(what: str, tensors: Mapping[str, np.ndarray]) -> None:
     """Raise ValueError that lists the tensors (of any shape) with NaN or infinity."""
     bad = [key for key, value in tensors.items() if not np.isfinite(value).all()]

@@ -11,7 +11,7 @@ import numpy as np
 from ..config import EnergyConfig
 from ..files import write_folder
 from ..models.energy_flow import EnergyFlow
-from ..tensors import as_dtype, listing
+from ..tensors import as_dtype, listing, save_arrays
 from ..text.tokeniser import Tokeniser
 from ..train.optimiser import freeze_unreached, named_arrays
 from .decoder import PREFIX, recover_t5_config
@@ -210,7 +210,7 @@ def check_empty(folder: Path) -> None:
 
 
 def _saver(arrays: dict[str, mx.array], metadata: dict[str, str]) -> Any:
-    return lambda path: mx.save_safetensors(str(path), arrays, metadata=metadata)
+    return lambda path: save_arrays(path, arrays, metadata)
 
 
 def _split_moments(moments: Moments, tensors: Mapping[str, np.ndarray]) -> tuple[Moments, Moments | None]:

@@ -1,7 +1,7 @@
 """Converting a model folder to a torch checkpoint: checkpoint.pt and mapper.pt."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +99,21 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
     write_folder(
         out,
         {
-            "checkpoint.pt": lambda path: torch.save(checkpoint, path),
-            "mapper.pt": lambda path: torch.save(others, path),
+            "checkpoint.pt": _saver(checkpoint),
+            "mapper.pt": _saver(others),
         },
     )
     return rows, notes
+
+
+def _saver(values: Mapping[str, Any]) -> Callable[[Path], None]:
+    def save(path: Path) -> None:
+        import torch
+
+        with path.open("wb") as file:  # torch's own writer does not tell why it fails
+            torch.save(values, file)
+
+    return save
 
 
 def _without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from ..config import ModelConfig, check_fit, read_config
 from ..files import resolve, write_folder
 from ..nn.precision import DTYPES
-from ..tensors import check_shapes
+from ..tensors import check_shapes, save_arrays
 from ..text.tokeniser import Tokeniser
 from .carrier import EnergyCarrier
 from .collector import OutputCollector
@@ -92,7 +92,7 @@ class EnergyFlow(nn.Module):
     def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:
         """Write model.safetensors: every parameter, and `trained_steps` in its metadata."""
         metadata = {"format": "mlx", "trained_steps": str(self.trained_steps)}
-        mx.save_safetensors(str(path), dict(tree_flatten(self.parameters())), metadata=metadata)
+        save_arrays(path, dict(tree_flatten(self.parameters())), metadata)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors and, if there is a tokeniser, tokenizer.json: all or nothing."""

@@ -15,8 +15,9 @@ import mlx.optimizers as optim
 from mlx.utils import tree_unflatten
 
 from ..config import EnergyConfig, RunConfig
-from ..files import resolve, settle, write_aside, write_folder
+from ..files import naming, resolve, settle, write_aside, write_folder
 from ..models.energy_flow import EnergyFlow
+from ..tensors import save_arrays
 from .loss import number
 from .loss_scale import LossScale
 from .optimiser import Plateau, named_arrays
@@ -74,9 +75,7 @@ def save(run: Path, model: EnergyFlow, optimiser: optim.Optimizer, config: Energ
     writers = {
         "config.json": config.to_json,
         "model.safetensors": model.save_weights_with_steps,
-        "optimizer.safetensors": lambda path: mx.save_safetensors(
-            str(path), optimiser_arrays, metadata={"trained_steps": str(state.step)}
-        ),
+        "optimizer.safetensors": lambda path: save_arrays(path, optimiser_arrays, {"trained_steps": str(state.step)}),
         "trainer.json": lambda path: path.write_text(trainer, encoding="utf-8"),
     }
     if tokeniser is not None:
@@ -140,7 +139,7 @@ def load(run: Path, model: EnergyFlow, optimiser: optim.Optimizer) -> TrainerSta
 
 def append_metrics(run: Path, line: dict[str, Any]) -> None:
     """Add one line to metrics.jsonl. Values that are not finite become null."""
-    with open(run / METRICS, "a", encoding="utf-8") as file:
+    with naming(run / METRICS), open(run / METRICS, "a", encoding="utf-8") as file:
         file.write(json.dumps(_to_json(line)) + "\n")
 
 

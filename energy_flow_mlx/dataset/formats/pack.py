@@ -123,7 +123,9 @@ def write(path: Path, records: Iterable[Placed], info: Mapping[str, Any], suffix
         import torch
 
         tensors = {name: torch.from_numpy(array) for name, array in values.items()}
-        torch.save({**tensors, "text_pairs": texts if all(has_texts) else [], "generation_info": dict(info)}, path)
+        held = {**tensors, "text_pairs": texts if all(has_texts) else [], "generation_info": dict(info)}
+        with path.open("wb") as file:  # torch's own writer does not tell why it fails
+            torch.save(held, file)
     else:
         if all(has_texts):
             values["texts"], values["text_offsets"] = join_texts(text or "" for pair in texts for text in pair)
