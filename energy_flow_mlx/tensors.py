@@ -150,6 +150,23 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, mx.array], me
         mx.save_safetensors(file, dict(arrays), metadata=dict(metadata))
 
 
+def save_torch(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+    """Write a .pt file; needs torch.
+
+    Raises:
+        OSError: with the system's reason, which torch hides behind one of its own.
+    """
+    import torch
+
+    try:
+        with open(path, "wb") as file:
+            torch.save(dict(values), file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
 def check_finite(what: str, tensors: Mapping[str, np.ndarray]) -> None:
     """Raise ValueError that lists the tensors (of any shape) with NaN or infinity."""
     bad = [key for key, value in tensors.items() if not np.isfinite(value).all()]

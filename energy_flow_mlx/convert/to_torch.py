@@ -1,7 +1,7 @@
 """Converting a model folder to a torch checkpoint: checkpoint.pt and mapper.pt."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from ..config import EnergyConfig
 from ..files import resolve, write_folder
 from ..models.energy_flow import EnergyFlow
-from ..tensors import check_finite, read_header, read_tensors
+from ..tensors import check_finite, read_header, read_tensors, save_torch
 from ..train.optimiser import named_arrays
 from .decoder import PREFIX
 from .settings import RECORD, config_to_torch, fields_beside, notes_for_torch
@@ -99,21 +99,11 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
     write_folder(
         out,
         {
-            "checkpoint.pt": _saver(checkpoint),
-            "mapper.pt": _saver(others),
+            "checkpoint.pt": lambda path: save_torch(path, checkpoint),
+            "mapper.pt": lambda path: save_torch(path, others),
         },
     )
     return rows, notes
-
-
-def _saver(values: Mapping[str, Any]) -> Callable[[Path], None]:
-    def save(path: Path) -> None:
-        import torch
-
-        with path.open("wb") as file:  # torch's own writer does not tell why it fails
-            torch.save(values, file)
-
-    return save
 
 
 def _without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...tensors import save_torch
 from ..arrays import open_arrays, save_arrays
 from ..records import DataError, Place, Placed, Record, check_file
 
@@ -123,9 +124,7 @@ def write(path: Path, records: Iterable[Placed], info: Mapping[str, Any], suffix
         import torch
 
         tensors = {name: torch.from_numpy(array) for name, array in values.items()}
-        held = {**tensors, "text_pairs": texts if all(has_texts) else [], "generation_info": dict(info)}
-        with path.open("wb") as file:  # torch's own writer does not tell why it fails
-            torch.save(held, file)
+        save_torch(path, {**tensors, "text_pairs": texts if all(has_texts) else [], "generation_info": dict(info)})
     else:
         if all(has_texts):
             values["texts"], values["text_offsets"] = join_texts(text or "" for pair in texts for text in pair)
