@@ -146,6 +146,7 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, mx.array], me
     Raises:
         OSError: with the system's reason, which MLX's own writer does not tell.
     """
+    mx.eval(dict(arrays))  # before the file is emptied: arrays that were loaded from it may not have been read yet
     with open(path, "wb") as file:
         mx.save_safetensors(file, dict(arrays), metadata=dict(metadata))
 

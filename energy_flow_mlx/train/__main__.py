@@ -11,7 +11,7 @@ from ..dataset.records import DataError
 from ..files import INCOMING
 from ..ops.failures import KernelError, kernel_errors
 from . import checkpoint, memory
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, NonFiniteState
 from .run import train
 from .step import NonFiniteLoss
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, CheckpointError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (NonFiniteLoss, KernelError) as error:
+    except (NonFiniteLoss, NonFiniteState, KernelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

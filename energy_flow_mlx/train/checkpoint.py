@@ -17,15 +17,20 @@ from mlx.utils import tree_unflatten
 from ..config import EnergyConfig, RunConfig
 from ..files import naming, resolve, settle, write_aside, write_folder
 from ..models.energy_flow import EnergyFlow
-from ..tensors import save_arrays
+from ..tensors import listing, save_arrays
 from .loss import number
 from .loss_scale import LossScale
 from .optimiser import Plateau, named_arrays
+from .stages import not_finite
 
 METRICS = "metrics.jsonl"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "trainer.json")
 
 _Safetensors = tuple[dict[str, mx.array], dict[str, str]]  # arrays and metadata
+
+
+class NonFiniteState(ArithmeticError):
+    """Weights or moments hold NaN or infinity and were not saved; the text names the step and the arrays."""
 
 
 class CheckpointError(ValueError):
@@ -66,7 +71,14 @@ class TrainerState:
 
 
 def save(run: Path, model: EnergyFlow, optimiser: optim.Optimizer, config: EnergyConfig, state: TrainerState) -> None:
-    """Replace the checkpoint in `run`. A kill at any moment leaves the old one or the new one."""
+    """Replace the checkpoint in `run`. A kill at any moment leaves the old one or the new one.
+
+    Raises:
+        NonFiniteState: what should be saved is not finite; the old checkpoint stays.
+        OSError: a file was not written, and is named; the old checkpoint stays.
+    """
+    if bad := _not_finite(model, optimiser):
+        raise NonFiniteState(f"step {state.step}: not saved, NaN or infinity is in {bad}; {run} keeps its last checkpoint")
     tokeniser = model.text_encoder.tokeniser
     if tokeniser is None and config.text_loss_weight:
         raise CheckpointError(f"{run}: the model has no tokeniser to save; set text_encoder.tokeniser")
@@ -106,7 +118,7 @@ def load(run: Path, model: EnergyFlow, optimiser: optim.Optimizer) -> TrainerSta
         model: `EnergyFlow.from_pretrained(run)`, with what is frozen in training frozen.
 
     Raises:
-        CheckpointError: the files are of different steps, or the optimiser's state does not fit the model.
+        CheckpointError: the files are of different steps, the optimiser's state does not fit the model, or one is not finite.
     """
     path = resolve(run, "trainer.json")
     try:
@@ -134,7 +146,13 @@ def load(run: Path, model: EnergyFlow, optimiser: optim.Optimizer) -> TrainerSta
     optimiser.state = tree_unflatten(list(arrays.items()))
     optimiser.init(model.trainable_parameters())  # puts back the empty entries of modules without parameters
     mx.eval(optimiser.state)
+    if bad := _not_finite(model, optimiser):
+        raise CheckpointError(f"{run}: NaN or infinity is in {bad}")
     return state
+
+
+def _not_finite(model: EnergyFlow, optimiser: optim.Optimizer) -> str:
+    return listing(not_finite(model.parameters()) + [f"the optimiser's {name}" for name in not_finite(optimiser.state)])
 
 
 def append_metrics(run: Path, line: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from train.small import small_config, small_data, small_model
 
 from energy_flow_mlx import EnergyFlow
 from energy_flow_mlx.files import COMPLETE, INCOMING, resolve, settle, write_folder
+from energy_flow_mlx.tensors import save_arrays
 from energy_flow_mlx.train import checkpoint
 from energy_flow_mlx.train.checkpoint import CheckpointError, TrainerState
 from energy_flow_mlx.train.optimiser import Plateau, freeze_unreached, make_optimiser, named_arrays
@@ -81,6 +82,29 @@ def test_a_broken_trainer_state_is_named(saved, text):
     run, *_ = saved
     (run / "trainer.json").write_text(text)
     with pytest.raises(CheckpointError, match="trainer.json"):
+        loaded(run)
+
+
+@pytest.mark.parametrize("part", ["parameter", "moment"])
+def test_what_is_not_finite_is_not_saved(saved, part):
+    run, model, optimiser, state = saved
+    before = {name: (run / name).read_bytes() for name in checkpoint.FILES}
+    if part == "parameter":
+        model.mapper.energy_bias = mx.array([math.nan])
+    else:
+        optimiser.state["mapper"]["energy_bias"]["v"] = mx.array([math.inf])
+    with pytest.raises(checkpoint.NonFiniteState, match=r"mapper\.energy_bias"):
+        checkpoint.save(run, model, optimiser, model.config, state)
+    assert {name: (run / name).read_bytes() for name in checkpoint.FILES} == before
+
+
+@pytest.mark.parametrize(("name", "key"), [("model", "mapper.energy_bias"), ("optimizer", "mapper.energy_bias.m")])
+def test_a_checkpoint_that_is_not_finite_is_refused(saved, name, key):
+    run, *_ = saved
+    path = run / f"{name}.safetensors"
+    arrays, metadata = mx.load(str(path), return_metadata=True)
+    save_arrays(path, {**arrays, key: mx.array([math.nan])}, metadata)
+    with pytest.raises(CheckpointError, match=f"NaN or infinity is in .*{key}"):
         loaded(run)
 
 
