@@ -56,7 +56,7 @@ TINY = {
     "use_exploration_noise": True,
 }
 
-Announce = Callable[[int], None]
+Announce = Callable[[int], object]
 Work = Callable[[Announce], int | None]
 
 
@@ -80,7 +80,7 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def child(work: Work, log: Path, kill_after: float | None = None, limit: float = 120.0) -> Ended:
+def child(work: Work, log: Path, kill_after: float | None = None, limit: float = 600.0) -> Ended:
     """Run `work` in a forked child; kill it with SIGKILL after `kill_after` seconds, and after `limit` at any rate."""
     reading, writing = os.pipe()
     began = time.monotonic()
@@ -116,17 +116,13 @@ def _run(work: Work, log: Path, writing: int) -> None:
     try:
         with log.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
             try:
-                code = work(lambda number: void(os.write(writing, b"%d\n" % number))) or 0
+                code = work(lambda number: os.write(writing, b"%d\n" % number)) or 0
             except SystemExit as stop:
                 code = stop.code if isinstance(stop.code, int) else 1
             except BaseException:
                 traceback.print_exc()
     finally:
         os._exit(code)
-
-
-def void(_: object) -> None:
-    """Drop a result."""
 
 
 @contextmanager

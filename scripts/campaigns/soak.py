@@ -111,7 +111,7 @@ def _end(campaign: Campaign, path: Path) -> int:
         groups.setdefault(line["process"], []).append(line)
     warm = [group[WARM:] for group in groups.values() if len(group) > WARM]
     used = [line for group in warm for line in group]
-    if len(used) < len(warm) + 2:
+    if len(used) < len(warm) + 8:
         return campaign.end(f"{BLOCK * campaign.done:,} steps, too few for a slope", _bound())
     told, held = [], True
     for name, watched in WATCHED.items():
