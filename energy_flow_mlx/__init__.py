@@ -9,6 +9,15 @@ prefer_system_blas()  # before anything below imports MLX
 # MLX reads this when CUDA is first used. In its graphs kernels run side by side and take each other's cache and bandwidth: on an
 # H100 the gates' backward kernel took 322 us instead of 86, and a step of the experiment preset 40 ms instead of 31.
 os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
+try:
+    import mlx.core  # noqa: F401
+except ImportError as missing:
+    if "libmlx" not in str(missing):
+        raise
+    raise ImportError(
+        "MLX is installed without a backend, which on Linux is an extra of this package: pip install 'energy-flow-mlx[cpu]', or with an NVIDIA "
+        "GPU 'energy-flow-mlx[cuda12]' or 'energy-flow-mlx[cuda13]'"
+    ) from missing
 
 from .config import ConfigError, EnergyConfig, ModelConfig, RunConfig
 from .models.carrier import CarrierOutput, EnergyCarrier

@@ -20,21 +20,32 @@ from safetensors import SafetensorError
 INCOMING, COMPLETE = ".incoming", ".complete"
 
 
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Inside, an error of the system that names no file names `path`: a write that finds no room does not say where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
 def write_aside(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
     """Write a file atomically: call `write` with a temporary path in the same folder, flush the file and rename it.
 
     The temporary path has the extension of `path`, because some writers choose their format by it.
 
     Raises:
-        OSError: it could not be written; names `path` and the reason. The old file, if there is one, stays.
+        OSError: names the file; nothing is left of it, and the old one is as it was.
     """
     path = Path(path)
     aside = path.with_name(f".{path.stem}.{os.getpid()}.new{path.suffix}")
     try:
-        with _named(path):
+        with _written(path, aside):
             write(aside)
             _flush(aside)
-            os.replace(aside, path)
+        os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -49,7 +60,8 @@ def write_folder(folder: str | os.PathLike[str], writers: Mapping[str, Callable[
         writers: file name -> function that writes the file at the path it is given.
 
     Raises:
-        OSError: a file could not be written; names it and the reason. The old set stays.
+        OSError: names the file. The old files are as they were and nothing is left of the new ones; or, if moving them failed, the
+            new ones are what `resolve` finds.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,17 +69,16 @@ def write_folder(folder: str | os.PathLike[str], writers: Mapping[str, Callable[
     incoming = folder / INCOMING
     if incoming.exists():
         shutil.rmtree(incoming)
-    incoming.mkdir()
     try:
+        incoming.mkdir()
         for name, write in writers.items():
-            with _named(folder / name):
+            with _written(folder / name, incoming / name):
                 write(incoming / name)
                 _flush(incoming / name)
         _flush(incoming)
-    except BaseException:
-        shutil.rmtree(incoming, ignore_errors=True)  # a disk that was full is so no longer
-        raise
-    os.rename(incoming, folder / COMPLETE)
+        os.rename(incoming, folder / COMPLETE)
+    finally:
+        shutil.rmtree(incoming, ignore_errors=True)  # a full disk gets its room back
     _flush(folder)
     settle(folder)
 
@@ -100,23 +111,27 @@ def digest(path: Path) -> str:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Inside, whatever fails in writing becomes an OSError that names `path` and the reason. Python's own writes name no file, and
-    libraries that write natively raise errors of their own."""
+def _written(path: Path, aside: Path) -> Iterator[None]:
+    """Inside, whatever fails in writing `aside` becomes an OSError that names `path` and the reason. Libraries that write natively raise
+    errors of their own, over that of the system or with its words."""
     try:
-        yield
+        with naming(path):
+            yield
     except (OSError, RuntimeError, SafetensorError) as error:
         cause: BaseException | None = error
         while cause is not None and not (isinstance(cause, OSError) and cause.errno):
             cause = cause.__context__
         if cause is None:
             raise OSError(f"{path}: could not be written: {error}") from error
+        if cause is error and cause.filename not in (str(aside), aside):
+            raise
         raise OSError(cause.errno, cause.strerror, str(path)) from error
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

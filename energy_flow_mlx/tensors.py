@@ -173,13 +173,14 @@ def read_tensors(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.
     return tensors
 
 
-def save_arrays(path: Path, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
+def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
     """Write arrays of any shapes and MLX dtypes to a safetensors file.
 
     Raises:
         OSError: the file cannot be written. (MLX's own writer, given a path, does not say why.)
     """
-    with path.open("wb") as file:
+    mx.eval(dict(arrays))  # before the file is emptied: arrays that were loaded from it may not have been read yet
+    with open(path, "wb") as file:
         mx.save_safetensors(file, dict(arrays), metadata=dict(metadata))
 
 

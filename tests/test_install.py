@@ -48,6 +48,25 @@ def fresh_environment(folder: Path) -> Path:
     return python
 
 
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("libmlx.so: cannot open shared object file: No such file or directory", "pip install 'energy-flow-mlx[cpu]'"),
+        ("libcuda.so.1: cannot open shared object file", "libcuda.so.1: cannot open shared object file"),
+    ],
+)
+def test_mlx_without_a_backend_is_told_with_the_extra_to_add(fault: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "mlx").mkdir()
+    (tmp_path / "mlx" / "__init__.py").touch()
+    (tmp_path / "mlx" / "core.py").write_text(f"raise ImportError({fault!r})")
+    result = subprocess.run(
+        [sys.executable, "-c", "import energy_flow_mlx"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("ImportError: ") and told in result.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("how", ["wheel", "editable", "checkout"])
 def test_every_kernel_source_is_found(how: str, tmp_path: Path) -> None:
     sources = {file.name: file.read_text(encoding="utf-8") for file in (ROOT / "kernels").iterdir()}

@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ..checks import check_int
 from ..data.corpus import MAX_SEED
 from ..data.teacher import Teacher, open_teacher
 from ..data.tokenisers import open_tokeniser
-from ..files import digest, write_aside
+from ..files import digest, naming, write_aside
 from ..strict_json import to_json, write_json
 from ..text.tokeniser import Tokeniser
 from .claim import PLAN, claimed
@@ -103,15 +104,14 @@ def build(settings: Settings, folder: Path, *, quiet: bool = False) -> DatasetFo
         if read_about(folder).get("plan") == key:
             return DatasetFolder(folder)
         raise DataError(f"{folder}: holds a dataset of other settings or sources; name another folder", "in use")
-    with claimed(folder, key, begun=(folder / shard_name(0)).is_file) as note:
+    with naming(folder), claimed(folder, key, begun=(folder / shard_name(0)).is_file) as note:
         if not (folder / "dataset.json").is_file():
             for aside in folder.glob(".*.new.safetensors"):  # shards that an interrupted build did not finish
                 aside.unlink()
-            spool = Spool(folder / _SPOOL)
             try:
-                about = _write(settings, folder, sources, tokeniser, spool, note, quiet)
+                with closing(Spool(folder / _SPOOL)) as spool:
+                    about = _write(settings, folder, sources, tokeniser, spool, note, quiet)
             finally:
-                spool.close()
                 shutil.rmtree(folder / _SPOOL, ignore_errors=True)
             write_aside(folder / "dataset.json", lambda aside: write_json(aside, {"format": FORMAT, "plan": key, **about}))
     (folder / PLAN).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ tokens are in files.
 """
 
 from array import array
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -51,7 +52,8 @@ class Spool:
 
     def close(self) -> None:
         for file in (self._texts, self._embeddings, self._tokens):
-            file.close()
+            with suppress(OSError):  # no room for what is thrown away with the folder
+                file.close()
 
     @property
     def rows(self) -> int:

@@ -98,7 +98,7 @@ class EnergyFlow(nn.Module):
     def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:
         """Write model.safetensors: every parameter, and `trained_steps` in its metadata."""
         metadata = {"format": "mlx", "trained_steps": str(self.trained_steps)}
-        save_arrays(Path(path), dict(tree_flatten(self.parameters())), metadata)
+        save_arrays(path, dict(tree_flatten(self.parameters())), metadata)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors and, if there is a tokeniser, tokenizer.json: all or nothing."""

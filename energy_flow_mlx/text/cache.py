@@ -12,7 +12,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ..checks import check_int
 from ..files import write_aside
@@ -115,7 +115,7 @@ class TextCache:
         }
         listed = to_json(list(models), indent=None)
         metadata = {"format": _FORMAT, "models": listed, "digest": _digest(tensors, listed)}
-        write_aside(path, lambda aside: save_file(tensors, aside, metadata))
+        write_aside(path, lambda aside: aside.write_bytes(save(tensors, metadata)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], max_bytes: int = DEFAULT_BYTES) -> "TextCache":

@@ -13,7 +13,7 @@ from ..files import INCOMING, resolve
 from ..lock import LOCK
 from ..ops.failures import KernelError, kernel_errors
 from . import checkpoint, memory
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, NonFiniteState
 from .run import train
 from .step import NonFiniteLoss
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     except (ConfigError, CheckpointError, DataError, OSError) as error:
         return fail(error, 2)
-    except (NonFiniteLoss, KernelError) as error:
+    except (NonFiniteLoss, NonFiniteState, KernelError) as error:
         return fail(error, 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

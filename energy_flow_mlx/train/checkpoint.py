@@ -14,16 +14,21 @@ import mlx.optimizers as optim
 from mlx.utils import tree_unflatten
 
 from ..config import EnergyConfig, RunConfig
-from ..files import resolve, write_aside, write_folder
+from ..files import naming, resolve, write_aside, write_folder
 from ..models.energy_flow import EnergyFlow
 from ..strict_json import parse_json, read_json, to_json, write_json
-from ..tensors import LOADED, load_arrays, save_arrays
+from ..tensors import LOADED, listing, load_arrays, save_arrays
 from .loss import number
 from .loss_scale import LossScale
 from .optimiser import Plateau, named_arrays
+from .stages import not_finite
 
 METRICS = "metrics.jsonl"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "trainer.json")
+
+
+class NonFiniteState(ArithmeticError):
+    """Weights or moments hold NaN or infinity and were not saved; the text names the step and the arrays."""
 
 
 class CheckpointError(ValueError):
@@ -64,7 +69,14 @@ class TrainerState:
 
 
 def save(run: Path, model: EnergyFlow, optimiser: optim.Optimizer, config: EnergyConfig, state: TrainerState) -> None:
-    """Replace the checkpoint in `run`. A kill at any moment leaves the old one or the new one."""
+    """Replace the checkpoint in `run`. A kill at any moment leaves the old one or the new one.
+
+    Raises:
+        NonFiniteState: what should be saved is not finite; the old checkpoint stays.
+        OSError: a file was not written, and is named; the old checkpoint stays.
+    """
+    if bad := _not_finite(model, optimiser):
+        raise NonFiniteState(f"step {state.step}: not saved, NaN or infinity is in {bad}; {run} keeps its last checkpoint")
     tokeniser = model.text_encoder.tokeniser
     if tokeniser is None and config.text_loss_weight:
         raise CheckpointError(f"{run}: the model has no tokeniser to save; set text_encoder.tokeniser")
@@ -103,7 +115,7 @@ def load(run: Path, model: EnergyFlow, optimiser: optim.Optimizer) -> TrainerSta
         model: `EnergyFlow.from_pretrained(run)`, with what is frozen in training frozen.
 
     Raises:
-        CheckpointError: the files are of different steps, or the optimiser's state does not fit the model.
+        CheckpointError: the files are of different steps, the optimiser's state does not fit the model, or one is not finite.
     """
     path = resolve(run, "trainer.json")
     try:
@@ -134,12 +146,18 @@ def load(run: Path, model: EnergyFlow, optimiser: optim.Optimizer) -> TrainerSta
     optimiser.state = tree_unflatten(list(arrays.items()))
     optimiser.init(model.trainable_parameters())  # puts back the empty entries of modules without parameters
     mx.eval(optimiser.state)
+    if bad := _not_finite(model, optimiser):
+        raise CheckpointError(f"{run}: NaN or infinity is in {bad}")
     return state
+
+
+def _not_finite(model: EnergyFlow, optimiser: optim.Optimizer) -> str:
+    return listing(not_finite(model.parameters()) + [f"the optimiser's {name}" for name in not_finite(optimiser.state)])
 
 
 def append_metrics(run: Path, line: dict[str, Any]) -> None:
     """Add one line to metrics.jsonl. Values that are not finite become null."""
-    with open(run / METRICS, "a", encoding="utf-8") as file:
+    with naming(run / METRICS), open(run / METRICS, "a", encoding="utf-8") as file:
         file.write(to_json(_with_nulls(line), indent=None) + "\n")
 
 

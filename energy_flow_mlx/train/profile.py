@@ -16,31 +16,15 @@ from typing import Any
 import mlx.core as mx
 
 from ..files import write_aside
-from ..models.collector import OutputCollector
-from ..models.lattice import EnergyLattice
-from ..models.mapper import EmbeddingMapper
-from ..models.step import FlowStep
-from ..models.text_encoder import TextToCubeEncoder
 from ..strict_json import to_json
 from . import step as training_step
+from .stages import STAGES, wrapped
 from .step import TrainStep
 
 GRADIENTS = "loss and gradients"  # after its last forward stage the rest of this span is the backward pass
 SKIPPED, TRACED = 2, 3  # steps of a run that warm up, and that are then recorded
 
-# (where, attribute, name of the span): functions that give arrays.
-_STAGES: tuple[tuple[Any, str, str], ...] = (
-    (EmbeddingMapper, "map_to_surface", "mapper"),
-    (EnergyLattice, "place_initial_energy", "place"),
-    (FlowStep, "features", "neuron"),
-    (FlowStep, "recur", "GRU"),
-    (FlowStep, "steer", "heads"),
-    (FlowStep, "move", "advance"),
-    (EnergyLattice, "collect", "collect"),
-    (OutputCollector, "collect", "collector"),
-    (TextToCubeEncoder, "__call__", "text encoder"),
-    (training_step, "clip_factors", "clip"),
-)
+_SPANS = (*STAGES, (training_step, "clip_factors", "clip"))
 
 
 class ProfileError(OSError):
@@ -95,13 +79,7 @@ class Profile:
     @contextmanager
     def recorded(self, train_step: TrainStep) -> Iterator[None]:
         """While inside, every stage of `train_step` waits for its arrays and leaves a span."""
-        with ExitStack() as stack:
-            mx.disable_compile()  # what is compiled runs as one piece, in which no stage could be waited for
-            stack.callback(mx.enable_compile)
-            for where, attribute, name in _STAGES:
-                original = getattr(where, attribute)
-                setattr(where, attribute, self._waiting(original, name))
-                stack.callback(setattr, where, attribute, original)
+        with wrapped(_SPANS, self._waiting), ExitStack() as stack:
             # A step that was compiled already would still run as one piece.
             eager = {"_micro_batch": train_step._sum_micro_batch, "_update": train_step._update_weights}
             for attribute, function in eager.items():
@@ -118,7 +96,7 @@ class Profile:
 
     def _waiting(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
         @functools.wraps(function)
-        def wrapped(*arguments: Any, **options: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             with self.span(name):
                 result = function(*arguments, **options)
                 mx.eval(result)
@@ -126,7 +104,7 @@ class Profile:
                     self._add("backward", self._spans[-1]["ts"] + self._spans[-1]["dur"], 1e6 * time.perf_counter())
             return result
 
-        return wrapped
+        return call
 
     def _add(self, name: str, start: float, end: float) -> None:
         """A span between two times in microseconds."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
@@ -14,18 +15,24 @@ from ..data.source import EpochOrder, PairBatch, PairDataset
 from ..models.energy_flow import EnergyFlow
 from ..ops.compilation import compiled, compiles, plan_kernels
 from ..ops.kernel import as_type
+from ..tensors import listing
 from .loss import MEANS, LossParts, energy_flow_loss
 from .loss_scale import LossScale
 from .optimiser import AdamW, clip_factors, gradient_norms, named_arrays
+from .stages import first_not_finite, not_finite
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A loss or gradient became NaN or infinite. The model and the optimiser are as they were before the step."""
+    """A loss or gradient became NaN or infinite. The model and the optimiser are as they were before the step.
 
-    def __init__(self, step: int, loss: float, indices: Sequence[int], parameter: str, norm: float) -> None:
-        self.step, self.indices, self.parameter = step, list(indices), parameter
+    where: what was not finite first: data, parameters, the output of a stage, or gradients.
+    parameter: the one with the largest gradient.
+    """
+
+    def __init__(self, step: int, loss: float, indices: Sequence[int], where: str, parameter: str, norm: float) -> None:
+        self.step, self.indices, self.where, self.parameter = step, list(indices), where, parameter
         super().__init__(
-            f"step {step}: the loss is {loss}, and the largest gradient, that of {parameter}, has norm {norm}. "
+            f"step {step}: the loss is {loss}: {where}. The largest gradient, that of {parameter}, has norm {norm}. "
             f"The batch holds the training pairs {self.indices}"
         )
 
@@ -161,7 +168,7 @@ class TrainStep:
         tolerated = self.scaled and loss_scale > 1.0
         if not math.isfinite(loss) or not (math.isfinite(norm) or tolerated):
             self.model.trained_steps = launched.step
-            raise _non_finite(launched, loss)
+            raise self._non_finite(launched, loss)
         return metrics
 
     @property
@@ -211,6 +218,33 @@ class TrainStep:
         new = value, parts, gradients
         return new if sums is None else tree_map(mx.add, sums, new)
 
+    def _non_finite(self, launched: Launched, loss: float) -> NonFiniteLoss:
+        norms = np.array(launched.norms)
+        largest = int(np.argmax(np.where(np.isnan(norms), np.inf, norms)))  # NaN counts as the largest
+        indices = [int(index) for batch in launched.batches for index in batch.indices]
+        where = self._where(launched)
+        return NonFiniteLoss(launched.step, loss, indices, where, launched.names[largest], float(norms[largest]))
+
+    def _where(self, launched: Launched) -> str:
+        """What in a launched step was not finite first. The weights are still those before it: its forward pass can be made again."""
+        for batch in launched.batches:
+            for name in ("input_embedding", "target_embedding"):
+                finite = np.isfinite(np.asarray(getattr(batch, name))).all(axis=1)
+                if not finite.all():
+                    pair = batch.indices[int(np.argmin(finite))]
+                    return f"the {name.replace('_', ' ')} of training pair {pair} is not finite"
+        if bad := not_finite(self.model.parameters()):
+            return f"not finite is the parameter {listing(bad)}"
+        for micro_batch, batch in enumerate(launched.batches):
+            seed, key = step_keys(self.config.seed, launched.step, micro_batch)
+            mx.random.seed(seed)
+            forward = partial(energy_flow_loss, self.model, self.config, batch, key=key, training_step=launched.step)
+            if stage := first_not_finite(forward):
+                return f"the first output that is not finite is that of the stage {stage}"
+        norms = np.array(launched.norms)
+        bad = [name for name, norm in zip(launched.names, norms, strict=True) if not np.isfinite(norm)]
+        return f"every stage's output is finite, and not the gradient of {listing(bad)}" if bad else "the sum over all gradients is not finite"
+
 
 def _means(loss: mx.array, parts: LossParts, count: int) -> StepMetrics:
     """Metrics from sums over `count` micro-batches; counts of flows stay sums."""
@@ -219,10 +253,3 @@ def _means(loss: mx.array, parts: LossParts, count: int) -> StepMetrics:
         return StepMetrics(loss, parts, nothing, nothing, nothing)
     means = parts._replace(**{name: getattr(parts, name) / count for name in MEANS})
     return StepMetrics(loss / count, means, nothing, nothing, nothing)
-
-
-def _non_finite(launched: Launched, loss: float) -> NonFiniteLoss:
-    norms = np.array(launched.norms)
-    largest = int(np.argmax(np.where(np.isnan(norms), np.inf, norms)))  # NaN counts as the largest
-    indices = [int(index) for batch in launched.batches for index in batch.indices]
-    return NonFiniteLoss(launched.step, loss, indices, launched.names[largest], float(norms[largest]))

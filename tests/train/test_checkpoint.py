@@ -10,6 +10,7 @@ from train.small import small_config, small_data, small_model
 
 from energy_flow_mlx import EnergyFlow
 from energy_flow_mlx.files import COMPLETE, INCOMING, resolve, settle, write_folder
+from energy_flow_mlx.tensors import save_arrays
 from energy_flow_mlx.train import __main__ as train
 from energy_flow_mlx.train import checkpoint
 from energy_flow_mlx.train.checkpoint import CheckpointError, TrainerState
@@ -123,6 +124,29 @@ def test_a_damaged_run_is_refused_by_name(words, change, saved, capsys):
     assert train.main(["--resume", str(saved[0]), "--quiet"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and words in error
+
+
+@pytest.mark.parametrize("part", ["parameter", "moment"])
+def test_what_is_not_finite_is_not_saved(saved, part):
+    run, model, optimiser, state = saved
+    before = {name: (run / name).read_bytes() for name in checkpoint.FILES}
+    if part == "parameter":
+        model.mapper.energy_bias = mx.array([math.nan])
+    else:
+        optimiser.state["mapper"]["energy_bias"]["v"] = mx.array([math.inf])
+    with pytest.raises(checkpoint.NonFiniteState, match=r"mapper\.energy_bias"):
+        checkpoint.save(run, model, optimiser, model.config, state)
+    assert {name: (run / name).read_bytes() for name in checkpoint.FILES} == before
+
+
+@pytest.mark.parametrize(("name", "key"), [("model", "mapper.energy_bias"), ("optimizer", "mapper.energy_bias.m")])
+def test_a_checkpoint_that_is_not_finite_is_refused(saved, name, key):
+    run, *_ = saved
+    path = run / f"{name}.safetensors"
+    arrays, metadata = mx.load(str(path), return_metadata=True)
+    save_arrays(path, {**arrays, key: mx.array([math.nan])}, metadata)
+    with pytest.raises(CheckpointError, match=f"NaN or infinity is in .*{key}"):
+        loaded(run)
 
 
 def test_missing_files_are_named(saved, tmp_path):

@@ -1,13 +1,17 @@
 """One optimiser step: accumulation, determinism, and stopping on non-finite numbers."""
 
+import math
+
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_map
 from train.small import overflow_a_gradient, small_config, small_data, small_model
 
 from energy_flow_mlx.data.source import EpochOrder, PairBatch
 from energy_flow_mlx.train.loss import number
 from energy_flow_mlx.train.optimiser import make_optimiser, named_arrays
+from energy_flow_mlx.train.stages import STAGES
 from energy_flow_mlx.train.step import NonFiniteLoss, TrainStep, micro_batches, step_keys
 
 
@@ -88,12 +92,34 @@ def test_a_non_finite_loss_names_step_batch_and_parameter_and_updates_nothing():
     assert caught.value.step == 1
     assert caught.value.indices == [9, 8, 7, 6, 1, 2, 3, 4]
     assert caught.value.parameter in weights
-    for word in ("step 1", "nan", caught.value.parameter, "[9, 8, 7, 6, 1, 2, 3, 4]"):
+    for word in ("step 1", "nan", "the input embedding of training pair 2 is not finite", caught.value.parameter, "[9, 8, 7, 6, 1, 2, 3, 4]"):
         assert word in str(caught.value)
     assert model.trained_steps == 1
     for before, after in ((weights, as_numpy(model.parameters())), (state, as_numpy(optimiser.state))):
         for name, array in before.items():
             np.testing.assert_array_equal(after[name], array, err_msg=name)
+
+
+def poisoned(function):
+    """`function` with every float that it gives NaN."""
+    return lambda *arguments, **options: tree_map(
+        lambda array: array * math.nan if mx.issubdtype(array.dtype, mx.floating) else array, function(*arguments, **options)
+    )
+
+
+@pytest.mark.parametrize(("owner", "attribute", "name"), STAGES, ids=[name for *_, name in STAGES])
+def test_the_first_stage_whose_output_is_not_finite_is_named(owner, attribute, name, monkeypatch):
+    step, _, _, data = make_step(enable_gru_nan_protection=False)
+    monkeypatch.setattr(owner, attribute, poisoned(getattr(owner, attribute)))
+    with pytest.raises(NonFiniteLoss, match=f"is that of the stage {name}. The largest"):
+        step(0, [data.batch(np.arange(4))], 1e-3)
+
+
+def test_a_parameter_that_is_not_finite_is_named():
+    step, model, _, data = make_step()
+    model.carrier.gru[0].bhn = mx.full(model.carrier.gru[0].bhn.shape, math.nan)
+    with pytest.raises(NonFiniteLoss, match=r"not finite is the parameter carrier\.gru\.0\.bhn\. The"):
+        step(0, [data.batch(np.arange(4))], 1e-3)
 
 
 def test_the_parameter_with_the_largest_gradient_is_named():
@@ -102,5 +128,5 @@ def test_the_parameter_with_the_largest_gradient_is_named():
     mapper = model.mapper
     mapper.energy_scale = mx.array([1e-30])
     overflow_a_gradient(step)
-    with pytest.raises(NonFiniteLoss, match=r"that of mapper\.energy_bias, has norm inf"):
+    with pytest.raises(NonFiniteLoss, match=r"not the gradient of mapper\.energy_bias\. .*energy_bias, has norm inf"):
         step(0, [data.batch(np.arange(4))], 1e-3)

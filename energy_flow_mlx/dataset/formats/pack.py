@@ -123,7 +123,8 @@ def write(path: Path, records: Iterable[Placed], info: Mapping[str, Any], suffix
         import torch
 
         tensors = {name: torch.from_numpy(array) for name, array in values.items()}
-        torch.save({**tensors, "text_pairs": texts if all(has_texts) else [], "generation_info": dict(info)}, path)
+        with path.open("wb") as file:  # given a path, torch does not say why it cannot write
+            torch.save({**tensors, "text_pairs": texts if all(has_texts) else [], "generation_info": dict(info)}, file)
     else:
         if all(has_texts):
             values["texts"], values["text_offsets"] = join_texts(text or "" for pair in texts for text in pair)
