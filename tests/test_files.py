@@ -17,7 +17,7 @@ from energy_flow_mlx.dataset.__main__ import main as dataset
 from energy_flow_mlx.files import write_aside, write_folder
 from energy_flow_mlx.tensors import save_arrays
 from energy_flow_mlx.text import TextCache
-from energy_flow_mlx.train import run as training_run
+from energy_flow_mlx.train import report
 from energy_flow_mlx.train.__main__ import main as train
 
 LIMIT = 50_000
@@ -145,7 +145,7 @@ def test_an_error_keeps_the_name_that_it_has(tmp_path: Path) -> None:
 def test_a_training_without_room_keeps_its_checkpoint_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_run, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(report, "draw_curves", lambda *_: None)
     run = tmp_path / "run"
     assert train(arguments(run, training_steps=2)) == 0
     before = everything(run)

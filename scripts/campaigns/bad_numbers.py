@@ -25,7 +25,7 @@ from mlx.utils import tree_map
 from energy_flow_mlx.config import EnergyConfig
 from energy_flow_mlx.models.energy_flow import EnergyFlow
 from energy_flow_mlx.train import __main__ as training
-from energy_flow_mlx.train import run as training_run
+from energy_flow_mlx.train import report
 from energy_flow_mlx.train.optimiser import named_arrays, start_training
 from energy_flow_mlx.train.stages import STAGES
 from energy_flow_mlx.train.step import TrainStep
@@ -105,7 +105,7 @@ def _faults(campaign: Campaign, trial: Trial) -> list[str]:
 
 def _spoilt(run: Path, trial: Trial) -> int:
     """A training in whose step AT the number is put into its place."""
-    training_run.draw_curves = lambda *_: None
+    report.draw_curves = lambda *_: None
     number = NUMBERS[trial.number]
     now = [False]
     for owner, attribute, name in STAGES:

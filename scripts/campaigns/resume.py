@@ -21,7 +21,7 @@ from campaign import Campaign
 from jobs import Announce, Work, after, child, contents, flags
 
 from energy_flow_mlx.train import __main__ as training
-from energy_flow_mlx.train import checkpoint
+from energy_flow_mlx.train import checkpoint, report
 from energy_flow_mlx.train import run as training_run
 from energy_flow_mlx.train.step import TrainStep
 
@@ -105,7 +105,7 @@ def _ended(work: Work, campaign: Campaign, wanted: int) -> str:
 
 def _train(how: str, run: Path, fields: dict[str, object], stop: int | None = None) -> int:
     """A training without the figure and the table at its end, which take longer than the run; stopped by SIGINT in step `stop`."""
-    training_run.draw_curves = lambda *_: None
+    report.draw_curves = lambda *_: None
     training_run.held_out = lambda *_, **__: []
     training_run.table = lambda *_: ""
     launch = TrainStep.launch

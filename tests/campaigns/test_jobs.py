@@ -7,7 +7,7 @@ from soak import _slope
 from train.small import arguments
 
 from energy_flow_mlx.train import __main__ as train
-from energy_flow_mlx.train import run as training_run
+from energy_flow_mlx.train import report
 
 
 def test_a_cache_that_lost_texts_or_does_not_load_is_noticed(tmp_path):
@@ -22,7 +22,7 @@ def test_a_cache_that_lost_texts_or_does_not_load_is_noticed(tmp_path):
 
 
 def test_a_training_that_lost_steps_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(training_run, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(report, "draw_curves", lambda *_: None)
     job = Training(tmp_path)
     assert train.main(arguments(job.folder, training_steps=2)) == 0
     assert job.check(2) == []
