@@ -7,6 +7,7 @@ A set of files that belong together (weights, optimiser and trainer state of one
     move each file  into FOLDER/           if interrupted, `resolve` finds the new set in both places
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -118,5 +119,9 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network disks have no flush for folders. They write a rename at once.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
