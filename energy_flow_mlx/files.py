@@ -7,6 +7,7 @@ A set of files that belong together (weights, optimiser and trainer state of one
     move each file  into FOLDER/           if interrupted, `resolve` finds the new set in both places
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -129,9 +130,13 @@ def _written(path: Path, aside: Path) -> Iterator[None]:
 
 
 def _flush(path: Path) -> None:
-    with naming(path):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    except OSError as error:
+        # Some network disks have no flush for folders. They write a rename at once.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

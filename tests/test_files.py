@@ -1,7 +1,9 @@
 """Writes that fail: the file and the reason are named, and nothing partial stays."""
 
 import errno
+import os
 import resource
+import stat
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +85,22 @@ def test_an_error_that_is_not_of_writing_stays_what_it_is(tmp_path):
     with pytest.raises(KeyError):
         write_folder(tmp_path, {"a": lambda path: {}["b"]})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_flushes_no_folders_serves(tmp_path, monkeypatch):
+    flushed = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flushed(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_folder(tmp_path / "run", {"a": lambda path: path.write_text("new")})
+    assert (tmp_path / "run" / "a").read_text() == "new"
+    monkeypatch.setattr(os, "fsync", lambda descriptor: fsync(os.open(tmp_path, os.O_RDONLY)))
+    with pytest.raises(OSError, match="Invalid argument"):
+        write_aside(tmp_path / "b", lambda path: path.write_text("new"))
 
 
 def test_saved_arrays_are_read_back(tmp_path):

@@ -25,7 +25,8 @@ _USAGE = "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--compar
 _DESCRIPTION = (
     "Time the forward pass and the training step of a preset. Spawning, exploration noise and dropout are off, and a step "
     "has one micro-batch, unless --as-trained or a flag enables them. Each measurement runs in a separate process. Times are "
-    "medians over synchronised calls; memory is the peak of allocated arrays during the timed calls."
+    "medians over synchronised calls; memory is the peak of allocated arrays during the timed calls. For tiny on two CPU cores that "
+    "is about a minute; a row of a larger preset ends after --seconds, or its first 3 calls."
 )
 
 
@@ -67,20 +68,20 @@ def _parser(argv: Sequence[str] | None) -> Parser:
     parser.add_argument(
         "--compare",
         choices=("torch",),
-        help="also time the vectorised torch baseline; needs torch and a clone of the repository",
+        help="also time the vectorised torch baseline, in --torch-limit seconds at most; needs torch and a clone of the repository",
     )
     parser.add_argument(
-        "--stages", action="store_true", help="time the stages of a step and compare each with the machine's limit"
+        "--stages", action="store_true", help="time the stages of a step and compare each with the machine's limit: seconds for tiny"
     )
     parser.add_argument(
-        "--sweep", action="store_true", help="vary B, W*H, D and Hd, and fit the growth of time and memory"
+        "--sweep", action="store_true", help="vary B, W*H, D and Hd, and fit the growth of time and memory: some three times as long as the table"
     )
     parser.add_argument(
         "--scenario",
         action="append",
         choices=SCENARIOS,
         default=[],
-        help="train a small reference model on CPU and GPU; repeatable",
+        help="train a small reference model on CPU and GPU, a few seconds each; repeatable",
     )
     parser.add_argument(
         "--scenario-steps", type=int, default=200, metavar="N", help="steps of a scenario (default: 200)"

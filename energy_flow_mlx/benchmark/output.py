@@ -173,7 +173,8 @@ def _draw_times(axis: Any, results: Results) -> None:
 def _draw_memory(axis: Any, results: Results) -> None:
     # Torch on a CPU tells no peak of its arrays: that row has no bar.
     _draw_rows(axis, results, lambda row: (row["peak_bytes"] or 0) / 2**30)
-    axis.set(xlabel="GiB", title="peak of allocated arrays")
+    axis.set(xlabel="GiB", title="peak of allocated arrays", yticklabels=[])
+    axis.locator_params(axis="x", nbins=5)
 
 
 def _draw_rows(axis: Any, results: Results, length: Callable[[Results], float]) -> None:
@@ -204,4 +205,6 @@ def _draw_sweep(axis: Any, results: Results) -> None:
     axis.set(
         xscale="log", yscale="log", xlabel="multiple of the smallest value", ylabel="ms", title="growth of the flows"
     )
+    axis.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    axis.tick_params(which="minor", labelbottom=False, labelleft=False)
     axis.legend()

@@ -12,7 +12,8 @@ from .run import RunConfig
 # A dataclass collects the fields of its last base first: the model's stand before the run's.
 @dataclass(frozen=True, kw_only=True)
 class EnergyConfig(RunConfig, ModelConfig):
-    """Everything that defines a model and a run.
+    """Everything that defines a model and a run. What the commands call the default is the preset `tiny`; `EnergyConfig()` is no
+    preset, see `ModelConfig`.
 
     Raises:
         ConfigError: a value has the wrong type or is out of range, or two fields contradict each other.

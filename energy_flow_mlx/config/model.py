@@ -12,7 +12,8 @@ LATTICE, FLOW, MODULES, TRAINING = "lattice", "life of a flow", "modules", "trai
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Fields):
-    """A model and its forward pass. The defaults suit an 8x8x8 lattice; see the presets of `EnergyConfig`.
+    """A model and its forward pass. A field that is left out has the value that a file without it means, mostly the PyTorch code's;
+    that makes no preset. To train, start from one: `EnergyConfig.tiny()`.
 
     Raises:
         ConfigError: a value has the wrong type or is out of range, or two fields contradict each other.

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..bar import Bar
+from ..bar import Bar, in_terminal
 from ..config import EnergyConfig
 from .checkpoint import append_metrics
 from .evaluation import Evaluation
@@ -30,9 +30,9 @@ class Progress:
 
     def __init__(self, folder: Path, config: EnergyConfig, start: int, quiet: bool) -> None:
         self._folder, self._config = folder, config
-        nothing = quiet or start == config.training_steps
+        self._lines = not quiet and not in_terminal()
+        nothing = quiet or self._lines or start == config.training_steps
         self._bar = Bar(total=config.training_steps, initial=start, quiet=nothing, bar_format=_FORMAT)
-        self._lines = not quiet and self._bar.disable
         self._pairs_a_step = config.batch_size * config.gradient_accumulation_steps
         self._shown: dict[str, str] = {}
         self._steps, self._seconds, self._began = 0, 0.0, time.perf_counter()

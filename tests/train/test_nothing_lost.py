@@ -211,6 +211,23 @@ def test_lines_stand_for_the_bar_where_there_is_no_terminal(tmp_path, capsys):
     assert [line.split(" 0.")[0] for line in lines] == ["step 3/6  loss", "step 4/6  val cosine", "step 6/6  loss", "step 6/6  val cosine"]
 
 
+@pytest.mark.parametrize("slow", ["rename", "replace"])
+def test_a_signal_during_a_slow_rename_ends_the_run_after_it(whole, tmp_path, monkeypatch, slow):
+    run, original, signalled = tmp_path / "run", getattr(os, slow), []
+
+    def rename(source, target):
+        if (run / checkpoint.METRICS).is_file() and not signalled:  # in the first checkpoint after the start
+            signalled.append(os.kill(os.getpid(), signal.SIGTERM))
+        original(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, slow, rename)
+        assert train.main(arguments(run)) == 130
+    assert '"step": 2,' in (run / "trainer.json").read_text()
+    assert train.main(["--resume", str(run), "--quiet"]) == 0
+    assert_same_arrays(arrays(run), arrays(whole))
+
+
 def test_a_slow_disk_does_not_count_as_slow_training(tmp_path, monkeypatch):
     """Saving takes an hour by a clock that nothing else moves."""
     now, saves = [0.0], checkpoint.save
