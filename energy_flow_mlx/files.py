@@ -32,7 +32,7 @@ def write_aside(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> N
     path = Path(path)
     aside = path.with_name(f".{path.stem}.{os.getpid()}.new{path.suffix}")
     try:
-        with _named(path):
+        with named(path):
             write(aside)
             _flush(aside)
             os.replace(aside, path)
@@ -61,7 +61,7 @@ def write_folder(folder: str | os.PathLike[str], writers: Mapping[str, Callable[
     incoming.mkdir()
     try:
         for name, write in writers.items():
-            with _named(folder / name):
+            with named(folder / name):
                 write(incoming / name)
                 _flush(incoming / name)
         _flush(incoming)
@@ -101,7 +101,7 @@ def digest(path: Path) -> str:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named(path: Path) -> Iterator[None]:
     """Inside, whatever fails in writing becomes an OSError that names `path` and the reason. Python's own writes name no file, and
     libraries that write natively raise errors of their own."""
     try:

@@ -15,7 +15,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_unflatten
 
 from ..config import EnergyConfig, RunConfig
-from ..files import resolve, write_aside, write_folder
+from ..files import named, resolve, write_aside, write_folder
 from ..models.energy_flow import EnergyFlow
 from ..tensors import save_arrays
 from .loss import number
@@ -138,7 +138,8 @@ def load(run: Path, model: EnergyFlow, optimiser: optim.Optimizer) -> TrainerSta
 
 def append_metrics(run: Path, line: dict[str, Any]) -> None:
     """Add one line to metrics.jsonl. Values that are not finite become null."""
-    with open(run / METRICS, "a", encoding="utf-8") as file:
+    path = run / METRICS
+    with named(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(_to_json(line)) + "\n")
 
 
