@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shutil
 import signal
 import threading
@@ -11,6 +12,7 @@ import pytest
 from train.small import arguments, arrays, assert_same_arrays, small_config
 
 from energy_flow_mlx import evaluate
+from energy_flow_mlx.cli import reason
 from energy_flow_mlx.lock import LOCK, locked
 from energy_flow_mlx.train import __main__ as train
 from energy_flow_mlx.train import checkpoint, progress, report, rescue
@@ -154,6 +156,46 @@ def test_steps_that_the_folder_does_not_take_are_saved_elsewhere(whole, tmp_path
     assert_same_arrays(arrays(there), arrays(whole))
 
 
+def test_the_schedule_goes_on_from_a_validation_that_could_not_be_written(tmp_path, monkeypatch, capsys):
+    changes = {"learning_rate_schedule": "plateau", "plateau_patience": 0, "validation_interval": 1}
+    assert train.main(arguments(tmp_path / "whole", **changes)) == 0
+    lines = progress.append_metrics
+
+    def append(folder, line):
+        if line["step"] == 3 and "validation_cosine" in line:
+            raise FULL
+        lines(folder, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "append_metrics", append)
+        assert train.main(arguments(tmp_path / "run", **changes)) == 2
+    assert rescued_to(capsys.readouterr().err) == tmp_path / "run"
+    assert train.main(["--resume", str(tmp_path / "run"), "--quiet"]) == 0
+    assert (tmp_path / "run" / "trainer.json").read_text() == (tmp_path / "whole" / "trainer.json").read_text()
+    assert_same_arrays(arrays(tmp_path / "run"), arrays(tmp_path / "whole"))
+
+
+def test_a_step_whose_loss_is_not_finite_is_not_saved_over_the_checkpoint(tmp_path, monkeypatch, capsys):
+    run, reads, lines = tmp_path / "run", training_run.micro_batches, progress.append_metrics
+
+    def spoilt(data, order, step, count):
+        batches = reads(data, order, step, count)
+        if step == 3:
+            batches[0].input_embedding[0] = float("nan")
+        return batches
+
+    def append(folder, line):
+        if line["step"] == 3:  # written when step 4, counted from 1, is launched already
+            raise FULL
+        lines(folder, line)
+
+    monkeypatch.setattr(training_run, "micro_batches", spoilt)
+    monkeypatch.setattr(progress, "append_metrics", append)
+    assert train.main(arguments(run)) == 2
+    assert capsys.readouterr().err == "error: somewhere: No space left on device\n"
+    assert '"step": 2,' in (run / "trainer.json").read_text()
+
+
 def test_an_error_that_passes_costs_nothing(whole, tmp_path, monkeypatch, capsys):
     run, saves, failed = tmp_path / "run", checkpoint.save, []
 
@@ -168,6 +210,17 @@ def test_an_error_that_passes_costs_nothing(whole, tmp_path, monkeypatch, capsys
     assert rescued_to(capsys.readouterr().err) == run
     assert train.main(["--resume", str(run), "--quiet"]) == 0
     assert_same_arrays(arrays(run), arrays(whole))
+
+
+def test_metrics_that_cannot_be_written_are_named(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            checkpoint.append_metrics(tmp_path, {"step": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert reason(caught.value) == f"{tmp_path / 'metrics.jsonl'}: File too large"
 
 
 def test_where_no_folder_takes_the_steps_that_is_said(tmp_path, monkeypatch, capsys):
