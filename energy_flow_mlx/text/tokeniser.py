@@ -191,6 +191,10 @@ class Tokeniser:
         mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int32).reshape(shape)
         return TokenBatch(ids.astype(np.int32), mask)
 
+    def tokens(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
+        """The tokens of one row of ids [T], as the vocabulary writes them."""
+        return [self._tokenizer.id_to_token(int(id)) for id in ids]
+
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """The text of one row of ids [T], without special tokens.
 
