@@ -29,7 +29,7 @@ _BYTES = 22  # of one flow at one step, in the five recorded arrays
 GB = 1e9
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Trace:
     """The flows of B samples over T - 1 steps; T = steps done + 1, and row 0 is before the first step.
 

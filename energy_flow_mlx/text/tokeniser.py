@@ -193,7 +193,7 @@ class Tokeniser:
 
     def tokens(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
         """The tokens of one row of ids [T], as the vocabulary writes them."""
-        return [self._tokenizer.id_to_token(int(id)) for id in ids]
+        return [str(self._tokenizer.id_to_token(int(id))) for id in ids]
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """The text of one row of ids [T], without special tokens.

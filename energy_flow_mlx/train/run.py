@@ -55,8 +55,9 @@ def train(
         return 130
     if not quiet:
         print(f"memory of the run: {mx.get_peak_memory() / memory.GB:.2f} GB at most")
-    draw_curves(folder / "curves.png", checkpoint.read_metrics(folder))
+    draw_curves(folder)  # now, because the table may take long and be interrupted
     rows = held_out(run.model, run.data, run.config, mlp=mlp_baseline, ablation=ablation)
+    draw_curves(folder, rows)
     print(table(rows, f"{len(run.data.test)} held-out test pairs of {run.data.name}"))
     return 0
 
