@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from ..files import write_aside
 from .flows import MOST, Flows, drawn, limits, prepare_3d
-from .styling import ENERGY, style
+from .styling import ENERGY, GREY, style
 
+HOLD = 15  # frames for which the end stays
 WRITERS = {".gif": "pillow", ".mp4": "ffmpeg", ".webm": "ffmpeg", ".html": "html"}
 
 
@@ -26,13 +27,15 @@ class FlowAnimation(FuncAnimation):
         return shown
 
 
-def animate(trace: Flows, *, sample: int = 0, frames_a_step: int = 6, most: int = MOST, title: str = "") -> FlowAnimation:
-    """The flows of one sample, step by step with `frames_a_step` frames in between, beside the surface of those that have arrived.
+def animate(trace: Flows, *, sample: int = 0, frames_a_step: int | None = None, most: int = MOST, title: str = "") -> FlowAnimation:
+    """The flows of one sample in the lattice, beside the surface of those that have arrived.
 
-    Where flows pile up on a plane their marks stay. `most` flows are drawn; the surface is of all.
+    Args:
+        frames_a_step: flows move in a line between steps; None: as many as make 40 frames, and at least 3.
+        most: flows that are drawn; the surface is of all.
     """
     flows, last = drawn(trace, sample, most), len(trace.position) - 1
-    hold = 2 * frames_a_step  # the end stays for a while
+    each = frames_a_step or max(3, 40 // last)
     with style():
         figure = Figure(figsize=(6.2, 3.0), dpi=100)
         figure.set_layout_engine("none")
@@ -41,7 +44,7 @@ def animate(trace: Flows, *, sample: int = 0, frames_a_step: int = 6, most: int 
         draw = _painter(trace, sample, flows, space, plane)
         figure.text(0.02, 0.93, title, fontsize=9)
         animation = FlowAnimation(
-            figure, lambda frame: draw(min(frame / frames_a_step, last)), frames=last * frames_a_step + hold, interval=1000 / 15
+            figure, lambda frame: draw(min(frame / each, last)), frames=last * each + HOLD, interval=1000 / 15
         )
     return animation
 
@@ -68,10 +71,13 @@ def _painter(trace: Flows, sample: int, flows: NDArray[np.intp], space: Any, pla
     """A function that draws the state at a time between two steps."""
     low, high = limits(trace.energy[:, sample][trace.exists[:, sample]])
     prepare_3d(space)
-    dots = space.scatter([], [], [], c=[], cmap=ENERGY, vmin=low, vmax=high, s=11, depthshade=False, linewidths=0)
+    dots = space.scatter([], [], [], c=[], cmap=ENERGY, vmin=low, vmax=high, s=max(4, 160 / len(flows) ** 0.5), depthshade=False, linewidths=0)
     image = plane.imshow(np.zeros((trace.height, trace.width)), cmap=ENERGY, interpolation="nearest")
     image.set_clim(*limits(trace.surface[sample]))
-    plane.set_axis_off()
+    plane.set(xticks=(), yticks=())
+    plane.grid(False)
+    for spine in plane.spines.values():
+        spine.set(visible=True, color=GREY)
     caption = plane.set_title("")
 
     last = len(trace.position) - 1
@@ -94,9 +100,10 @@ def _painter(trace: Flows, sample: int, flows: NDArray[np.intp], space: Any, pla
 
 
 def collected(trace: Flows, sample: int, flows: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The part of the surface [S] that some flows [C] bool leave."""
-    surface = np.zeros(trace.width * trace.height, dtype=np.float32)
+    """The part of the surface [S] that some flows [C] bool leave; NaN where they leave nothing."""
+    surface = np.full(trace.width * trace.height, np.nan, dtype=np.float32)
     cell, weight = trace.cell[sample], trace.weight[sample]
-    counted = (cell >= 0) & flows[:, None]
+    counted = (cell >= 0) & (weight > 0) & flows[:, None]
+    surface[cell[counted]] = 0
     np.add.at(surface, cell[counted], (weight * trace.energy[-1, sample][:, None])[counted])
     return surface

@@ -189,7 +189,7 @@ def prepare_3d(ax: Any) -> None:
     for z in (-1, 0, 1):
         ax.plot(np.full(5, z), corners[:, 0], corners[:, 1], color="black" if z else GREY, lw=0.8 if z else 0.5)
     for z, name in ((-1, "z = -1"), (0, "start"), (1, "z = +1")):
-        ax.text(z, -1, -1.35, name, fontsize=7, ha="center")
+        ax.text(z, -1, 1.35, name, fontsize=7, ha="center")
     ax.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(1, -1), xticks=(), yticks=(), zticks=())
     for each in (ax.xaxis, ax.yaxis, ax.zaxis):
         each.pane.set_visible(False)

@@ -72,11 +72,8 @@ def _plane(trace: Trace, step: int, plane: int) -> NDArray[np.int16]:
     """Energies [S] that flows have left on a plane by a step; at the last one also those that are projected."""
     counted = trace.arrived[step, 0] | (step == trace.steps)
     here = counted & (np.where(trace.position[step, 0, :, 2] > 0, 1, -1) == plane)
-    values = _short(collected(trace, 0, here) / limits(trace.surface[0])[1])
-    cell, weight = trace.cell[0, here], trace.weight[0, here]
-    empty = np.ones(len(values), dtype=bool)
-    empty[cell[(cell >= 0) & (weight > 0)]] = False
-    return np.where(empty, np.int16(NONE), values)
+    values = collected(trace, 0, here) / limits(trace.surface[0])[1]
+    return np.where(np.isnan(values), np.int16(NONE), _short(np.nan_to_num(values)))
 
 
 def _short(values: NDArray[Any]) -> NDArray[np.int16]:
