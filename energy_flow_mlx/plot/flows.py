@@ -153,17 +153,16 @@ def births(trace: Flows, *, sample: int = 0, most: int = 60, ax: Axes | None = N
     """Families of flows as a tree: a line for each flow from its birth until it arrives (dot) or the run ends; first families, up to
     `most` flows."""
     order, families = _families(trace, sample, most)
-    row = {flow: place for place, flow in enumerate(order)}
+    rows, places = np.arange(len(order)), {flow: place for place, flow in enumerate(order)}
+    lives = np.array([_life(trace, sample, flow) for flow in order]).reshape(-1, 2)
+    parent, arrived = trace.parent[sample, order], trace.arrived[-1, sample, order]
+    begin, end, child = lives[:, 0], lives[:, 1] - 1, parent >= 0
+    above = np.array([places[flow] for flow in parent[child]], dtype=int)
     with canvas(ax, size=(3.3, 2.8)) as ax:
-        for flow, y in row.items():
-            begin, end = _life(trace, sample, flow)
-            parent = trace.parent[sample, flow]
-            ax.hlines(y, begin, end - 1, color=GREEN if parent >= 0 else BLUE, lw=0.9)
-            if parent >= 0:
-                ax.vlines(begin, row[parent], y, color=GREY, lw=0.5)
-                ax.plot(begin, y, ".", color=GREEN, ms=2)
-            if trace.arrived[-1, sample, flow]:
-                ax.plot(end - 1, y, ".", color=ORANGE, ms=4)
+        ax.hlines(rows, begin, end, colors=np.where(child, GREEN, BLUE).tolist(), lw=0.9)
+        ax.vlines(begin[child], above, rows[child], colors=GREY, lw=0.5)
+        ax.plot(begin[child], rows[child], ".", color=GREEN, ms=2)
+        ax.plot(end[arrived], rows[arrived], ".", color=ORANGE, ms=4)
         born = int(np.sum(trace.parent[sample] >= 0))
         steps = np.arange(len(trace.position))
         ax.set(xlabel="step", ylabel="flow", yticks=[], xlim=(-0.1, steps[-1] + 0.1), xticks=_whole(steps))

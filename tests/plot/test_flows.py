@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from models.small import lively_model
 
 from energy_flow_mlx import plot
-from energy_flow_mlx.plot.styling import BLUE, GREEN, RED
+from energy_flow_mlx.plot.styling import BLUE, RED
 
 SPAWNING = {"movement_based_spawn": True, "spawn_movement_threshold_ratio": 0.15}
 FLAT = [plot.surfaces, plot.side, plot.landings, plot.energies, plot.arrivals, plot.births]
@@ -117,11 +117,22 @@ def test_energies_end_with_the_life(trace):
 def test_births_are_a_tree(trace):
     ax = plot.births(trace, sample=1, most=10_000)
     children = int((trace.parent[1] >= 0).sum())
-    lives = [each for each in ax.collections if to_hex(each.get_colors()[0]).upper() in (BLUE, GREEN)]
     heads = {int(parent) for parent in trace.parent[1] if 0 <= parent < 12}
     assert ax.get_title("left") == f"{children} children in {len(heads)} families; {children + len(heads)} flows shown"
-    assert len(lives) == children + len(heads) and len(ax.collections) == 2 * children + len(heads)
+    lives, links = (each.get_segments() for each in ax.collections)
+    assert len(lives) == children + len(heads) and len(links) == children
+    rows = {flow: line[0, 1] for flow, line in zip(_walk(trace.parent[1], sorted(heads)), lives, strict=True)}
+    for child in np.flatnonzero(trace.parent[1] >= 0):
+        ends = [rows[trace.parent[1, child]], rows[child]]
+        assert any(np.array_equal(link, [[trace.born[1, child], ends[0]], [trace.born[1, child], ends[1]]]) for link in links)
     assert plot.births(lively_model().trace(np.ones((1, 10)))).get_title("left") == "0 children in 0 families"
+
+
+def _walk(parent, heads):
+    """Families in the order in which they are drawn: each flow before its descendants."""
+    for head in heads:
+        yield head
+        yield from _walk(parent, np.flatnonzero(parent == head).tolist())
 
 
 def test_a_trace_shows_itself(trace):
