@@ -28,6 +28,7 @@ from .models.mapper import EmbeddingMapper
 from .models.neuron import SimpleNeuron
 from .models.processor import FlowProcessor, FlowResult
 from .models.text_encoder import TextToCubeEncoder
+from .models.trace import Trace
 from .nn import GRUCell, MultiHeadAttention, PositionalEncoding, TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "RunConfig",
     "SimpleNeuron",
     "TextToCubeEncoder",
+    "Trace",
     "TransformerEncoder",
     "TransformerEncoderLayer",
 ]

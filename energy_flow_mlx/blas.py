@@ -11,6 +11,7 @@ import importlib.metadata
 import logging
 import os
 import sys
+import warnings
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +54,13 @@ def _load(setting: str) -> str:
         raise BlasError(f"{VARIABLE}={setting!r}: accepted are auto, off, or the path of a BLAS library")
     if _has_gemm(ctypes.CDLL(None)):
         return "a BLAS that was already loaded (LD_PRELOAD)"
-    if "mlx.core" in sys.modules:
-        return f"{_REFERENCE}: MLX was imported before energy_flow_mlx, so a faster one can no longer be bound"
+    late = "mlx.core" in sys.modules
     for name in SONAMES if setting == "auto" else (setting,):
         try:
             # Checked before it is loaded globally: a library without the C interface must not shadow other symbols.
             if _has_gemm(ctypes.CDLL(name, mode=ctypes.RTLD_LOCAL)):
+                if late:
+                    return _too_late(name)
                 ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
                 return name
             failure = "it has no cblas_sgemm"
@@ -67,6 +69,16 @@ def _load(setting: str) -> str:
         if setting != "auto":
             raise BlasError(f"{VARIABLE}={setting}: {failure}")
     return f"{_REFERENCE}; OpenBLAS (Debian: libopenblas0-pthread) is many times faster"
+
+
+def _too_late(name: str) -> str:
+    """Warn that `name` is there and is not used. Python's symbols are bound by now, and stay so for the life of the process."""
+    warnings.warn(
+        f"MLX was imported before energy_flow_mlx, so that matrix products use {_REFERENCE}, which is many times slower than {name}: import "
+        f"energy_flow_mlx first, or set {VARIABLE}=off if this is meant",
+        stacklevel=5,
+    )
+    return f"{_REFERENCE}: MLX was imported before energy_flow_mlx, so that {name} can no longer be bound"
 
 
 def _has_gemm(library: ctypes.CDLL) -> bool:

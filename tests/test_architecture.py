@@ -17,16 +17,21 @@ PACKAGE = "energy_flow_mlx"
 # What may be imported inside a function: packages that are optional, or that take long to import and that few calls need.
 LATE = {
     "torch": "optional",
+    "pandas": "optional",
+    "polars": "optional",
+    "umap": "optional",
+    f"{PACKAGE}.plot": "imports matplotlib",
     "pyarrow.parquet": "optional",
     f"{PACKAGE}.export_torch_checkpoint": "imports torch",
     "huggingface_hub": "an HTTP client; only for hub:OWNER/NAME",
     "matplotlib": "only where a figure is drawn",
     "matplotlib.backends.backend_agg": "only where a figure is drawn",
     "matplotlib.figure": "only where a figure is drawn",
+    "matplotlib.pyplot": "chooses a backend; only where a new figure is shown",
     "yaml": "only for YAML files",
 }
 # None of these may be loaded by `import energy_flow_mlx`.
-HEAVY = ("huggingface_hub", "httpx", "requests", "matplotlib", "yaml", "tqdm", "pyarrow", "torch", "transformers")
+HEAVY = ("huggingface_hub", "httpx", "requests", "matplotlib", "yaml", "tqdm", "pyarrow", "torch", "transformers", "pandas", "polars")
 
 
 class Import(NamedTuple):

@@ -1,14 +1,15 @@
 """EnergyFlow: the model from embedding or text to embedding."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from ..checks import check_texts
 from ..config import ModelConfig, check_fit, read_config
 from ..files import resolve, write_folder
 from ..nn import blank_weights
@@ -21,7 +22,9 @@ from .initial import carry_energy
 from .mapper import EmbeddingMapper
 from .neuron import SimpleNeuron
 from .processor import FlowProcessor, FlowResult
+from .shapes import Array, as_array, expect_rows, expect_shape
 from .text_encoder import TextToCubeEncoder
+from .trace import Trace, record
 
 MOST_STEPS = 2**31 - 1  # the device counts steps in int32
 
@@ -62,16 +65,20 @@ class EnergyFlow(nn.Module):
 
     def __call__(
         self,
-        embeddings: mx.array,
+        embeddings: Array,
         *,
         steps: int | None = None,
         key: mx.array | None = None,
         training_step: int | mx.array | None = None,
     ) -> EnergyFlowOutput:
-        """Embeddings [B, E] through the lattice. For `steps` and `key` see FlowProcessor.
+        """Embeddings [B, E] through the lattice: an array of MLX or NumPy, or lists. For `steps` and `key` see FlowProcessor.
 
         training_step: where the displacement schedule stands; None: where this model's training stopped.
+
+        Raises:
+            TypeError, ValueError: they are texts or no numbers, or have another shape, or there is none; or as FlowProcessor.
         """
+        embeddings = as_array("embeddings", embeddings)
         here = self.trained_steps if training_step is None else training_step
         surface = self.map_to_surface(embeddings)
         if self.config.flows_enabled:
@@ -87,11 +94,45 @@ class EnergyFlow(nn.Module):
     def _dtype(self) -> mx.Dtype:
         return DTYPES[self.config.compute_dtype]
 
-    def map_to_surface(self, embeddings: mx.array) -> mx.array:
+    def trace(
+        self,
+        inputs: Sequence[str] | Array,
+        *,
+        steps: int | None = None,
+        training_step: int | mx.array | None = None,
+        limit_gb: float = 1.0,
+    ) -> Trace:
+        """Where the flows of texts or embeddings go, step by step, in evaluation mode: no dropout, no noise.
+
+        Args:
+            inputs: texts, whose surfaces the text encoder makes, or embeddings [B, E], whose surfaces the mapper makes.
+            steps, training_step: as in `__call__`.
+            limit_gb: the most that the trace may take; 22 bytes a flow and step.
+
+        Raises:
+            TypeError, ValueError: an input is not accepted, the trace would take more (the message says how much), or the model has no
+                flows.
+        """
+        if not self.config.flows_enabled:
+            raise ValueError("flows_enabled is off: this model has no flows to trace")
+        texts = check_texts("inputs", inputs) if _are_texts(inputs) else []
+        training = self.training
+        self.eval()
+        try:
+            surface = self.text_encoder.encode(texts).astype(mx.float32) if texts else self.map_to_surface(inputs)
+        finally:
+            self.train(training)
+        here = self.trained_steps if training_step is None else training_step
+        return record(self.processor, surface, texts=texts, steps=steps, training_step=here, limit_gb=limit_gb)
+
+    def map_to_surface(self, embeddings: Array) -> mx.array:
         """Embeddings [B, E] -> surfaces [B, H, W], computed in `compute_dtype`, float32."""
+        embeddings = as_array("embeddings", embeddings)
+        expect_shape("embeddings", embeddings, (None, self.config.embedding_dim))
+        expect_rows("embeddings", embeddings)
         return self.mapper.map_to_surface(embeddings.astype(self._dtype)).astype(mx.float32)
 
-    def text_to_surface(self, input_ids: mx.array, attention_mask: mx.array) -> mx.array:
+    def text_to_surface(self, input_ids: Array, attention_mask: Array) -> mx.array:
         """Token ids [B, T], mask [B, T] (non-zero: a token) -> surfaces [B, S] float32, computed in `compute_dtype`."""
         return self.text_encoder(input_ids, attention_mask).astype(mx.float32)
 
@@ -154,3 +195,8 @@ def _check_layers(path: Path, config: ModelConfig, names: Iterable[str]) -> None
     ]
     if faults:
         raise ValueError(f"{path} does not fit its config.json: {'; '.join(faults)}")
+
+
+def _are_texts(inputs: Any) -> bool:
+    """A list of texts, or a text alone, which `check_texts` refuses by name."""
+    return isinstance(inputs, str) or (isinstance(inputs, Sequence) and any(isinstance(each, str) for each in inputs))

@@ -1,12 +1,12 @@
 """EnergyLattice: the W x H x D space, and the flows in it as a structure of arrays."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from ..config import ModelConfig
 from ..ops import geometry
-from ..ops.collect import collect
+from ..ops.collect import collect, shares
 from .shapes import as_rows
 
 
@@ -73,17 +73,15 @@ class EnergyLattice:
 
     def collect(self, state: FlowState, collected: mx.array) -> mx.array:
         """The surface [B, S] that the flows marked in `collected` [N] bool leave."""
-        return collect(
-            state.energy,
-            state.position,
-            state.age,
-            state.sample,
-            collected,
-            batch=state.children.shape[0],
-            width=self.width,
-            height=self.height,
-            method=self.config.collection,
-        )
+        return collect(state.energy, state.position, state.age, state.sample, collected, **self._collection(state))
+
+    def shares(self, state: FlowState, collected: mx.array) -> tuple[mx.array, mx.array]:
+        """The cells [N, K] in which those flows are collected, and their weights [N, K] there; see `ops.collect.shares`."""
+        return shares(state.energy, state.position, state.age, state.sample, collected, **self._collection(state))
+
+    def _collection(self, state: FlowState) -> dict[str, Any]:
+        batch, method = state.children.shape[0], self.config.collection
+        return {"batch": batch, "width": self.width, "height": self.height, "method": method}
 
     def occupied(self, state: FlowState, collected: mx.array) -> mx.array:
         """How many cells hold at least one flow of those marked in `collected` [N] bool: [] int32, over all samples."""

@@ -4,7 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..nn import LayerNorm, Linear, run
-from .shapes import expect_shape
+from .shapes import Array, as_array, expect_rows, expect_shape
 
 
 def intermediate_size(embedding_dim: int, surface_dim: int) -> int:
@@ -44,9 +44,11 @@ class EmbeddingMapper(nn.Module):
         self.energy_bias = mx.zeros((1,))
         self.positional_encoding = 0.02 * mx.random.normal((height, width))
 
-    def map_to_surface(self, x: mx.array) -> mx.array:
+    def map_to_surface(self, x: Array) -> mx.array:
         """Embeddings x [B, E] -> surfaces [B, H, W]."""
+        x = as_array("x", x)
         expect_shape("x", x, (None, self.embedding_dim))
+        expect_rows("x", x)
         surface = run(self.projection, x) * self.energy_scale + self.energy_bias
         return surface.reshape(-1, self.height, self.width) + self.positional_encoding
 

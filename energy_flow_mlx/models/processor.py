@@ -1,6 +1,7 @@
 """FlowProcessor: from a surface to the surface that its flows leave."""
 
 import logging
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import mlx.core as mx
@@ -18,6 +19,9 @@ from .step import FlowStep, StepWeights
 logger = logging.getLogger(__name__)
 
 MOST_ROOM = 64.0  # the largest spawn_capacity
+
+Witness = Callable[[int, FlowState], None]  # steps done, flows
+Stop = Callable[[int, FlowState], bool]
 
 
 class FlowResult(NamedTuple):
@@ -76,9 +80,7 @@ class FlowProcessor(nn.Module):
             ValueError: a wrong shape, steps out of range, a missing key, too many flows.
         """
         config = self.config
-        steps = config.flow_steps if steps is None else steps
-        if not 1 <= steps <= MAX_STEPS:
-            raise ValueError(f"steps={steps} came, accepted are 1 to {MAX_STEPS}")
+        steps = self._steps(steps)
         noisy = self.training and config.use_exploration_noise
         if not noisy:
             key = None
@@ -88,7 +90,7 @@ class FlowProcessor(nn.Module):
         weights = self.step.weights(neuron, carrier)
         scale = carrier.scale(training_step)
         if not self.training:
-            return self._evaluate(weights, surface, steps, scale)
+            return self._evaluate(weights, surface, steps, scale)[0]
         start = self.lattice.place_initial_energy(surface, self.step.dtype)
         noises: list[mx.array | None] = [None] * steps
         if key is not None:
@@ -99,21 +101,57 @@ class FlowProcessor(nn.Module):
         step = recomputed(self.step) if config.gradient_checkpointing else self.step
         return self._finish(live(step, weights, start, noises, scale))
 
-    def _evaluate(self, weights: StepWeights, surface: mx.array, steps: int, scale: mx.array) -> FlowResult:
+    def watch(
+        self, surface: mx.array, witness: Witness, *, steps: int | None = None, training_step: int | mx.array | None = None
+    ) -> tuple[FlowResult, FlowState, mx.array, mx.array]:
+        """Run the flows as evaluation does, while `witness` sees them.
+
+        Args:
+            witness: called with the steps done and the flows, before the first step (0) and after each. Flows that lacked room for
+                children run again, from 0.
+
+        Returns:
+            The result, the flows after their last step, and as `ops.collect.shares` the cells and weights [N, K] that they have there.
+        """
+        neuron, carrier = self._shared
+        weights, scale = self.step.weights(neuron, carrier), carrier.scale(training_step)
+        result, end = self._evaluate(weights, surface, self._steps(steps), scale, witness)
+        return result, end, *self.lattice.shares(end, self._collected(end))
+
+    def _steps(self, steps: int | None) -> int:
+        steps = self.config.flow_steps if steps is None else steps
+        if not 1 <= steps <= MAX_STEPS:
+            raise ValueError(f"steps={steps} came, accepted are 1 to {MAX_STEPS}")
+        return steps
+
+    def _evaluate(
+        self, weights: StepWeights, surface: mx.array, steps: int, scale: mx.array, witness: Witness | None = None
+    ) -> tuple[FlowResult, FlowState]:
         """Run the flows without noise. Where children are lost for want of room, run them again with four times the room, until none
-        is lost or more room saves none (`max_active_flows` bounds those that move at once). Later calls start with that room."""
+        is lost or more room saves none (`max_active_flows` bounds those that move at once). Later calls start with that room.
+
+        Args:
+            witness: shown the flows before the first step (0) and after each step; a run with more room starts at 0 again.
+
+        Returns:
+            The result, and the flows after their last step.
+        """
         lost = 0
         while True:
             step, lattice = self._roomy
             config = step.config
             start = lattice.place_initial_energy(surface, step.dtype)
-            stop = _AdaptiveStop(config) if config.convergence_enabled else None
-            result = self._finish(live(step, weights, start, [None] * steps, scale, stop=stop))
+            stop: Stop | None = _AdaptiveStop(config) if config.convergence_enabled else None
+            if witness is not None:
+                witness(0, start)
+                stop = _watched(witness, stop)
+            end = live(step, weights, start, [None] * steps, scale, stop=stop)
+            result = self._finish(end)
             if config.slots_per_sample == config.surface_dim or config.spawn_capacity >= MOST_ROOM:
-                return result
+                return result, end
             before, lost = lost, cast(int, result.overflowed.item())
             if lost in (0, before):
-                return result
+                return result, end
             roomier = config.replace(spawn_capacity=min(max(4 * config.spawn_capacity, 1.0), MOST_ROOM))
             self._roomy = FlowStep(roomier), EnergyLattice(roomier)
 
@@ -130,26 +168,29 @@ class FlowProcessor(nn.Module):
 
     def _finish(self, state: FlowState) -> FlowResult:
         """Project or drop what is unfinished, and collect."""
-        config = self.config
         at_zdepth = state.position[:, 2] > 0
         unfinished = mx.sum(state.active)
         reached_z0 = mx.sum(state.arrived & ~at_zdepth)
         reached_zdepth = mx.sum(state.arrived & at_zdepth)
         nothing = mx.zeros_like(unfinished)
-        # A projected flow is collected with the distance it still had, which is what weighs it down.
-        collected = state.arrived | state.active if config.project_unfinished else state.arrived
+        collected = self._collected(state)
         return FlowResult(
             surface=self.lattice.collect(state, collected),
             reached_z0=reached_z0,
             reached_zdepth=reached_zdepth,
-            projected=unfinished if config.project_unfinished else nothing,
-            dropped=state.dropped + (nothing if config.project_unfinished else unfinished),
+            projected=unfinished if self.config.project_unfinished else nothing,
+            dropped=state.dropped + (nothing if self.config.project_unfinished else unfinished),
             spawned=mx.sum(state.children),
             overflowed=state.overflowed,
             distance=mean_distance(state),
             occupied=self.lattice.occupied(state, collected),
             sideways=self.lattice.sideways(state),
         )
+
+    def _collected(self, state: FlowState) -> mx.array:
+        """Which flows [N] leave something on the surface."""
+        # A projected flow is collected with the distance it still had, which is what weighs it down.
+        return state.arrived | state.active if self.config.project_unfinished else state.arrived
 
     def log_overflow(self, overflowed: int) -> None:
         """Warn, once in this processor's life, when children found no room; `overflowed` is that of a FlowResult."""
@@ -161,6 +202,16 @@ class FlowProcessor(nn.Module):
                 self.config.spawn_capacity,
                 self.config.max_active_flows,
             )
+
+
+def _watched(witness: Witness, stop: Stop | None) -> Stop:
+    """`stop`, asked after the witness has seen the flows."""
+
+    def watched(steps_done: int, state: FlowState) -> bool:
+        witness(steps_done, state)
+        return stop is not None and stop(steps_done, state)
+
+    return watched
 
 
 class _AdaptiveStop:

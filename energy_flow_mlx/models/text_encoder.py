@@ -15,7 +15,9 @@ from ..ops.embedding import embedding
 from ..ops.masked_mean import masked_mean
 from ..text.cache import ModelFingerprint, TextCache
 from ..text.tokeniser import Tokeniser
-from .shapes import expect_shape
+from .shapes import Array, as_array, expect_shape
+
+MOST_TOKENS = 128  # of a text, unless the caller says otherwise
 
 
 class TextToCubeEncoder(nn.Module):
@@ -42,19 +44,41 @@ class TextToCubeEncoder(nn.Module):
         self.tokeniser: Tokeniser | None = None
         self._heads, self._surface_dim = config.text_num_heads, config.surface_dim
         self._dtype = DTYPES[config.compute_dtype]
+        self._most_tokens = min(MOST_TOKENS, config.text_max_positions)
         self._weights = ModelFingerprint()
 
-    def __call__(self, input_ids: mx.array, attention_mask: mx.array) -> mx.array:
+    def __call__(self, input_ids: Array, attention_mask: Array) -> mx.array:
         """input_ids [B, T] in 0..vocab-1, attention_mask [B, T] (non-zero: a token) -> surfaces [B, S], in `compute_dtype`."""
+        input_ids, attention_mask = as_array("input_ids", input_ids), as_array("attention_mask", attention_mask)
         expect_shape("input_ids", input_ids, (None, None))
         expect_shape("attention_mask", attention_mask, tuple(input_ids.shape))
-        table = weight_in(self.token_embedding.weight, self._dtype, self.training)
-        x = self.positional_encoding(embedding(table, input_ids))
-        x = self.transformer_encoder(x, attention_mask.astype(mx.bool_))
+        x = self.transformer_encoder(self._embedded(input_ids), attention_mask.astype(mx.bool_))
         return run(self.surface_projection, masked_mean(x, attention_mask))
 
-    def encode(self, texts: Sequence[str], max_length: int = 128, cache: TextCache | None = None) -> mx.array:
-        """Texts -> surfaces [B, S]. Longer texts are cut to max_length tokens; an empty one is read as "empty".
+    def _embedded(self, input_ids: mx.array) -> mx.array:
+        """Token ids [B, T] -> what the transformer reads [B, T, d]."""
+        table = weight_in(self.token_embedding.weight, self._dtype, self.training)
+        return self.positional_encoding(embedding(table, input_ids))
+
+    def attention(self, text: str) -> tuple[list[str], np.ndarray]:
+        """What the tokens of one text look at: its tokens, and weights [layers, heads, T, T], each row of which sums to 1.
+
+        Raises:
+            TypeError, ValueError: as `encode`.
+        """
+        tokeniser = self._fitting_tokeniser()
+        ids, mask = tokeniser.encode(check_texts("text", [text]), self._most_tokens)
+        tokens = tokeniser.tokens(ids[0, : mask.sum()])
+        x = self._embedded(mx.array(ids[:, : len(tokens)]))
+        weights = []
+        for layer in self.transformer_encoder.layers:
+            weights.append(layer.self_attn.weights(x)[0])
+            x = layer(x)
+        return tokens, np.array(mx.stack(weights).astype(mx.float32))
+
+    def encode(self, texts: Sequence[str], max_length: int | None = None, cache: TextCache | None = None) -> mx.array:
+        """Texts -> surfaces [B, S]. Longer texts are cut to max_length tokens (None: 128, or as many as there are positions for); an
+        empty one is read as "empty".
 
         Args:
             cache: where surfaces are looked up and kept; only in evaluation mode, and without gradients.
@@ -65,6 +89,7 @@ class TextToCubeEncoder(nn.Module):
         """
         tokeniser = self._fitting_tokeniser()
         checked = check_texts("texts", texts)
+        max_length = self._most_tokens if max_length is None else max_length
         if not checked:
             return mx.zeros((0, self._surface_dim), self._dtype)
         if cache is None:

@@ -1,5 +1,6 @@
 """Layers that the models share and that `mlx.nn` lacks or shapes otherwise."""
 
+from . import copying  # noqa: F401  lets models be copied
 from .attention import MultiHeadAttention
 from .bert import BertEncoder, BertSettings
 from .gru import GRUCell, blank_weights

@@ -78,8 +78,7 @@ def collect_reference(
 ) -> mx.array:
     """`collect` in plain MLX: the specification."""
     value = energy[:, 0]
-    weight = mx.abs(value) / (1.0 + distance_to_plane(position)) * (1.0 + 0.1 * age.astype(mx.float32))
-    mass = mx.where(collected, mx.exp(weight), 0.0)
+    mass = _mass(value, position, age, collected)
     first = sample * (width * height)
     zeros = mx.zeros((batch * width * height,), dtype=mx.float32)
 
@@ -96,6 +95,41 @@ def collect_reference(
         coverage = mx.minimum(zeros.at[cell].add(share), 1.0)
         surface = coverage * zeros.at[cell].add(mass * value[:, None]) / mx.where(total > 0, total, 1.0)
     return surface.reshape(batch, width * height)
+
+
+def shares(
+    energy: mx.array,
+    position: mx.array,
+    age: mx.array,
+    sample: mx.array,
+    collected: mx.array,
+    *,
+    batch: int,
+    width: int,
+    height: int,
+    method: str = "nearest",
+) -> tuple[mx.array, mx.array]:
+    """Where each flow is collected and what part it has there; arguments as `collect`.
+
+    Returns:
+        cell [N, K] int32 within the sample, -1 for flows that are not collected, and weight [N, K]; K is 1, or 4 if `bilinear`.
+        A surface is in each cell the sum of weight * energy.
+    """
+    cell, share = cell_index(position, width, height)[:, None], mx.ones_like(energy)
+    if method == "bilinear":
+        cell, share = _bilinear(position, width, height)
+    share = mx.where(collected[:, None], share, 0.0)
+    mass = _mass(energy[:, 0], position, age, collected)[:, None] * share
+    zeros, at = mx.zeros((batch * width * height,)), sample[:, None] * (width * height) + cell
+    total, coverage = zeros.at[at].add(mass), mx.minimum(zeros.at[at].add(share), 1.0)
+    weight = coverage[at] * mass / mx.where(total > 0, total, 1.0)[at]
+    return mx.where(collected[:, None], cell, -1), weight
+
+
+def _mass(value: mx.array, position: mx.array, age: mx.array, collected: mx.array) -> mx.array:
+    """The exponentials [N] behind the softmax, of energies `value` [N]; 0 for flows that are not collected."""
+    weight = mx.abs(value) / (1.0 + distance_to_plane(position)) * (1.0 + 0.1 * age.astype(mx.float32))
+    return mx.where(collected, mx.exp(weight), 0.0)
 
 
 def _bilinear(position: mx.array, width: int, height: int) -> tuple[mx.array, mx.array]:

@@ -195,6 +195,10 @@ class Tokeniser:
         framing = np.array([encoding.special_tokens_mask for encoding in encodings], dtype=np.int32).reshape(shape)
         return TokenBatch(ids.astype(np.int32), mask), (mask * (1 - framing)).sum(axis=1)
 
+    def tokens(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
+        """The tokens of one row of ids [T], as the vocabulary writes them."""
+        return [str(self._tokenizer.id_to_token(int(id))) for id in ids]
+
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """The text of one row of ids [T], without special tokens.
 

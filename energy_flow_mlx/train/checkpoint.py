@@ -15,15 +15,16 @@ from mlx.utils import tree_unflatten
 
 from ..config import EnergyConfig, RunConfig
 from ..files import naming, resolve, write_aside, write_folder
+from ..metrics import FILE as METRICS
+from ..metrics import read_lines
 from ..models.energy_flow import EnergyFlow
-from ..strict_json import parse_json, read_json, to_json, write_json
+from ..strict_json import read_json, to_json, write_json
 from ..tensors import LOADED, listing, load_arrays, save_arrays
 from .loss import number
 from .loss_scale import LossScale
 from .optimiser import Plateau, named_arrays
 from .stages import not_finite
 
-METRICS = "metrics.jsonl"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "trainer.json")
 
 
@@ -162,25 +163,17 @@ def append_metrics(run: Path, line: dict[str, Any]) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; an incomplete last line, which a killed process leaves, is skipped.
+    """The lines of metrics.jsonl as `metrics.read_lines` gives them; none where there is no such file.
 
     Raises:
-        CheckpointError: another line does not parse; names it.
+        CheckpointError: a line does not parse; names it.
     """
-    path = run / METRICS
-    if not path.is_file():
+    if not (run / METRICS).is_file():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is unfinished
-    metrics = []
-    for count, line in enumerate(lines, 1):
-        try:
-            values = parse_json(line)
-        except ValueError as error:
-            raise CheckpointError(f"{path}: line {count} is not JSON: {error}") from error
-        if not isinstance(values, dict) or type(values.get("step")) is not int:
-            raise CheckpointError(f"{path}: line {count} is no object with a step")
-        metrics.append(values)
-    return metrics
+    try:
+        return read_lines(run)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def cut_metrics(run: Path, step: int) -> None:

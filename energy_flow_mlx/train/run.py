@@ -63,8 +63,9 @@ def train(
         if not quiet:
             print(f"memory of the run: {mx.get_peak_memory() / memory.GB:.2f} GB at most")
         try:
-            try_curves(folder)
+            try_curves(folder)  # now, because the table may take long and be interrupted
             rows = held_out(run.model, run.data, run.config, mlp=mlp_baseline, ablation=ablation)
+            try_curves(folder, rows)
         except KeyboardInterrupt:
             print(f"interrupted: the run is complete and saved; for the table:\n  python -m energy_flow_mlx.evaluate {folder}", file=sys.stderr)
             return 130

@@ -124,7 +124,7 @@ WRONG = {
     "position_history: shape (4, 6, 3) came, accepted is (N, up to 5, 3)": lambda m: m.carrier(
         mx.zeros((4, 5)), mx.zeros((4, 1)), None, mx.zeros((4, 3)), position_history=mx.zeros((4, 6, 3))
     ),
-    "x: shape (2, 9) came, accepted is (any, 10)": lambda m: m(mx.zeros((2, 9))),
+    "embeddings: shape (2, 9) came, accepted is (any, 10)": lambda m: m(mx.zeros((2, 9))),
     "surface: an empty dictionary came": lambda m: m.collector.collect({}),
     "surface: cell (4, 0) came, accepted are x in 0..3 and y in 0..2": lambda m: m.collector.collect(
         {(4, 0): mx.zeros((1, 1))}

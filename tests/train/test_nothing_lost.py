@@ -27,7 +27,7 @@ FULL = OSError(28, "No space left on device", "somewhere")
 def quick():
     """Without the curves and the other rows of the table, which take longer than these runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_run, "try_curves", lambda folder: None)
+        patch.setattr(training_run, "try_curves", lambda *_: None)
         patch.setattr(report, "simple_baselines", lambda data: {})
         yield
 

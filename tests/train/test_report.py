@@ -8,6 +8,7 @@ from train.small import small_config, small_data, small_model
 from energy_flow_mlx.data.source import ArrayPairs, PairData
 from energy_flow_mlx.text.tokeniser import TokenBatch
 from energy_flow_mlx.train.baselines import RidgeFit, simple_baselines
+from energy_flow_mlx.train.checkpoint import append_metrics
 from energy_flow_mlx.train.evaluation import Evaluation, Scores, evaluate, score
 from energy_flow_mlx.train.loss import cosine
 from energy_flow_mlx.train.report import draw_curves, held_out, table
@@ -126,7 +127,8 @@ def test_the_table_has_all_rows_and_the_best_last():
 def test_curves_are_drawn(tmp_path):
     parts = {"surface": 0.5, "text": 0.0, "embedding": 0.5, "arrival": 0.1, "arrived": 5.0, "ended": 6.0}
     rates = {"learning_rate": 1e-3, "gradient_norm": 0.5}
-    metrics = [{"step": step, "loss": 1.0, **parts, **rates} for step in (1, 2)]
-    metrics.append({"step": 2, "validation_cosine": 0.3, "validation_arrived": 0.9})
-    draw_curves(tmp_path / "curves.png", metrics)
+    for step in (1, 2):
+        append_metrics(tmp_path, {"step": step, "loss": 1.0, **parts, **rates})
+    append_metrics(tmp_path, {"step": 2, "validation_cosine": 0.3, "validation_arrived": 0.9})
+    draw_curves(tmp_path, {"mean target": Scores(0.25, 0.0, 0.5)})
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,0 +1,1 @@
+"""python -m energy_flow_mlx.view: the flows of a text as a page or an animation."""

@@ -1,0 +1,72 @@
+"""python -m energy_flow_mlx.view RUN: the flows of a text, as a page to play and turn, or as an animation."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..cli import Parser
+from ..files import write_aside
+from ..models.energy_flow import EnergyFlow
+from ..models.trace import Trace
+from ..ops.failures import KernelError, kernel_errors
+from ..plot.animation import WRITERS, animate, save_animation
+from .page import page
+
+TEXT = "A dog runs in the park."
+FLOWS = 20_000  # drawn of each run: more make the page slow
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, 1 (a kernel failed), or 2 (invalid folder or argument)."""
+    arguments = _parser().parse_args(argv)
+    out: Path = arguments.out
+    try:
+        if out.suffix not in WRITERS:
+            raise ValueError(f"--out {out}: accepted are files in {', '.join(WRITERS)}")
+        if arguments.other is not None and out.suffix != ".html":
+            raise ValueError(f"--other {arguments.other}: two runs stand beside each other on a page; give --out FILE.html")
+        if arguments.flows < 1:
+            raise ValueError(f"--flows {arguments.flows}: accepted is 1 or more")
+        folders = [folder for folder in (arguments.run, arguments.other) if folder is not None]
+        with kernel_errors():
+            traces = {_name(folder, folders): _trace(folder, arguments.text) for folder in folders}
+        if out.suffix == ".html":
+            written = page(traces, most=arguments.flows)
+            write_aside(out, lambda aside: aside.write_text(written, encoding="utf-8"))
+        else:
+            save_animation(animate(next(iter(traces.values())), most=arguments.flows, title=arguments.text), out)
+    except KernelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{out}: {', '.join(f'{name}: {trace!r}' for name, trace in traces.items())}")
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m energy_flow_mlx.view", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a folder with config.json, model.safetensors and tokenizer.json")
+    parser.add_argument("--text", default=TEXT, help=f"whose flows are shown (default: {TEXT})")
+    parser.add_argument("--other", type=Path, metavar="RUN", help="a second run or checkpoint, shown beside it")
+    parser.add_argument("--flows", type=int, default=FLOWS, metavar="INT", help=f"flows that are drawn of each run (default: {FLOWS})")
+    parser.add_argument(
+        "--out", type=Path, default=Path("flows.html"), metavar="FILE",
+        help=".html: a page that needs no network (default: flows.html); .gif, and with ffmpeg .mp4 or .webm: an animation",
+    )  # fmt: skip
+    return parser
+
+
+def _trace(folder: Path, text: str) -> Trace:
+    return EnergyFlow.from_pretrained(folder).trace([text])
+
+
+def _name(folder: Path, folders: Sequence[Path]) -> str:
+    """The folder's name, or the path where both have the same."""
+    same = len({each.resolve().name for each in folders}) < len(folders)
+    return str(folder) if same else folder.resolve().name
+
+
+if __name__ == "__main__":
+    sys.exit(main())
