@@ -3,7 +3,6 @@
 import dataclasses
 import html
 import io
-import json
 import math
 import os
 from base64 import b64encode
@@ -18,6 +17,7 @@ from safetensors.numpy import save_file
 
 from ..config import ModelConfig
 from ..files import write_aside
+from ..strict_json import parse_json, to_json
 from ..tensors import read_metadata, read_tensors
 from .lattice import FlowState
 from .processor import FlowProcessor
@@ -104,7 +104,7 @@ class Trace:
             for name, array in self.to_numpy().items()
         }
         sizes = {name: str(getattr(self, name)) for name in ("width", "height", "depth")}
-        metadata = {"format": _FORMAT, "texts": json.dumps(self.texts), **sizes}
+        metadata = {"format": _FORMAT, "texts": to_json(list(self.texts), indent=None), **sizes}
         write_aside(path, lambda aside: save_file(tensors, aside, metadata))
 
     @classmethod
@@ -124,7 +124,7 @@ class Trace:
                 arrays[name] = arrays[name].astype(bool)
         try:
             sizes: dict[str, Any] = {name: int(metadata[name]) for name in ("width", "height", "depth")}
-            trace = cls(**arrays, **sizes, texts=tuple(json.loads(metadata["texts"])))
+            trace = cls(**arrays, **sizes, texts=tuple(parse_json(metadata["texts"])))
             rows, batch, slots, _ = trace.position.shape
             shapes = _shapes(rows, batch, slots, trace.width * trace.height, trace.cell.shape[-1])
         except (KeyError, TypeError, ValueError, IndexError) as error:

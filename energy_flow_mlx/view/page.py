@@ -3,7 +3,6 @@
 page.html draws on canvases by itself. Built on plotly's animation frames it took half a second and more to draw one at 100x100 cells.
 """
 
-import json
 from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..models.trace import Trace
 from ..plot.animation import collected
 from ..plot.flows import drawn, limits
 from ..plot.styling import ENERGY_COLOURS
+from ..strict_json import to_json
 
 TEMPLATE = Path(__file__).with_name("page.html")
 FULL, NONE = 32767, -32768  # numbers from -1 to 1 are sent in 16 bits; NONE: a cell in which no flow has arrived
@@ -36,7 +36,7 @@ def page(traces: Mapping[str, Trace], *, most: int) -> str:
         "colours": [[round(255 * channel) for channel in to_rgb(colour)] for colour in ENERGY_COLOURS],
         "runs": [_run(name, trace, most) for name, trace in traces.items()],
     }
-    text = json.dumps(data).replace("<", "\\u003c")  # so that no text can end the script element
+    text = to_json(data, indent=None).replace("<", "\\u003c")  # so that no text can end the script element
     return TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", text)
 
 

@@ -46,8 +46,8 @@ def test_metrics_are_arrays_in_step(run):
     np.testing.assert_array_equal(metrics["gradient_norm"], [0.5, np.nan, np.nan])
     with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl: no such file; it is in the folder of a run"):
         read_lines(run.parent)
-    (run / "metrics.jsonl").write_text("{}\n{")
-    assert read_lines(run) == [{}]
+    (run / "metrics.jsonl").write_text('{"step": 1}\n{')
+    assert read_lines(run) == [{"step": 1}]
     (run / "metrics.jsonl").write_text("{\n{}\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl: line 1 is not JSON"):
         read_lines(run)
