@@ -8,8 +8,10 @@ A set of files that belong together (weights, optimiser and trainer state of one
 """
 
 import errno
+import glob
 import hashlib
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,7 +43,8 @@ def write_aside(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> N
         OSError: names the file; nothing is left of it, and the old one is as it was.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.new{path.suffix}")
+    _sweep(path)
+    aside = path.with_name(f".{path.stem}.{platform.node()}-{os.getpid()}.new{path.suffix}")
     try:
         with _written(path, aside):
             write(aside)
@@ -49,6 +52,25 @@ def write_aside(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> N
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes of this machine that were killed left of their writes of the file `path`."""
+    before, after = f".{path.stem}.{platform.node()}-", f".new{path.suffix}"
+    for left in path.parent.glob(f"{glob.escape(before)}*{glob.escape(after)}"):
+        process = left.name.removeprefix(before).removesuffix(after)
+        if process.isdecimal() and not _runs(int(process)):
+            left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # someone else's
+        pass
+    return True
 
 
 def write_folder(folder: str | os.PathLike[str], writers: Mapping[str, Callable[[Path], Any]]) -> None:

@@ -2,8 +2,11 @@
 
 import errno
 import os
+import platform
 import resource
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,6 +156,23 @@ def test_a_folder_that_finds_no_room_keeps_its_old_files(tmp_path: Path) -> None
     with small_files(1000), pytest.raises(OSError, match=f"{tmp_path}/b"):
         write_folder(tmp_path, {"a": lambda path: path.write_bytes(b"new"), "b": lambda path: path.write_bytes(bytes(2000))})
     assert everything(tmp_path) == {"a": b"old", "b": b"old"}
+
+
+def test_what_a_killed_process_left_of_a_write_goes_with_the_next(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    here = platform.node()
+    for writer in (f"{here}-{ended.pid}", f"{here}-{os.getppid()}", f"{here}-of-another", f"elsewhere-{ended.pid}"):
+        (tmp_path / f".file.{writer}.new.txt").touch()
+    (tmp_path / f".other.{here}-{ended.pid}.new.txt").touch()
+    write_aside(tmp_path / "file.txt", lambda path: path.write_bytes(b"new"))
+    assert everything(tmp_path) == {
+        "file.txt": b"new",
+        f".file.{here}-{os.getppid()}.new.txt": b"",
+        f".file.{here}-of-another.new.txt": b"",
+        f".file.elsewhere-{ended.pid}.new.txt": b"",
+        f".other.{here}-{ended.pid}.new.txt": b"",
+    }
 
 
 def test_an_error_keeps_the_name_that_it_has(tmp_path: Path) -> None:

@@ -136,8 +136,7 @@ def _bilinear(position: mx.array, width: int, height: int) -> tuple[mx.array, mx
     """The four cells [N, 4] around each position and its shares [N, 4] in them; the shares of a flow sum to 1."""
     x = (position[:, 0] + 1.0) / 2.0 * (width - 1)
     y = (position[:, 1] + 1.0) / 2.0 * (height - 1)
-    left = mx.clip(mx.floor(mx.stop_gradient(x)), 0, width - 2)
-    top = mx.clip(mx.floor(mx.stop_gradient(y)), 0, height - 2)
+    left, top = _interval(x, width), _interval(y, height)
     right_share, low_share = x - left, y - top
     cell = top.astype(mx.int32) * width + left.astype(mx.int32)
     cells = mx.stack([cell, cell + 1, cell + width, cell + width + 1], axis=1)
@@ -151,6 +150,13 @@ def _bilinear(position: mx.array, width: int, height: int) -> tuple[mx.array, mx
         axis=1,
     )
     return cells, shares
+
+
+def _interval(x: mx.array, points: int) -> mx.array:
+    """The interval between two of `points` points that x [N] lies in, as the lower of its ends. Has no gradient."""
+    low = mx.floor(mx.stop_gradient(x))
+    # As in `geometry.quantise`: a NaN would index out of bounds, and end the process.
+    return mx.clip(mx.where(mx.isnan(low), 0.0, low), 0, points - 2)
 
 
 @functools.cache

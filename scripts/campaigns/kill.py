@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from campaign import Campaign
-from jobs import Build, Cache, Conversion, Job, Training, checked, child, prepared
+from jobs import Build, Cache, Conversion, Job, Training, checked, child, leftovers, prepared
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +55,8 @@ def _killed(campaign: Campaign, job: Job, moment: float, reference: dict[str, st
     elif (left := job.results()) != reference:
         names = sorted(name for name in left.keys() | reference.keys() if left.get(name) != reference.get(name))
         campaign.fault(f"{job.name}: not what an uninterrupted one leaves: {', '.join(names)}")
+    for fault in leftovers(job.folder):
+        campaign.fault(f"{job.name}, come to its end: {fault}")
     campaign.count("finished")
     shutil.rmtree(job.folder)
     safe.unlink()

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from energy_flow_mlx.ops.collect import collect
+from energy_flow_mlx.ops.collect import _bilinear, collect
 
 SIZE = {"batch": 2, "width": 4, "height": 3}
 
@@ -103,3 +103,10 @@ def test_long_lives_do_not_overflow() -> None:
     flows["position"] = mx.concatenate([flows["position"][:, :2], mx.ones((4, 1))], axis=1)
     surface = np.array(collect(**flows | {"collected": mx.ones((4,), dtype=mx.bool_)}, **SIZE))
     assert np.isfinite(surface).all() and surface.max() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("where", [float("nan"), float("inf"), -float("inf")])
+def test_a_position_that_is_not_finite_indexes_no_cell_outside(where):
+    """An index out of bounds would end the process."""
+    cells, _ = _bilinear(mx.array([[where, 0.5, 0.0], [0.5, where, 0.0], [where, where, where]]), 4, 3)
+    assert np.array(cells).min() >= 0 and np.array(cells).max() < 12
