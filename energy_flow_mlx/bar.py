@@ -1,5 +1,6 @@
 """The progress bar of every command."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -53,5 +54,11 @@ class Bar(tqdm):
 
 
 def in_terminal(file: Any = None) -> bool:
-    """Whether `file`, or standard error, is a terminal."""
-    return bool((file or sys.stderr).isatty())
+    """Whether `file`, or standard error, is a terminal that has a width: some of containers have none, and show no bar."""
+    file = file or sys.stderr
+    if not file.isatty():
+        return False
+    try:
+        return os.get_terminal_size(file.fileno()).columns > 0
+    except OSError:  # a stream without a descriptor
+        return True

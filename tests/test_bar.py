@@ -10,7 +10,7 @@ import termios
 import pytest
 
 from energy_flow_mlx import bar
-from energy_flow_mlx.bar import Bar
+from energy_flow_mlx.bar import Bar, in_terminal
 from energy_flow_mlx.train.progress import _FORMAT
 
 
@@ -61,3 +61,12 @@ def test_a_narrow_terminal_shows_the_loss():
     os.close(master)
     assert "0/600 [00:00<?, loss=0.1234" in shown
     assert max(len(line) for line in shown.split("\r")) <= 40
+
+
+@pytest.mark.parametrize(("columns", "terminal"), [(80, True), (0, False)])
+def test_a_terminal_without_a_width_gets_lines(columns, terminal):
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 20, columns, 0, 0))
+    with os.fdopen(slave, "w") as file:
+        assert in_terminal(file) == terminal
+    os.close(master)
