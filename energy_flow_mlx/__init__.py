@@ -18,12 +18,14 @@ from .models.lattice import EnergyLattice, FlowState
 from .models.mapper import EmbeddingMapper
 from .models.neuron import SimpleNeuron
 from .models.processor import FlowProcessor, FlowResult
+from .models.text_decoder import CubeToTextDecoder
 from .models.text_encoder import TextToCubeEncoder
 from .nn import GRUCell, MultiHeadAttention, PositionalEncoding, TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
     "CarrierOutput",
     "ConfigError",
+    "CubeToTextDecoder",
     "EmbeddingMapper",
     "EnergyCarrier",
     "EnergyConfig",

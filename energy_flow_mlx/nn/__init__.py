@@ -4,9 +4,10 @@ from .attention import MultiHeadAttention
 from .bert import BertEncoder, BertSettings
 from .gru import GRUCell
 from .linear import Linear
-from .norm import LayerNorm
+from .norm import LayerNorm, RMSNorm
 from .positional import PositionalEncoding
 from .sequence import run
+from .t5 import T5Decoder, T5Settings
 from .transformer import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
@@ -17,6 +18,9 @@ __all__ = [
     "Linear",
     "MultiHeadAttention",
     "PositionalEncoding",
+    "RMSNorm",
+    "T5Decoder",
+    "T5Settings",
     "TransformerEncoder",
     "TransformerEncoderLayer",
     "run",

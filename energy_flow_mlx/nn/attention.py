@@ -1,4 +1,4 @@
-"""Multi-head self-attention with biases and dropout on the attention weights."""
+"""Multi-head attention: self-attention with biases, and the scores that all kinds share, with dropout on the attention weights."""
 
 import math
 
@@ -30,21 +30,46 @@ class MultiHeadAttention(nn.Module):
 
     def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
         """x [B, T, d], mask [B, T] bool (True: attend to this token) -> [B, T, d]."""
-        batch, length, dim = x.shape
+        query, key, value = (
+            split_heads(project(x), self.heads) for project in (self.query_proj, self.key_proj, self.value_proj)
+        )
+        mask = None if mask is None else mask[:, None, None, :]
+        scale = 1.0 / math.sqrt(x.shape[-1] // self.heads)
+        return self.out_proj(merge_heads(attend(query, key, value, scale=scale, mask=mask, dropout=self.dropout)))
 
-        def split(projected: mx.array) -> mx.array:  # [B, heads, T, d / heads]
-            return projected.reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3)
 
-        query, key, value = split(self.query_proj(x)), split(self.key_proj(x)), split(self.value_proj(x))
-        scale = 1.0 / math.sqrt(dim // self.heads)
-        attend = None if mask is None else mask[:, None, None, :]
-        if self.training and self.dropout._p_1 < 1:
-            # MLX's fused attention cannot drop weights.
-            scores = (query * scale) @ key.transpose(0, 1, 3, 2)
-            if attend is not None:
-                # The lowest finite number, not -inf: a row that masks everything averages instead of turning into NaN.
-                scores = mx.where(attend, scores, mx.finfo(scores.dtype).min)
-            mixed = self.dropout(mx.softmax(scores, axis=-1, precise=True)) @ value
-        else:
-            mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=attend)
-        return self.out_proj(mixed.transpose(0, 2, 1, 3).reshape(batch, length, dim))
+def split_heads(x: mx.array, heads: int) -> mx.array:
+    """[B, T, heads * dk] -> [B, heads, T, dk]."""
+    batch, length, _ = x.shape
+    return x.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x: mx.array) -> mx.array:
+    """[B, heads, T, dk] -> [B, T, heads * dk]."""
+    batch, _, length, _ = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch, length, -1)
+
+
+def attend(
+    query: mx.array, key: mx.array, value: mx.array, *, scale: float, mask: mx.array | None, dropout: nn.Dropout
+) -> mx.array:
+    """softmax(scale * query key^T) value.
+
+    Args:
+        query: [B, heads, T, dk].
+        key, value: [B, heads, K, dk].
+        mask: of a shape that broadcasts to [B, heads, T, K]: bool (True: attend), or numbers that are added to the scores.
+        dropout: on the attention weights, while it is in training mode.
+
+    Returns:
+        [B, heads, T, dk].
+    """
+    boolean = mask is None or mask.dtype == mx.bool_
+    # MLX's fused attention cannot drop weights, and a mask of numbers has gradients, which not every backend gives.
+    if dropout.training and (dropout._p_1 < 1 or not boolean):
+        scores = (query * scale) @ key.transpose(0, 1, 3, 2)
+        if mask is not None:
+            # The lowest finite number, not -inf: a row that masks everything averages instead of turning into NaN.
+            scores = mx.where(mask, scores, mx.finfo(scores.dtype).min) if boolean else scores + mask
+        return dropout(mx.softmax(scores, axis=-1, precise=True)) @ value
+    return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
