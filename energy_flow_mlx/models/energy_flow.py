@@ -1,5 +1,6 @@
 """EnergyFlow: the model from embedding or text to embedding, and to text."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -123,19 +124,21 @@ class EnergyFlow(nn.Module):
         """What turns surfaces into texts, in converted models that have one; it is no part of the model's parameters."""
         return self._decoder.text_decoder
 
-    def decode(self, surface: mx.array | None = None, *, embedding: mx.array | None = None, **search: Any) -> list[str]:
+    def decode(
+        self, surface: mx.array | None = None, *, embedding: mx.array | None = None, search: Search | None = None, **settings: Any
+    ) -> list[str]:
         """Surfaces or embeddings -> texts.
 
         Args:
             surface: [B, S] or [B, H, W].
             embedding: [B, E], in place of a surface: its mapped surface is decoded, without flows.
-            search: num_beams, max_length, … of `text.search.Search`.
+            search: how texts are looked for; or its fields as arguments: num_beams=1, max_length=20, …
 
         Raises:
             ValueError: this model has no text decoder; surfaces of another size, or with NaN or infinity; both or none of `surface` and
                 `embedding`; a search that is not accepted.
         """
-        settings = Search(**search)
+        search = Search(**settings) if search is None else dataclasses.replace(search, **settings)
         if self.text_decoder is None:
             raise ValueError(f"text_decoder: this model has none; a folder that has one holds {RECORD} and {TENSORS}")
         if (surface is None) == (embedding is None):
@@ -144,7 +147,7 @@ class EnergyFlow(nn.Module):
             expect_shape("embedding", embedding, (None, self.config.embedding_dim))
             surface = self.map_to_surface(embedding)
         rows = as_rows("surface", cast(mx.array, surface), self.config.lattice_width, self.config.lattice_height)
-        return self.text_decoder.decode(rows.astype(mx.float32), settings)
+        return self.text_decoder.decode(rows.astype(mx.float32), search)
 
     def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:
         """Write model.safetensors: every parameter, and `trained_steps` in its metadata."""

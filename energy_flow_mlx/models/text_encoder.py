@@ -63,7 +63,7 @@ class TextToCubeEncoder(nn.Module):
             ValueError: there is no tokeniser, it has more entries than the token embedding, or a cache is given while
                 dropout makes every surface another one.
         """
-        tokeniser = self._fitting_tokeniser()
+        tokeniser = self.fitting_tokeniser()
         checked = check_texts("texts", texts)
         if not checked:
             return mx.zeros((0, self._surface_dim), self._dtype)
@@ -85,9 +85,10 @@ class TextToCubeEncoder(nn.Module):
             ValueError: as `encode`.
         """
         weights = self._weights.of(dict(tree_flatten(self.parameters())))
-        return f"{weights} {self._heads} {self._fitting_tokeniser().fingerprint}"
+        return f"{weights} {self._heads} {self.fitting_tokeniser().fingerprint}"
 
-    def _fitting_tokeniser(self) -> Tokeniser:
+    def fitting_tokeniser(self) -> Tokeniser:
+        """The tokeniser. Raises ValueError if there is none, or it has more entries than the token embedding."""
         if self.tokeniser is None:
             raise ValueError("tokeniser: None; set text_encoder.tokeniser, or load a folder that holds tokenizer.json")
         rows = self.token_embedding.weight.shape[0]
