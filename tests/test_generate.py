@@ -100,6 +100,11 @@ def test_texts_come_from_arguments_a_file_or_standard_input(
     assert answers(capsys, run) == []
 
 
+def test_options_stand_anywhere(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), *SHORT, WORDS[0], "--json", WORDS[1]]) == 0
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == WORDS[:2]
+
+
 def test_what_people_read(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (row,) = answers(capsys, run, WORDS[1])
     assert main([str(run), WORDS[1], *SHORT]) == 0

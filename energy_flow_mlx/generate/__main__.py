@@ -31,7 +31,7 @@ _STOPPING = {str(value).lower(): value for value in EARLY_STOPPING}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 (a kernel failed, or nobody reads on), 2 (refused), 130 (interrupted)."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)  # so that texts may follow options
     try:
         with kernel_errors():
             _generate(arguments)
