@@ -27,6 +27,7 @@ from .models.lattice import EnergyLattice, FlowState
 from .models.mapper import EmbeddingMapper
 from .models.neuron import SimpleNeuron
 from .models.processor import FlowProcessor, FlowResult
+from .models.text_decoder import CubeToTextDecoder
 from .models.text_encoder import TextToCubeEncoder
 from .models.trace import Trace
 from .nn import GRUCell, MultiHeadAttention, PositionalEncoding, TransformerEncoder, TransformerEncoderLayer
@@ -34,6 +35,7 @@ from .nn import GRUCell, MultiHeadAttention, PositionalEncoding, TransformerEnco
 __all__ = [
     "CarrierOutput",
     "ConfigError",
+    "CubeToTextDecoder",
     "EmbeddingMapper",
     "EnergyCarrier",
     "EnergyConfig",

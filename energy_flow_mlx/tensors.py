@@ -191,17 +191,20 @@ def check_finite(what: str, tensors: Mapping[str, np.ndarray]) -> None:
         raise ValueError(f"{what}: NaN or infinity in {listing(bad)}")
 
 
-def check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError that lists the parameters that are missing in a weights file, unknown, or of another shape."""
+def check_shapes(
+    path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], config: str = "config.json"
+) -> None:
+    """Raise ValueError that lists the parameters that are missing in a weights file, unknown, or of another shape than the file `config`
+    beside it requires."""
     faults = [f"{name} is missing" for name in expected if name not in found]
     faults += [f"{name} is unknown" for name in found if name not in expected]
     faults += [
-        f"{name} has shape {tuple(found[name])}, config.json requires {tuple(shape)}"
+        f"{name} has shape {tuple(found[name])}, {config} requires {tuple(shape)}"
         for name, shape in expected.items()
         if name in found and tuple(found[name]) != tuple(shape)
     ]
     if faults:
-        raise ValueError(f"{path} does not fit its config.json: {listing(faults, separator='; ')}")
+        raise ValueError(f"{path} does not fit its {config}: {listing(faults, separator='; ')}")
 
 
 def as_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, mx.array]:

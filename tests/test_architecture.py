@@ -149,7 +149,7 @@ def test_models_know_nothing_of_a_run() -> None:
         if each.source.startswith(f"{PACKAGE}.models") and each.target.startswith(f"{PACKAGE}.config")
         for name in each.names or (each.target,)
     }
-    assert taken <= {"ConfigError", "ModelConfig", "check_fit", "read_config"}
+    assert taken <= {"ConfigError", "ModelConfig", "check_fit", "read_config", "read_mapping"}
 
 
 @pytest.mark.parametrize("module", [PACKAGE, f"{PACKAGE}.models.energy_flow"])

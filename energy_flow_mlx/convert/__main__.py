@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             overrides = dict(_assignment(text) for text in options.set)
             source = read_source(options.source, options.mapper, options.config, not options.without_optimizer)
             conversion = to_mlx.convert(source, options.dtype, options.init_missing, overrides)
-            files = to_mlx.write(conversion, options.to, options.tokenizer)
+            files = to_mlx.write(conversion, options.to, options.tokenizer, options.decoder_tokenizer)
             rows, notes, headers = conversion.rows, conversion.notes, ("torch", "mlx")
             if "tokenizer.json" not in files:
                 notes = [*notes, "tokeniser: absent, so the model takes no texts; --tokenizer FILE adds it"]
@@ -53,6 +53,7 @@ def _parser() -> Parser:
         "--mapper", type=Path, metavar="FILE", help="tensors input_mapper.* and output_collector.*; .pt or .safetensors"
     )
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="the text encoder's tokenizer.json")
+    parser.add_argument("--decoder-tokenizer", type=Path, metavar="FILE", help="the text decoder's tokenizer.json, T5's")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="the torch configuration as JSON (default: the source's)"
     )
@@ -77,7 +78,7 @@ def _parser() -> Parser:
 
 
 def _refuse_for_torch(options: argparse.Namespace) -> None:
-    given = [name for name in ("mapper", "tokenizer", "config", "init_missing", "set") if getattr(options, name)]
+    given = [name for name in ("mapper", "tokenizer", "decoder_tokenizer", "config", "init_missing", "set") if getattr(options, name)]
     if given:
         raise ValueError(f"--{', --'.join(given).replace('_', '-')} cannot be used with --to-torch")
 

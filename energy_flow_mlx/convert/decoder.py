@@ -1,16 +1,15 @@
-"""The text decoder: its tensors are copied unchanged, and its T5 configuration is recovered from their shapes.
-
-This package has no decoder; the two files hold what is needed to build one.
-"""
+"""The text decoder: its tensors are copied unchanged, and its T5 configuration is recovered from their shapes and its tokeniser."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from ..tensors import listing
+from ..text.tokeniser import Tokeniser
 
 PREFIX = "text_decoder."
 _SHARED = "t5_model.shared.weight"
+_ENDS, _PADS = ("</s>", "[SEP]", "<eos>"), ("<pad>", "[PAD]")  # T5's own first
 _BIAS = "t5_model.{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
@@ -72,6 +71,21 @@ def recover_t5_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         **assumed,
         "assumed": sorted(assumed),
     }
+
+
+def with_tokeniser(t5: Mapping[str, Any], tokeniser: Tokeniser, source: object) -> dict[str, Any]:
+    """The configuration with the token ids of a tokeniser in place of assumed ones; texts start with the padding token.
+
+    Raises:
+        ValueError: the tokeniser has more entries than the decoder, or no end token; names `source`, where it is from.
+    """
+    if tokeniser.vocab_size > t5["vocab_size"]:
+        raise ValueError(f"{source}: {tokeniser.vocab_size} entries, the text decoder's embedding has {t5['vocab_size']} rows")
+    end, pad = tokeniser.token_id(*_ENDS), tokeniser.token_id(*_PADS)
+    if end is None or pad is None:
+        raise ValueError(f"{source}: has no end token ({', '.join(_ENDS)}) or no padding token ({', '.join(_PADS)})")
+    ids = {"eos_token_id": end, "pad_token_id": pad, "decoder_start_token_id": pad}
+    return {**t5, **ids, "assumed": [name for name in t5["assumed"] if name not in ids]}
 
 
 def _blocks(shapes: Mapping[str, tuple[int, ...]], stack: str) -> int:

@@ -9,13 +9,15 @@ import numpy as np
 
 from ..config import EnergyConfig
 from ..files import write_folder
+from ..models import decoder_files
+from ..models.decoder_files import HEAD, SHARED
 from ..models.energy_flow import EnergyFlow
 from ..nn import blank_weights
 from ..strict_json import to_json, write_json
 from ..tensors import as_dtype, listing, save_arrays
 from ..text.tokeniser import Tokeniser
 from ..train.optimiser import freeze_unreached, named_arrays
-from .decoder import PREFIX, recover_t5_config
+from .decoder import PREFIX, recover_t5_config, with_tokeniser
 from .moments import BETAS, EPS, Moments, moments_from_torch, read_moments, to_optimiser_state
 from .settings import RECORD, Shapes, config_from_torch
 from .source import Source
@@ -104,6 +106,8 @@ def convert(
              for key, target in ties.items()]  # fmt: skip
     t5 = recover_t5_config({key: value.shape for key, value in decoder.items()}) if decoder else {}
     if decoder:
+        head = decoder.get(HEAD)
+        t5["tie_word_embeddings"] = head is None or np.array_equal(head, decoder[SHARED])
         t5["tied"] = {key.removeprefix(PREFIX): target.removeprefix(PREFIX) for key, target in ties.items()}
     else:
         notes.append("text decoder: absent")
@@ -160,11 +164,14 @@ def check_tensors(state: Mapping[str, np.ndarray], expected: Shapes, absent: lis
         raise ValueError("the source does not fit: " + "; ".join(faults))
 
 
-def write(conversion: Conversion, folder: Path, tokeniser: Path | None) -> list[str]:
+def write(
+    conversion: Conversion, folder: Path, tokeniser: Path | None, decoder_tokeniser: Path | None = None
+) -> list[str]:
     """Write the model folder atomically and return the names of its files.
 
     Raises:
-        ValueError: the folder is not empty, or the tokeniser has more entries than the token embedding has rows.
+        ValueError: the folder is not empty, a tokeniser has more entries than its token embedding has rows, or there is no decoder for
+            `decoder_tokeniser`.
     """
     check_empty(folder)
     model, training = conversion.model, conversion.source.training
@@ -187,10 +194,17 @@ def write(conversion: Conversion, folder: Path, tokeniser: Path | None) -> list[
     }
     if model.text_encoder.tokeniser is not None:
         writers["tokenizer.json"] = model.text_encoder.tokeniser.save
+    decoder_config = conversion.decoder_config
+    if decoder_tokeniser is not None:
+        if not conversion.decoder:
+            raise ValueError(f"--decoder-tokenizer {decoder_tokeniser}: the source has no text decoder")
+        theirs = Tokeniser.from_file(decoder_tokeniser)
+        decoder_config = with_tokeniser(decoder_config, theirs, decoder_tokeniser)
+        writers[decoder_files.TOKENISER] = theirs.save
     if conversion.decoder:
         dtype = str(model.neuron.coord_encoder.weight.dtype).removeprefix("mlx.core.")
-        writers["text_decoder.safetensors"] = _saver(as_dtype(conversion.decoder, dtype), {"format": "pt"})
-        writers["text_decoder.json"] = lambda path: write_json(path, conversion.decoder_config)
+        writers[decoder_files.TENSORS] = _saver(as_dtype(conversion.decoder, dtype), {"format": "pt"})
+        writers[decoder_files.RECORD] = lambda path: write_json(path, decoder_config)
     if conversion.decoder_moments is not None:
         step = {"step": str(conversion.decoder_moments.step)}
         flat = {f"{key}.exp_avg": mx.array(value) for key, value in conversion.decoder_moments.first.items()}

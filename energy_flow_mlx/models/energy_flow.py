@@ -1,9 +1,10 @@
-"""EnergyFlow: the model from embedding or text to embedding."""
+"""EnergyFlow: the model from embedding or text to embedding, and to text."""
 
+import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,14 +16,17 @@ from ..files import resolve, write_folder
 from ..nn import blank_weights
 from ..nn.precision import DTYPES
 from ..tensors import check_shapes, load_arrays, save_arrays
+from ..text.search import Search
 from ..text.tokeniser import Tokeniser
 from .carrier import EnergyCarrier
 from .collector import OutputCollector
+from .decoder_files import RECORD, TENSORS, decoder_writers, read_decoder
 from .initial import carry_energy
 from .mapper import EmbeddingMapper
 from .neuron import SimpleNeuron
 from .processor import FlowProcessor, FlowResult
-from .shapes import Array, as_array, expect_rows, expect_shape
+from .shapes import Array, as_array, as_rows, expect_rows, expect_shape
+from .text_decoder import CubeToTextDecoder
 from .text_encoder import TextToCubeEncoder
 from .trace import Trace, record
 
@@ -38,6 +42,12 @@ class EnergyFlowOutput(NamedTuple):
     surface: mx.array
     flow: FlowResult
     start: mx.array
+
+
+class _Beside:
+    """Holds what nn.Module would take for a part of the model: with files of its own, and not trained."""
+
+    text_decoder: CubeToTextDecoder | None = None
 
 
 class EnergyFlow(nn.Module):
@@ -62,6 +72,7 @@ class EnergyFlow(nn.Module):
         self.processor = FlowProcessor(config, self.neuron, self.carrier)
         # Saved with the weights: a trained model moves its flows with the displacement scale its training ended with.
         self.trained_steps = 0
+        self._decoder = _Beside()
 
     def __call__(
         self,
@@ -79,14 +90,31 @@ class EnergyFlow(nn.Module):
             TypeError, ValueError: they are texts or no numbers, or have another shape, or there is none; or as FlowProcessor.
         """
         embeddings = as_array("embeddings", embeddings)
-        here = self.trained_steps if training_step is None else training_step
         surface = self.map_to_surface(embeddings)
+        return self.from_surface(surface, embeddings, steps=steps, key=key, training_step=training_step)
+
+    def from_surface(
+        self,
+        surface: mx.array,
+        embeddings: mx.array | None = None,
+        *,
+        steps: int | None = None,
+        key: mx.array | None = None,
+        training_step: int | mx.array | None = None,
+    ) -> EnergyFlowOutput:
+        """Surfaces [B, S] or [B, H, W], of embeddings or texts, through the lattice. For the other arguments see `__call__`.
+
+        embeddings: [B, E], the inputs; needed with `input_residual` alone, which adds them to what the collector reads.
+        """
+        if self.config.input_residual and embeddings is None:
+            raise ValueError("embeddings: None came; with input_residual the output is what the flows add to the input embeddings")
+        here = self.trained_steps if training_step is None else training_step
         if self.config.flows_enabled:
             flow = self.processor(surface, steps=steps, key=key, training_step=here)
         else:
             flow = self.processor.left_out(surface)
         embedding = self.collector.collect(flow.surface.astype(self._dtype)).astype(mx.float32)
-        if self.config.input_residual:
+        if self.config.input_residual and embeddings is not None:
             embedding = embeddings + embedding
         return EnergyFlowOutput(embedding, flow.surface, flow, surface.reshape(flow.surface.shape))
 
@@ -136,16 +164,48 @@ class EnergyFlow(nn.Module):
         """Token ids [B, T], mask [B, T] (non-zero: a token) -> surfaces [B, S] float32, computed in `compute_dtype`."""
         return self.text_encoder(input_ids, attention_mask).astype(mx.float32)
 
+    @property
+    def text_decoder(self) -> CubeToTextDecoder | None:
+        """What turns surfaces into texts, in converted models that have one; it is no part of the model's parameters."""
+        return self._decoder.text_decoder
+
+    def decode(
+        self, surface: mx.array | None = None, *, embedding: mx.array | None = None, search: Search | None = None, **settings: Any
+    ) -> list[str]:
+        """Surfaces or embeddings -> texts.
+
+        Args:
+            surface: [B, S] or [B, H, W].
+            embedding: [B, E], in place of a surface: its mapped surface is decoded, without flows.
+            search: how texts are looked for; or its fields as arguments: num_beams=1, max_length=20, …
+
+        Raises:
+            ValueError: this model has no text decoder; surfaces of another size, or with NaN or infinity; both or none of `surface` and
+                `embedding`; a search that is not accepted.
+        """
+        search = Search(**settings) if search is None else dataclasses.replace(search, **settings)
+        if self.text_decoder is None:
+            raise ValueError(f"text_decoder: this model has none; a folder that has one holds {RECORD} and {TENSORS}")
+        if (surface is None) == (embedding is None):
+            raise ValueError("decode takes either a surface or embedding=, " + ("none came" if surface is None else "both came"))
+        if embedding is not None:
+            expect_shape("embedding", embedding, (None, self.config.embedding_dim))
+            surface = self.map_to_surface(embedding)
+        rows = as_rows("surface", cast(mx.array, surface), self.config.lattice_width, self.config.lattice_height)
+        return self.text_decoder.decode(rows.astype(mx.float32), search)
+
     def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:
         """Write model.safetensors: every parameter, and `trained_steps` in its metadata."""
         metadata = {"format": "mlx", "trained_steps": str(self.trained_steps)}
         save_arrays(path, dict(tree_flatten(self.parameters())), metadata)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json, model.safetensors and, if there is a tokeniser, tokenizer.json: all or nothing."""
-        writers = {"config.json": self.config.to_json, "model.safetensors": self.save_weights_with_steps}
+        """Write config.json, model.safetensors and, where there are a tokeniser and a text decoder, their files: all or nothing."""
+        writers: dict[str, Callable[[Path], Any]] = {"config.json": self.config.to_json, "model.safetensors": self.save_weights_with_steps}
         if self.text_encoder.tokeniser is not None:
             writers["tokenizer.json"] = self.text_encoder.tokeniser.save
+        if self.text_decoder is not None:
+            writers |= decoder_writers(self.text_decoder)
         write_folder(folder, writers)
 
     @classmethod
@@ -180,6 +240,9 @@ class EnergyFlow(nn.Module):
         if tokeniser.is_file():
             model.text_encoder.tokeniser = Tokeniser.from_file(tokeniser)
             check_fit(model.config, str(tokeniser), vocab_size=model.text_encoder.tokeniser.vocab_size)
+        model._decoder.text_decoder = decoder = read_decoder(folder)
+        if decoder is not None:
+            check_fit(model.config, str(folder / RECORD), surface_dim=decoder.settings.surface_dim)
         model.eval()
         mx.eval(model.parameters())
         return model

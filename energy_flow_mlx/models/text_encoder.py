@@ -87,7 +87,7 @@ class TextToCubeEncoder(nn.Module):
             ValueError: there is no tokeniser, it has more entries than the token embedding, or a cache is given while
                 dropout makes every surface another one.
         """
-        tokeniser = self._fitting_tokeniser()
+        tokeniser = self.fitting_tokeniser()
         checked = check_texts("texts", texts)
         max_length = self._most_tokens if max_length is None else max_length
         if not checked:
@@ -110,9 +110,10 @@ class TextToCubeEncoder(nn.Module):
             ValueError: as `encode`.
         """
         weights = self._weights.of(dict(tree_flatten(self.parameters())))
-        return f"{weights} {self._heads} {self._fitting_tokeniser().fingerprint}"
+        return f"{weights} {self._heads} {self.fitting_tokeniser().fingerprint}"
 
-    def _fitting_tokeniser(self) -> Tokeniser:
+    def fitting_tokeniser(self) -> Tokeniser:
+        """The tokeniser. Raises ValueError if there is none, or it has more entries than the token embedding."""
         if self.tokeniser is None:
             raise ValueError(
                 "tokeniser: None, but texts need one: set text_encoder.tokeniser (energy_flow_mlx.data.open_tokeniser opens one), or put its "

@@ -5,9 +5,10 @@ from .attention import MultiHeadAttention
 from .bert import BertEncoder, BertSettings
 from .gru import GRUCell, blank_weights
 from .linear import Linear
-from .norm import LayerNorm
+from .norm import LayerNorm, RMSNorm
 from .positional import PositionalEncoding
 from .sequence import run
+from .t5 import T5Decoder, T5Settings
 from .transformer import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
@@ -18,6 +19,9 @@ __all__ = [
     "Linear",
     "MultiHeadAttention",
     "PositionalEncoding",
+    "RMSNorm",
+    "T5Decoder",
+    "T5Settings",
     "TransformerEncoder",
     "TransformerEncoderLayer",
     "blank_weights",

@@ -27,8 +27,8 @@ class Linear(nn.Linear):
         return y
 
 
-def product(linear: nn.Linear, x: mx.array) -> mx.array:
-    """x [..., inputs] -> [..., outputs], of the dtype of x, without the bias."""
+def product(linear: nn.Module, x: mx.array) -> mx.array:
+    """x [..., inputs] -> [..., outputs], of the dtype of x, by the layer's weight [outputs, inputs] alone."""
     weight = weight_in(linear.weight, x.dtype, linear.training)
     if not linear.training:
         return x @ weight.T

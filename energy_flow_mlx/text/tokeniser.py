@@ -151,6 +151,11 @@ class Tokeniser:
         """The number of rows that an embedding table needs: the largest id plus one."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
+    def token_id(self, *names: str) -> int | None:
+        """The id of the first of these tokens that the vocabulary has; None if it has none of them."""
+        ids = (self._tokenizer.token_to_id(name) for name in names)
+        return next((id for id in ids if id is not None), None)
+
     @property
     def fingerprint(self) -> str:
         """A hash of the `tokenizer.json`."""
