@@ -25,7 +25,7 @@ def figure_file(path: Path, size: tuple[float, float], style: Any, dpi: float = 
     Raises:
         OSError: the file cannot be written.
     """
-    _import_matplotlib()
+    import_matplotlib()
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def figure_file(path: Path, size: tuple[float, float], style: Any, dpi: float = 
         write_aside(path, lambda aside: figure.savefig(aside, dpi=dpi, format=path.suffix[1:]))
 
 
-def _import_matplotlib() -> None:
+def import_matplotlib() -> None:
     """`import matplotlib`, which fails if MPLBACKEND names a backend that is not installed: a notebook's in a process of its own."""
     if "matplotlib" in sys.modules:
         return

@@ -1,7 +1,7 @@
 """Pictures of flows, texts and runs, with matplotlib. Each function draws on the Axes it is given, or on a new one, and returns it."""
 
 # ruff: noqa: E402
-from .backend import import_matplotlib
+from ..figures import import_matplotlib
 
 import_matplotlib()  # before anything below imports it
 

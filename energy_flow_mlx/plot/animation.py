@@ -11,9 +11,10 @@ from matplotlib.animation import FuncAnimation
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ..figures import GREY
 from ..files import write_aside
 from .flows import MOST, Flows, drawn, limits, prepare_3d
-from .styling import ENERGY, GREY, style
+from .styling import ENERGY, style
 
 HOLD = 15  # frames for which the end stays
 WRITERS = {".gif": "pillow", ".mp4": "ffmpeg", ".webm": "ffmpeg", ".html": "html"}

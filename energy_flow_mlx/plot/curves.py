@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 from numpy.typing import NDArray
 
+from ..figures import BLUE, GREEN, GREY, ORANGE, PINK
 from ..metrics import Metrics, columns, read_lines
-from .styling import BLUE, GREEN, GREY, ORANGE, PINK, canvas, style
+from .styling import canvas, style
 
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 FLOOR = 1e-4  # of a logarithmic axis, on which 0 would not be seen

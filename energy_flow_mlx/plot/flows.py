@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from numpy.typing import NDArray
 
-from .styling import BLUE, ENERGY, GREEN, GREY, ORANGE, PINK, RED, canvas, colour_bar, style
+from ..figures import BLUE, GREEN, GREY, ORANGE, PINK
+from .styling import ENERGY, RED, canvas, colour_bar, style
 
 MOST = 600  # flows drawn as lines
 

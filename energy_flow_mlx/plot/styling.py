@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.image import AxesImage
 
-# Of Okabe and Ito (2008), who chose them so that colour-blind readers can tell them apart.
-BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#777777"
+from ..figures import BLUE
+
+RED = "#D55E00"
 ENERGY_COLOURS = (BLUE, "#8FB9D6", "#D4D4D4", "#EBB08A", RED)  # from negative over 0 to positive
 ENERGY = LinearSegmentedColormap.from_list("energy", list(ENERGY_COLOURS))
 WIDTH = 3.3  # of a column, in inches

@@ -1,10 +1,9 @@
 """python -m energy_flow_mlx.view RUN: the flows of a text, as a page to play and turn, or as an animation."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cli import Parser
+from ..cli import Parser, fail, run_command
 from ..files import write_aside
 from ..models.energy_flow import EnergyFlow
 from ..models.trace import Trace
@@ -36,11 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             save_animation(animate(next(iter(traces.values())), most=arguments.flows, title=arguments.text), out)
     except KernelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(error, 1)
     except (ValueError, TypeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error, 2)
     print(f"{out}: {', '.join(f'{name}: {trace!r}' for name, trace in traces.items())}")
     return 0
 
@@ -69,4 +66,4 @@ def _name(folder: Path, folders: Sequence[Path]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -11,7 +11,8 @@ from matplotlib.colors import to_hex
 from models.small import lively_model
 
 from energy_flow_mlx import plot
-from energy_flow_mlx.plot.styling import BLUE, RED
+from energy_flow_mlx.figures import BLUE
+from energy_flow_mlx.plot.styling import RED
 
 SPAWNING = {"movement_based_spawn": True, "spawn_movement_threshold_ratio": 0.15}
 FLAT = [plot.surfaces, plot.side, plot.landings, plot.energies, plot.arrivals, plot.births]
