@@ -62,8 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for fault in _faults(campaign, trial):
             how = "" if trial.protected else ", GRU unprotected"
             campaign.fault(f"{trial.number} in {trial.kind} {trial.name}{how}: {fault}")
-    outcomes = ", ".join(f"{campaign.counts[name]} {name}" for name in ("named", "harmless", "taken by the GRU's protection"))
-    figure = f"{campaign.done} of {len(trials)} numbers: {outcomes}, {campaign.faults} faults"
+    figure = (
+        f"{campaign.done} of {len(trials)} numbers: {campaign.counts['named']} named, {campaign.counts['harmless']} harmless, "
+        f"{campaign.faults} faults"
+    )
     return campaign.end(figure, "each named with step and place, or without effect; none saved")
 
 
@@ -83,15 +85,14 @@ def _faults(campaign: Campaign, trial: Trial) -> list[str]:
     faults = checked(job, -1, campaign.folder / "check")  # also that everything saved is finite
     bad = not np.isfinite(NUMBERS[trial.number])
     if ended.code == 0:
-        taken = bad and trial.protected and trial.kind == "forward" and trial.name in ("neuron", "GRU")
-        if bad and not taken:
+        if bad:
             faults.append("the run goes on without a word")
         if not faults:
-            campaign.count("taken by the GRU's protection" if taken else "harmless")
+            campaign.count("harmless")
         return faults
     line = next((line for line in ended.printed.splitlines() if line.startswith("error: ")), "")
     step = re.search(r"step (\d+)", line)
-    named = {"forward": trial.name, "data": trial.name.replace("_", " ")}.get(trial.kind, trial.name)
+    named = trial.name.replace("_", " ") if trial.kind == "data" else trial.name
     if ended.code != 1:
         faults.append(f"exit code {ended.code}: {ended.printed[-300:]}")
     elif step is None or int(step.group(1)) not in (AT, AT + 1):
