@@ -1,8 +1,9 @@
 """EnergyFlow: the model from embedding or text to embedding."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,6 +12,7 @@ from mlx.utils import tree_flatten
 from ..config import ModelConfig, check_fit, read_config
 from ..files import resolve, write_folder
 from ..nn.precision import DTYPES
+from ..nn.quantised import BITS, QuantisedMatrix
 from ..tensors import check_shapes
 from ..text.tokeniser import Tokeniser
 from .carrier import EnergyCarrier
@@ -20,6 +22,8 @@ from .mapper import EmbeddingMapper
 from .neuron import SimpleNeuron
 from .processor import FlowProcessor, FlowResult
 from .text_encoder import TextToCubeEncoder
+
+_FILES = ("config.json", "model.safetensors")
 
 
 class EnergyFlowOutput(NamedTuple):
@@ -67,15 +71,39 @@ class EnergyFlow(nn.Module):
         training_step: where the displacement schedule stands; None: where this model's training stopped.
         """
         here = self.trained_steps if training_step is None else training_step
-        surface = self.map_to_surface(embeddings)
+        out = self._from_surface(self.map_to_surface(embeddings), steps, key, here)
+        return out._replace(embedding=embeddings + out.embedding) if self.config.input_residual else out
+
+    def _from_surface(
+        self, surface: mx.array, steps: int | None, key: mx.array | None, training_step: int | mx.array | None
+    ) -> EnergyFlowOutput:
+        """What surfaces [B, S] or [B, H, W] become; the embedding is without that of the input."""
         if self.config.flows_enabled:
-            flow = self.processor(surface, steps=steps, key=key, training_step=here)
+            flow = self.processor(surface, steps=steps, key=key, training_step=training_step)
         else:
             flow = self.processor.left_out(surface)
         embedding = self.collector.collect(flow.surface.astype(self._dtype)).astype(mx.float32)
-        if self.config.input_residual:
-            embedding = embeddings + embedding
         return EnergyFlowOutput(embedding, flow.surface, flow, surface.reshape(flow.surface.shape))
+
+    @property
+    def quantised_bits(self) -> int:
+        """Bits of a number in the quantised matrices; 0 where none is quantised."""
+        return next((module.bits for module in self.modules() if isinstance(module, QuantisedMatrix)), 0)
+
+    def quantise(self, bits: int) -> None:
+        """Quantise, for inference, every matrix that takes less memory so; a quantised model cannot be trained.
+
+        Args:
+            bits: of a number, 4 or 8.
+
+        Raises:
+            ValueError: other bits, or the model is quantised already.
+        """
+        if bits not in BITS:
+            raise ValueError(f"bits={bits!r} is not accepted: it takes {' or '.join(map(str, BITS))}")
+        if self.quantised_bits:
+            raise ValueError(f"the model is quantised already, to {self.quantised_bits} bits")
+        nn.quantize(self, bits=bits)
 
     @property
     def _dtype(self) -> mx.Dtype:
@@ -90,35 +118,44 @@ class EnergyFlow(nn.Module):
         return self.text_encoder(input_ids, attention_mask).astype(mx.float32)
 
     def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:
-        """Write model.safetensors: every parameter, and `trained_steps` in its metadata."""
+        """Write model.safetensors: every parameter, and in its metadata `trained_steps` and, if quantised, `quantised_bits`."""
         metadata = {"format": "mlx", "trained_steps": str(self.trained_steps)}
+        if self.quantised_bits:
+            metadata["quantised_bits"] = str(self.quantised_bits)
         mx.save_safetensors(str(path), dict(tree_flatten(self.parameters())), metadata=metadata)
+
+    def writers(self) -> dict[str, Callable[[Path], Any]]:
+        """The files of a model folder, each with the function that writes it to a path, as `files.write_folder` takes them."""
+        writers: dict[str, Callable[[Path], Any]] = {
+            "config.json": self.config.to_json,
+            "model.safetensors": self.save_weights_with_steps,
+        }
+        if self.text_encoder.tokeniser is not None:
+            writers["tokenizer.json"] = self.text_encoder.tokeniser.save
+        return writers
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors and, if there is a tokeniser, tokenizer.json: all or nothing."""
-        writers = {"config.json": self.config.to_json, "model.safetensors": self.save_weights_with_steps}
-        if self.text_encoder.tokeniser is not None:
-            writers["tokenizer.json"] = self.text_encoder.tokeniser.save
-        write_folder(folder, writers)
+        write_folder(folder, self.writers())
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> "EnergyFlow":
-        """The model in a folder that `save_pretrained`, training or conversion wrote, in evaluation mode.
+        """The model in a folder that `save_pretrained`, training or conversion wrote, or in a repository of the hub, in evaluation mode.
+
+        Args:
+            folder: or OWNER/NAME, whose files are downloaded once and then taken from the hub's cache.
 
         Raises:
-            FileNotFoundError: the folder or one of its files is missing.
-            ValueError: weights and configuration do not fit; names the tensors.
+            FileNotFoundError: the folder or one of its files is missing, or the download failed.
+            ValueError: weights and configuration do not fit, or the repository holds no model; names the tensors or files.
         """
-        folder = Path(folder)
-        for name in ("config.json", "model.safetensors"):
-            if not resolve(folder, name).is_file():
-                raise FileNotFoundError(
-                    f"{folder / name} is missing: a model folder holds config.json and model.safetensors"
-                )
+        folder = model_folder(folder)
         model = cls(read_config(resolve(folder, "config.json")))
         path = resolve(folder, "model.safetensors")
         loaded = mx.load(str(path), return_metadata=True)
         weights, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
+        if "quantised_bits" in metadata:
+            model.quantise(_bits_in(path, metadata["quantised_bits"]))
         parameters = dict(tree_flatten(model.parameters()))
         found, wanted = ({name: array.shape for name, array in tree.items()} for tree in (weights, parameters))
         check_shapes(path, found, wanted)
@@ -131,3 +168,24 @@ class EnergyFlow(nn.Module):
         model.eval()
         mx.eval(model.parameters())
         return model
+
+
+def model_folder(spec: str | os.PathLike[str]) -> Path:
+    """The folder of a model, in which its files are.
+
+    Raises:
+        FileNotFoundError: the folder or one of its files is missing.
+    """
+    folder = Path(spec)
+    for file in _FILES:
+        if not resolve(folder, file).is_file():
+            raise FileNotFoundError(f"{folder / file} is missing: a model folder holds {' and '.join(_FILES)}")
+    return folder
+
+
+def _bits_in(path: Path, text: str) -> int:
+    accepted = [str(bits) for bits in BITS]
+    if text not in accepted:
+        raise ValueError(f"{path}: quantised_bits in its metadata is {text[:80]!r}; accepted are {', '.join(accepted)}")
+    return int(text)
+

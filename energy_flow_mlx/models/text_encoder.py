@@ -9,9 +9,8 @@ from mlx.utils import tree_flatten
 
 from ..checks import check_texts
 from ..config import ModelConfig
-from ..nn import LayerNorm, Linear, PositionalEncoding, TransformerEncoder, run
-from ..nn.precision import DTYPES, weight_in
-from ..ops.embedding import embedding
+from ..nn import Embedding, LayerNorm, Linear, PositionalEncoding, TransformerEncoder, run
+from ..nn.precision import DTYPES
 from ..ops.masked_mean import masked_mean
 from ..text.cache import ModelFingerprint, TextCache
 from ..text.tokeniser import Tokeniser
@@ -30,7 +29,7 @@ class TextToCubeEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.text_model_dim
-        self.token_embedding = nn.Embedding(config.text_vocab_size, dim)
+        self.token_embedding = Embedding(config.text_vocab_size, dim)
         self.positional_encoding = PositionalEncoding(config.text_max_positions, dim)
         self.transformer_encoder = TransformerEncoder(
             config.text_num_layers, dim, config.text_num_heads, config.text_feedforward_dim, config.dropout
@@ -40,7 +39,7 @@ class TextToCubeEncoder(nn.Module):
             Linear(dim, config.surface_dim), nn.Tanh(),
         ]  # fmt: skip
         self.tokeniser: Tokeniser | None = None
-        self._heads, self._surface_dim = config.text_num_heads, config.surface_dim
+        self._heads, self._surface_dim, self._entries = config.text_num_heads, config.surface_dim, config.text_vocab_size
         self._dtype = DTYPES[config.compute_dtype]
         self._weights = ModelFingerprint()
 
@@ -48,8 +47,7 @@ class TextToCubeEncoder(nn.Module):
         """input_ids [B, T] in 0..vocab-1, attention_mask [B, T] (non-zero: a token) -> surfaces [B, S], in `compute_dtype`."""
         expect_shape("input_ids", input_ids, (None, None))
         expect_shape("attention_mask", attention_mask, tuple(input_ids.shape))
-        table = weight_in(self.token_embedding.weight, self._dtype, self.training)
-        x = self.positional_encoding(embedding(table, input_ids))
+        x = self.positional_encoding(self.token_embedding(input_ids, self._dtype))
         x = self.transformer_encoder(x, attention_mask.astype(mx.bool_))
         return run(self.surface_projection, masked_mean(x, attention_mask))
 
@@ -90,10 +88,9 @@ class TextToCubeEncoder(nn.Module):
     def _fitting_tokeniser(self) -> Tokeniser:
         if self.tokeniser is None:
             raise ValueError("tokeniser: None; set text_encoder.tokeniser, or load a folder that holds tokenizer.json")
-        rows = self.token_embedding.weight.shape[0]
-        if self.tokeniser.vocab_size > rows:
+        if self.tokeniser.vocab_size > self._entries:
             raise ValueError(
-                f"tokeniser: it has {self.tokeniser.vocab_size} vocabulary entries, the token embedding has {rows}"
+                f"tokeniser: it has {self.tokeniser.vocab_size} vocabulary entries, the token embedding has {self._entries}"
             )
         return self.tokeniser
 

@@ -2,6 +2,7 @@
 
 from .attention import MultiHeadAttention
 from .bert import BertEncoder, BertSettings
+from .embedding import Embedding
 from .gru import GRUCell
 from .linear import Linear
 from .norm import LayerNorm
@@ -12,6 +13,7 @@ from .transformer import TransformerEncoder, TransformerEncoderLayer
 __all__ = [
     "BertEncoder",
     "BertSettings",
+    "Embedding",
     "GRUCell",
     "LayerNorm",
     "Linear",
