@@ -1,14 +1,17 @@
 """EnergyFlow: the model from embedding or text to embedding."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
+from numpy.typing import NDArray
 
+from ..checks import check_int, check_texts
 from ..config import ModelConfig, check_fit, read_config
 from ..files import resolve, write_folder
 from ..nn.precision import DTYPES
@@ -33,6 +36,22 @@ class EnergyFlowOutput(NamedTuple):
     surface: mx.array
     flow: FlowResult
     start: mx.array
+
+
+class TextEmbedder(Protocol):
+    """What embeds texts for a model: a teacher, as `data.open_teacher` opens it."""
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """N texts -> [N, E]."""
+        ...
+
+
+class Neighbour(NamedTuple):
+    """A text that was found, its number among those searched, and the cosine with what was looked for."""
+
+    text: str
+    number: int
+    cosine: float
 
 
 class EnergyFlow(nn.Module):
@@ -84,6 +103,80 @@ class EnergyFlow(nn.Module):
             flow = self.processor.left_out(surface)
         embedding = self.collector.collect(flow.surface.astype(self._dtype)).astype(mx.float32)
         return EnergyFlowOutput(embedding, flow.surface, flow, surface.reshape(flow.surface.shape))
+
+    def predict(self, texts: Sequence[str], teacher: TextEmbedder | None = None) -> mx.array:
+        """The embeddings [B, E] that the model expects of the texts that belong to these, in evaluation mode, as one batch.
+
+        Args:
+            texts: B texts.
+            teacher: the one that the model was trained with, which embeds them. None: the model's own text encoder makes the surfaces
+                that its flows start from, which takes a model without `input_residual`.
+
+        Raises:
+            TypeError, ValueError: texts are not accepted, the teacher's embeddings have another size, or there is no teacher where the
+                model needs one; or as `TextToCubeEncoder.encode`.
+        """
+        checked = check_texts("texts", texts)
+        if teacher is None and self.config.input_residual:
+            raise ValueError(
+                "teacher: None came, but this model adds its input's embedding to its output (input_residual): give the teacher it was "
+                "trained with, such as energy_flow_mlx.data.open_teacher('builtin')"
+            )
+        if not checked:
+            return mx.zeros((0, self.config.embedding_dim))
+        training = self.training
+        self.eval()
+        try:
+            if teacher is not None:
+                return self(self._embedded("texts", checked, teacher)).embedding
+            surface = self.text_encoder.encode(checked).astype(mx.float32)
+            return self._from_surface(surface, None, None, self.trained_steps).embedding
+        finally:
+            self.train(training)
+
+    def embed(
+        self, texts: Sequence[str], teacher: TextEmbedder | None = None, *, batch_size: int = 64
+    ) -> NDArray[np.float32]:
+        """`predict` for any number of texts, in batches: embeddings [N, E] of length 1, so that their products are cosines.
+
+        Raises:
+            TypeError, ValueError: as `predict`, or the batch size is not accepted.
+        """
+        check_int("batch_size", batch_size, 1)
+        checked = check_texts("texts", texts)
+        starts = range(0, len(checked), batch_size) or (0,)
+        return np.concatenate([_unit(self.predict(checked[at : at + batch_size], teacher)) for at in starts])
+
+    def nearest(
+        self, texts: Sequence[str], among: Sequence[str], teacher: TextEmbedder, *, count: int = 1, batch_size: int = 64
+    ) -> list[list[Neighbour]]:
+        """Of each text the `count` texts of `among` whose embeddings are nearest to what the model predicts, the nearest first.
+
+        Args:
+            teacher: the one that the model was trained with: predictions are in the space of its embeddings.
+
+        Raises:
+            TypeError, ValueError: as `embed`; `among` holds no text; or `count` is not accepted.
+        """
+        check_int("count", count, 1)
+        candidates = check_texts("among", among)
+        if not candidates:
+            raise ValueError("among must hold at least one text, got none")
+        known = _unit(self._embedded("among", candidates, teacher))
+        cosines = self.embed(texts, teacher, batch_size=batch_size) @ known.T  # [N, M]
+        order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+        return [
+            [Neighbour(among[at], int(at), float(row[at])) for at in best] for row, best in zip(cosines, order, strict=True)
+        ]
+
+    def _embedded(self, argument: str, texts: list[str], teacher: TextEmbedder) -> mx.array:
+        embeddings = teacher.embed(texts)
+        if embeddings.shape != (len(texts), self.config.embedding_dim):
+            raise ValueError(
+                f"teacher: its embeddings of {len(texts)} {argument} have shape {tuple(embeddings.shape)}, this model takes "
+                f"({len(texts)}, {self.config.embedding_dim})"
+            )
+        return mx.array(embeddings)
 
     @property
     def quantised_bits(self) -> int:
@@ -189,3 +282,8 @@ def _bits_in(path: Path, text: str) -> int:
         raise ValueError(f"{path}: quantised_bits in its metadata is {text[:80]!r}; accepted are {', '.join(accepted)}")
     return int(text)
 
+
+def _unit(embeddings: mx.array) -> NDArray[np.float32]:
+    """Rows scaled to length 1; a row of zeros stays one."""
+    rows = np.array(embeddings, dtype=np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-8)

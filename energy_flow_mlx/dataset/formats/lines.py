@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ..records import Faults, Place, check_file
 
@@ -17,23 +18,26 @@ def read_lines(path: Path, faults: Faults) -> Iterator[tuple[Place, str]]:
         DataError: the file is empty, or a line is not UTF-8 or over 64 MiB (unless `faults` skips it).
     """
     check_file(path)
-    number = 0
     with path.open("rb") as file:
-        while line := file.readline(MAX_LINE + 1):
-            number += 1
-            place = Place(path, "line", number)
-            if len(line) > MAX_LINE:
-                faults.meet(place.error("line too long", f"is over {MAX_LINE} bytes long"))
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(MAX_LINE)
-                continue
-            if number == 1 and line.startswith(_BOM):
-                line = line[len(_BOM) :]
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                faults.meet(
-                    place.error("broken UTF-8", f"is not UTF-8 at byte {error.start} of the line: {error.reason}")
-                )
-                continue
-            yield place, text.rstrip("\r\n")
+        yield from lines_of(file, path, faults)
+
+
+def lines_of(file: BinaryIO, path: Path, faults: Faults) -> Iterator[tuple[Place, str]]:
+    """As `read_lines`, of a file that is open, and which errors call `path`; it may be empty."""
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        place = Place(path, "line", number)
+        if len(line) > MAX_LINE:
+            faults.meet(place.error("line too long", f"is over {MAX_LINE} bytes long"))
+            while line and not line.endswith(b"\n"):
+                line = file.readline(MAX_LINE)
+            continue
+        if number == 1 and line.startswith(_BOM):
+            line = line[len(_BOM) :]
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            faults.meet(place.error("broken UTF-8", f"is not UTF-8 at byte {error.start} of the line: {error.reason}"))
+            continue
+        yield place, text.rstrip("\r\n")
