@@ -227,9 +227,24 @@ class EnergyFlow(nn.Module):
             writers["tokenizer.json"] = self.text_encoder.tokeniser.save
         return writers
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json, model.safetensors and, if there is a tokeniser, tokenizer.json: all or nothing."""
-        write_folder(folder, self.writers())
+    def save_pretrained(self, folder: str | os.PathLike[str], *, push_to_hub: str | None = None) -> None:
+        """Write config.json, model.safetensors and, if there is a tokeniser, tokenizer.json: all or nothing.
+
+        Args:
+            push_to_hub: OWNER/NAME: also upload them to this repository of the hub. `python -m energy_flow_mlx.upload` adds a model card.
+
+        Raises:
+            ValueError: `push_to_hub` is no OWNER/NAME.
+            OSError: a file cannot be written, or the upload failed.
+        """
+        from ..model_files import check_repository, publish
+
+        if push_to_hub is not None:
+            check_repository("push_to_hub", push_to_hub)
+        writers = self.writers()
+        write_folder(folder, writers)
+        if push_to_hub is not None:
+            publish(push_to_hub, {name: Path(folder) / name for name in writers}, message="An energy-flow model")
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> "EnergyFlow":
@@ -264,12 +279,22 @@ class EnergyFlow(nn.Module):
 
 
 def model_folder(spec: str | os.PathLike[str]) -> Path:
-    """The folder of a model, in which its files are.
+    """The folder of a model, `spec` itself or, for the hub id OWNER/NAME, the hub's cache.
+
+    What lies beside folders that exist is a folder, not an id: a missing runs/tiny is not looked for on the hub if there is a runs/.
 
     Raises:
-        FileNotFoundError: the folder or one of its files is missing.
+        FileNotFoundError: the folder or one of its files is missing, or the download failed.
+        ValueError: the repository lacks a file.
     """
-    folder = Path(spec)
+    from ..model_files import is_repository, locate
+
+    name, folder = os.fspath(spec), Path(spec)
+    if is_repository(name) and not folder.parent.exists():
+        try:
+            return locate("folder", name, [*_FILES, "tokenizer.json"])
+        except ValueError:  # the repository of a model without a tokeniser
+            return locate("folder", name, _FILES)
     for file in _FILES:
         if not resolve(folder, file).is_file():
             raise FileNotFoundError(f"{folder / file} is missing: a model folder holds {' and '.join(_FILES)}")
