@@ -36,7 +36,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, "formatter_class": Help, **options})
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As in argparse."""
+        """As in argparse; where a shell asks for completions, they are all that the process gives."""
+        if "_ARGCOMPLETE" in os.environ:
+            import argcomplete
+
+            argcomplete.autocomplete(self)
         parsed, unknown = self.parse_known_args(args, namespace)
         options = [word.partition("=")[0] for word in unknown if word.startswith("--")]
         if options:

@@ -23,6 +23,8 @@ LATE = {
     f"{PACKAGE}.plot": "imports matplotlib",
     "pyarrow.parquet": "optional",
     f"{PACKAGE}.export_torch_checkpoint": "imports torch",
+    f"{PACKAGE}.model_files": "imports huggingface_hub",
+    "argcomplete": "only where a shell completes",
     "huggingface_hub": "an HTTP client; only for hub:OWNER/NAME",
     "matplotlib": "only where a figure is drawn",
     "matplotlib.backends.backend_agg": "only where a figure is drawn",

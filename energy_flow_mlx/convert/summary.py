@@ -1,6 +1,7 @@
-"""The table of tensors that a conversion prints."""
+"""What a conversion prints of its tensors: a line a module, or the table of all of them."""
 
 import itertools
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -44,6 +45,23 @@ def table(rows: Sequence[Row], headers: tuple[str, str] = ("torch", "mlx")) -> s
     cells += [(row.sources, row.target, "x".join(map(str, row.shape)) or "scalar", row.action) for row in rows]
     widths = [max(len(cell[column]) for cell in cells) for column in range(4)]
     lines = ["  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True)).rstrip() for cell in cells]
+    return "\n".join([*lines, _counted(rows)])
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """A line for each module of the target with its tensors, and a last one that counts them by action."""
+    modules: dict[str, list[Row]] = {}
+    for row in rows:
+        modules.setdefault(row.target.split(".")[0], []).append(row)
+    width = max(map(len, modules))
+    return "\n".join([*(f"{name:{width}}  {_counted(own)}" for name, own in modules.items()), f"{'all':{width}}  {_counted(rows)}"])
+
+
+def _counted(rows: Sequence[Row]) -> str:
     counts = Counter(row.action for row in rows)
-    lines.append(f"{len(rows)} tensors: " + ", ".join(f"{count} {action}" for action, count in counts.items()))
-    return "\n".join(lines)
+    return f"{len(rows)} tensors: " + ", ".join(f"{count} {action}" for action, count in counts.items())
+
+
+def shortened(note: str) -> str:
+    """A remark on one line of at most 200 characters, cut between words."""
+    return textwrap.shorten(note, 200, placeholder=" ... (--verbose shows all)")

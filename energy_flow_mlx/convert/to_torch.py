@@ -51,6 +51,8 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
     import torch
 
     model = EnergyFlow.from_pretrained(folder)
+    if model.quantised_bits:
+        raise ValueError(f"{folder}: its weights are quantised to {model.quantised_bits} bits; convert the model that it was made from")
     config = EnergyConfig.from_json(resolve(folder, "config.json"))
     parameters = {name: np.array(array.astype(mx.float32)) for name, array in named_arrays(model.parameters()).items()}
     check_finite(str(folder), parameters)

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import check_int, check_texts
+from ..model_files import locate
 from ..ops.masked_mean import masked_mean
 from ..text.tokeniser import TokenBatch, Tokeniser
 from .bert_folder import FILES, LoadedEncoder, load_encoder
-from .model_files import locate
 
 POOLINGS = ("mean", "cls")
 _VERSION = 1  # of the computation; part of the fingerprint

@@ -4,9 +4,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..model_files import locate
 from ..text.tokeniser import MOST_ENTRIES, Tokeniser
 from .corpus import generate_pairs
-from .model_files import locate
 
 WHITESPACE = "whitespace"
 _FILE = "tokenizer.json"

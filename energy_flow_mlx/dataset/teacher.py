@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..config import EnergyConfig
+from ..config import EnergyConfig, ModelConfig
 from ..data.hashed_ngram import HashedNgramTeacher
 from ..data.teacher import BUILT_IN, Teacher, open_teacher
 from ..files import resolve
@@ -14,7 +14,7 @@ class UnknownTeacher(ValueError):
     """A run does not tell its teacher, or not where it is; the text says what to do."""
 
 
-def teacher_of_run(run: Path, config: EnergyConfig, spec: str | None = None) -> Teacher:
+def teacher_of_run(run: Path, config: ModelConfig, spec: str | None = None) -> Teacher:
     """The teacher of a run.
 
     Args:
@@ -39,12 +39,12 @@ def teacher_of_run(run: Path, config: EnergyConfig, spec: str | None = None) -> 
     return teacher
 
 
-def _recorded(run: Path, config: EnergyConfig) -> dict[str, str] | None:
+def _recorded(run: Path, config: ModelConfig) -> dict[str, str] | None:
     """Name and fingerprint of the teacher, where the run's data tell them."""
+    # A converted checkpoint has the field's default: its data were PyTorch's.
+    if not isinstance(config, EnergyConfig) or resolve(run, "conversion.json").is_file():
+        return None
     if config.data == BUILT_IN:
-        # A converted checkpoint has the field's default: its data were PyTorch's.
-        if resolve(run, "conversion.json").is_file():
-            return None
         teacher = HashedNgramTeacher(config.embedding_dim)
         return {"name": teacher.name, "fingerprint": teacher.fingerprint}
     if not Path(config.data).is_dir():

@@ -7,7 +7,6 @@ from standard input, one a line.
 import argparse
 import io
 import itertools
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import cast
 
 from tqdm import tqdm
 
-from ..cli import Parser
+from ..cli import Parser, fail, run_command
 from ..config import EnergyConfig
 from ..dataset.teacher import UnknownTeacher, teacher_of_run
 from ..files import resolve
@@ -30,21 +29,15 @@ _STOPPING = {str(value).lower(): value for value in EARLY_STOPPING}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 (a kernel failed, or nobody reads on), 2 (refused), 130 (interrupted)."""
+    """Run the command; returns the exit code: 0, 1 (a kernel failed), 2 (refused), 130 (interrupted)."""
     arguments = _parser().parse_intermixed_args(argv)  # so that texts may follow options
     try:
         with kernel_errors():
             _generate(arguments)
     except KernelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # Python would complain once more, when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return fail(error, 1)
     except (ValueError, TypeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error, 2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -148,4 +141,4 @@ def _line(returned: Returned, as_json: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -10,7 +10,6 @@ import mlx.nn as nn
 from ..config import ModelConfig
 from ..nn import GRUCell, Linear, run
 from ..nn.gru import GRUWeights, gru_step
-from ..nn.precision import weight_in
 from ..ops.advance import bounded, on_plane, raw_move
 from ..ops.heads import heads
 from ..ops.kernel import setting
@@ -109,14 +108,14 @@ class EnergyCarrier(nn.Module):
         layers[0] = layers[0]._replace(input=mx.pad(first, [(0, 0), (0, input_size(self.config) - first.shape[1])]))
         energy_in, _, energy_out, _ = self.energy_projection
         move_in, _, move_out = self.displacement_projection
-        inner = [weight_in(linear.weight, dtype, self.training) for linear in (energy_in, move_in)]
+        inner = [linear.dense(dtype) for linear in (energy_in, move_in)]
         return CarrierWeights(
             layers,
             HeadWeights(
                 inner=mx.concatenate(inner),
                 inner_bias=mx.concatenate([energy_in.bias, move_in.bias]),
-                energy_weight=energy_out.weight.reshape(-1),
-                displacement_weight=move_out.weight,
+                energy_weight=energy_out.dense(energy_out.bias.dtype).reshape(-1),
+                displacement_weight=move_out.dense(move_out.bias.dtype),
                 out_bias=mx.concatenate([energy_out.bias, move_out.bias]),
             ),
         )

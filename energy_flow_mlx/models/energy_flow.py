@@ -4,18 +4,21 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
+from numpy.typing import NDArray
 
-from ..checks import check_texts
+from ..checks import check_int, check_texts
 from ..config import ModelConfig, check_fit, read_config
 from ..files import resolve, write_folder
 from ..nn import blank_weights
 from ..nn.precision import DTYPES
-from ..tensors import check_shapes, load_arrays, save_arrays
+from ..nn.quantised import BITS, QuantisedMatrix
+from ..tensors import LOADED, check_shapes, load_arrays, read_metadata, save_arrays
 from ..text.search import Search
 from ..text.tokeniser import Tokeniser
 from .carrier import EnergyCarrier
@@ -34,6 +37,8 @@ MOST_STEPS = 2**31 - 1  # the device counts steps in int32
 
 _LAYERS = {"carrier.gru.": "carrier_num_layers", "text_encoder.transformer_encoder.layers.": "text_num_layers"}
 
+_FILES = ("config.json", "model.safetensors")
+
 
 class EnergyFlowOutput(NamedTuple):
     """embedding [B, E]; surface [B, S], the collected energies; flow: its counts; start [B, S], the energies of the first flows."""
@@ -48,6 +53,22 @@ class _Beside:
     """Holds what nn.Module would take for a part of the model: with files of its own, and not trained."""
 
     text_decoder: CubeToTextDecoder | None = None
+
+
+class TextEmbedder(Protocol):
+    """What embeds texts for a model: a teacher, as `data.open_teacher` opens it."""
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """N texts -> [N, E]."""
+        ...
+
+
+class Neighbour(NamedTuple):
+    """A text that was found, its number among those searched, and the cosine with what was looked for."""
+
+    text: str
+    number: int
+    cosine: float
 
 
 class EnergyFlow(nn.Module):
@@ -117,6 +138,100 @@ class EnergyFlow(nn.Module):
         if self.config.input_residual and embeddings is not None:
             embedding = embeddings + embedding
         return EnergyFlowOutput(embedding, flow.surface, flow, surface.reshape(flow.surface.shape))
+
+    def predict(self, texts: Sequence[str], teacher: TextEmbedder | None = None) -> mx.array:
+        """The embeddings [B, E] that the model expects of the texts that belong to these, in evaluation mode, as one batch.
+
+        Args:
+            texts: B texts.
+            teacher: the one that the model was trained with, which embeds them. None: the model's own text encoder makes the surfaces
+                that its flows start from, which takes a model without `input_residual`.
+
+        Raises:
+            TypeError, ValueError: texts are not accepted, the teacher's embeddings have another size, or there is no teacher where the
+                model needs one; or as `TextToCubeEncoder.encode`.
+        """
+        checked = check_texts("texts", texts)
+        if teacher is None and self.config.input_residual:
+            raise ValueError(
+                "teacher: None came, but this model adds its input's embedding to its output (input_residual): give the teacher it was "
+                "trained with, such as energy_flow_mlx.data.open_teacher('builtin')"
+            )
+        if not checked:
+            return mx.zeros((0, self.config.embedding_dim))
+        training = self.training
+        self.eval()
+        try:
+            if teacher is not None:
+                return self(self._embedded("texts", checked, teacher)).embedding
+            surface = self.text_encoder.encode(checked).astype(mx.float32)
+            return self.from_surface(surface).embedding
+        finally:
+            self.train(training)
+
+    def embed(
+        self, texts: Sequence[str], teacher: TextEmbedder | None = None, *, batch_size: int = 64
+    ) -> NDArray[np.float32]:
+        """`predict` for any number of texts, in batches: embeddings [N, E] of length 1, so that their products are cosines.
+
+        Raises:
+            TypeError, ValueError: as `predict`, or the batch size is not accepted.
+        """
+        check_int("batch_size", batch_size, 1)
+        checked = check_texts("texts", texts)
+        starts = range(0, len(checked), batch_size) or (0,)
+        return np.concatenate([_unit(self.predict(checked[at : at + batch_size], teacher)) for at in starts])
+
+    def nearest(
+        self, texts: Sequence[str], among: Sequence[str], teacher: TextEmbedder, *, count: int = 1, batch_size: int = 64
+    ) -> list[list[Neighbour]]:
+        """Of each text the `count` texts of `among` whose embeddings are nearest to what the model predicts, the nearest first.
+
+        Args:
+            teacher: the one that the model was trained with: predictions are in the space of its embeddings.
+
+        Raises:
+            TypeError, ValueError: as `embed`; `among` holds no text; or `count` is not accepted.
+        """
+        check_int("count", count, 1)
+        candidates = check_texts("among", among)
+        if not candidates:
+            raise ValueError("among must hold at least one text, got none")
+        known = _unit(self._embedded("among", candidates, teacher))
+        cosines = self.embed(texts, teacher, batch_size=batch_size) @ known.T  # [N, M]
+        order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+        return [
+            [Neighbour(among[at], int(at), float(row[at])) for at in best] for row, best in zip(cosines, order, strict=True)
+        ]
+
+    def _embedded(self, argument: str, texts: list[str], teacher: TextEmbedder) -> mx.array:
+        embeddings = teacher.embed(texts)
+        if embeddings.shape != (len(texts), self.config.embedding_dim):
+            raise ValueError(
+                f"teacher: its embeddings of {len(texts)} {argument} have shape {tuple(embeddings.shape)}, this model takes "
+                f"({len(texts)}, {self.config.embedding_dim})"
+            )
+        return mx.array(embeddings)
+
+    @property
+    def quantised_bits(self) -> int:
+        """Bits of a number in the quantised matrices; 0 where none is quantised."""
+        return next((module.bits for module in self.modules() if isinstance(module, QuantisedMatrix)), 0)
+
+    def quantise(self, bits: int) -> None:
+        """Quantise, for inference, every matrix that takes less memory so; a quantised model cannot be trained.
+
+        Args:
+            bits: of a number, 4 or 8.
+
+        Raises:
+            ValueError: other bits, or the model is quantised already.
+        """
+        if bits not in BITS:
+            raise ValueError(f"bits={bits!r} is not accepted: it takes {' or '.join(map(str, BITS))}")
+        if self.quantised_bits:
+            raise ValueError(f"the model is quantised already, to {self.quantised_bits} bits")
+        nn.quantize(self, bits=bits)
 
     @property
     def _dtype(self) -> mx.Dtype:
@@ -195,39 +310,64 @@ class EnergyFlow(nn.Module):
         return self.text_decoder.decode(rows.astype(mx.float32), search)
 
     def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:
-        """Write model.safetensors: every parameter, and `trained_steps` in its metadata."""
+        """Write model.safetensors: every parameter, and in its metadata `trained_steps` and, if quantised, `quantised_bits`."""
         metadata = {"format": "mlx", "trained_steps": str(self.trained_steps)}
+        if self.quantised_bits:
+            metadata["quantised_bits"] = str(self.quantised_bits)
         save_arrays(path, dict(tree_flatten(self.parameters())), metadata)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json, model.safetensors and, where there are a tokeniser and a text decoder, their files: all or nothing."""
-        writers: dict[str, Callable[[Path], Any]] = {"config.json": self.config.to_json, "model.safetensors": self.save_weights_with_steps}
+    def writers(self) -> dict[str, Callable[[Path], Any]]:
+        """The files of a model folder, each with the function that writes it to a path, as `files.write_folder` takes them."""
+        writers: dict[str, Callable[[Path], Any]] = {
+            "config.json": self.config.to_json,
+            "model.safetensors": self.save_weights_with_steps,
+        }
         if self.text_encoder.tokeniser is not None:
             writers["tokenizer.json"] = self.text_encoder.tokeniser.save
         if self.text_decoder is not None:
             writers |= decoder_writers(self.text_decoder)
+        return writers
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, push_to_hub: str | None = None) -> None:
+        """Write config.json, model.safetensors and, where there are a tokeniser and a text decoder, their files: all or nothing.
+
+        Args:
+            push_to_hub: OWNER/NAME: also upload them to this repository of the hub. `python -m energy_flow_mlx.upload` adds a model card.
+
+        Raises:
+            ValueError: `push_to_hub` is no OWNER/NAME.
+            OSError: a file cannot be written, or the upload failed.
+        """
+        from ..model_files import check_repository, publish
+
+        if push_to_hub is not None:
+            check_repository("push_to_hub", push_to_hub)
+        writers = self.writers()
         write_folder(folder, writers)
+        if push_to_hub is not None:
+            publish(push_to_hub, {name: Path(folder) / name for name in writers}, message="An energy-flow model")
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> "EnergyFlow":
-        """The model in a folder that `save_pretrained`, training or conversion wrote, in evaluation mode.
+        """The model in a folder that `save_pretrained`, training or conversion wrote, or in a repository of the hub, in evaluation mode.
+
+        Args:
+            folder: or OWNER/NAME, whose files are downloaded once and then taken from the hub's cache.
 
         Raises:
-            FileNotFoundError: the folder or one of its files is missing.
-            ValueError: weights and configuration do not fit; names the tensors.
+            FileNotFoundError: the folder or one of its files is missing, or the download failed.
+            ValueError: weights and configuration do not fit, or the repository holds no model; names the tensors or files.
         """
-        folder = Path(folder)
-        for name in ("config.json", "model.safetensors"):
-            if not resolve(folder, name).is_file():
-                raise FileNotFoundError(
-                    f"{folder / name} is missing: a model folder holds config.json and model.safetensors"
-                )
+        folder = model_folder(folder)
         config = read_config(resolve(folder, "config.json"))
         path = resolve(folder, "model.safetensors")
-        weights, metadata = load_arrays(path)
+        quantised = read_metadata(path).get("quantised_bits")
+        weights, metadata = load_arrays(path, LOADED if quantised is None else (*LOADED, "U32"))
         _check_layers(path, config, weights)  # before they are built
         with blank_weights():
             model = cls(config)
+        if quantised is not None:
+            model.quantise(_bits_in(path, quantised))
         steps = metadata.get("trained_steps", "0")
         if not (steps.isascii() and steps.isdecimal() and int(steps) <= MOST_STEPS):
             raise ValueError(f"{path}: trained_steps in its metadata is {steps[:80]!r}; accepted is a whole number up to {MOST_STEPS}")
@@ -263,3 +403,39 @@ def _check_layers(path: Path, config: ModelConfig, names: Iterable[str]) -> None
 def _are_texts(inputs: Any) -> bool:
     """A list of texts, or a text alone, which `check_texts` refuses by name."""
     return isinstance(inputs, str) or (isinstance(inputs, Sequence) and any(isinstance(each, str) for each in inputs))
+
+
+def model_folder(spec: str | os.PathLike[str]) -> Path:
+    """The folder of a model, `spec` itself or, for the hub id OWNER/NAME, the hub's cache.
+
+    What lies beside folders that exist is a folder, not an id: a missing runs/tiny is not looked for on the hub if there is a runs/.
+
+    Raises:
+        FileNotFoundError: the folder or one of its files is missing, or the download failed.
+        ValueError: the repository lacks a file.
+    """
+    from ..model_files import is_repository, locate
+
+    name, folder = os.fspath(spec), Path(spec)
+    if is_repository(name) and not folder.parent.exists():
+        try:
+            return locate("folder", name, [*_FILES, "tokenizer.json"])
+        except ValueError:  # the repository of a model without a tokeniser
+            return locate("folder", name, _FILES)
+    for file in _FILES:
+        if not resolve(folder, file).is_file():
+            raise FileNotFoundError(f"{folder / file} is missing: a model folder holds {' and '.join(_FILES)}")
+    return folder
+
+
+def _bits_in(path: Path, text: str) -> int:
+    accepted = [str(bits) for bits in BITS]
+    if text not in accepted:
+        raise ValueError(f"{path}: quantised_bits in its metadata is {text[:80]!r}; accepted are {', '.join(accepted)}")
+    return int(text)
+
+
+def _unit(embeddings: mx.array) -> NDArray[np.float32]:
+    """Rows scaled to length 1; a row of zeros stays one."""
+    rows = np.array(embeddings, dtype=np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-8)

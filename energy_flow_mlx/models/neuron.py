@@ -37,8 +37,12 @@ class SimpleNeuron(nn.Module):
     def weights(self) -> list[mx.array]:
         """The parameters in the order of `ops.neuron`: twelve arrays."""
         first, norm, _, second, second_norm, _, last = self.layers
-        layers = (self.coord_encoder, first, norm, second, second_norm, last)
-        return [array for layer in layers for array in (layer.weight, layer.bias)]
+
+        def of(linear: nn.Module) -> tuple[mx.array, mx.array]:
+            return linear.dense(linear.bias.dtype), linear.bias
+
+        norms = [(layer.weight, layer.bias) for layer in (norm, second_norm)]
+        return [*of(self.coord_encoder), *of(first), *norms[0], *of(second), *norms[1], *of(last)]
 
     def __call__(self, position: mx.array, energy: mx.array) -> mx.array:
         """position [N, 3] in [-1, 1] (already normalised), energy [N, 1] -> features [N, F]."""

@@ -9,9 +9,8 @@ from mlx.utils import tree_flatten
 
 from ..checks import check_texts
 from ..config import ModelConfig
-from ..nn import LayerNorm, Linear, PositionalEncoding, TransformerEncoder, run
-from ..nn.precision import DTYPES, weight_in
-from ..ops.embedding import embedding
+from ..nn import Embedding, LayerNorm, Linear, PositionalEncoding, TransformerEncoder, run
+from ..nn.precision import DTYPES
 from ..ops.masked_mean import masked_mean
 from ..text.cache import ModelFingerprint, TextCache
 from ..text.tokeniser import Tokeniser
@@ -32,7 +31,7 @@ class TextToCubeEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.text_model_dim
-        self.token_embedding = nn.Embedding(config.text_vocab_size, dim)
+        self.token_embedding = Embedding(config.text_vocab_size, dim)
         self.positional_encoding = PositionalEncoding(config.text_max_positions, dim)
         self.transformer_encoder = TransformerEncoder(
             config.text_num_layers, dim, config.text_num_heads, config.text_feedforward_dim, config.dropout
@@ -42,7 +41,7 @@ class TextToCubeEncoder(nn.Module):
             Linear(dim, config.surface_dim), nn.Tanh(),
         ]  # fmt: skip
         self.tokeniser: Tokeniser | None = None
-        self._heads, self._surface_dim = config.text_num_heads, config.surface_dim
+        self._heads, self._surface_dim, self._entries = config.text_num_heads, config.surface_dim, config.text_vocab_size
         self._dtype = DTYPES[config.compute_dtype]
         self._most_tokens = min(MOST_TOKENS, config.text_max_positions)
         self._weights = ModelFingerprint()
@@ -57,8 +56,7 @@ class TextToCubeEncoder(nn.Module):
 
     def _embedded(self, input_ids: mx.array) -> mx.array:
         """Token ids [B, T] -> what the transformer reads [B, T, d]."""
-        table = weight_in(self.token_embedding.weight, self._dtype, self.training)
-        return self.positional_encoding(embedding(table, input_ids))
+        return self.positional_encoding(self.token_embedding(input_ids, self._dtype))
 
     def attention(self, text: str) -> tuple[list[str], np.ndarray]:
         """What the tokens of one text look at: its tokens, and weights [layers, heads, T, T], each row of which sums to 1.
@@ -66,7 +64,7 @@ class TextToCubeEncoder(nn.Module):
         Raises:
             TypeError, ValueError: as `encode`.
         """
-        tokeniser = self._fitting_tokeniser()
+        tokeniser = self.fitting_tokeniser()
         ids, mask = tokeniser.encode(check_texts("text", [text]), self._most_tokens)
         tokens = tokeniser.tokens(ids[0, : mask.sum()])
         x = self._embedded(mx.array(ids[:, : len(tokens)]))
@@ -119,10 +117,9 @@ class TextToCubeEncoder(nn.Module):
                 "tokeniser: None, but texts need one: set text_encoder.tokeniser (energy_flow_mlx.data.open_tokeniser opens one), or put its "
                 "tokenizer.json into the model's folder; convert takes --tokenizer FILE"
             )
-        rows = self.token_embedding.weight.shape[0]
-        if self.tokeniser.vocab_size > rows:
+        if self.tokeniser.vocab_size > self._entries:
             raise ValueError(
-                f"tokeniser: it has {self.tokeniser.vocab_size} vocabulary entries, the token embedding has {rows}"
+                f"tokeniser: it has {self.tokeniser.vocab_size} vocabulary entries, the token embedding has {self._entries}"
             )
         return self.tokeniser
 

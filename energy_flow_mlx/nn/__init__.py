@@ -3,6 +3,7 @@
 from . import copying  # noqa: F401  lets models be copied
 from .attention import MultiHeadAttention
 from .bert import BertEncoder, BertSettings
+from .embedding import Embedding
 from .gru import GRUCell, blank_weights
 from .linear import Linear
 from .norm import LayerNorm, RMSNorm
@@ -14,6 +15,7 @@ from .transformer import TransformerEncoder, TransformerEncoderLayer
 __all__ = [
     "BertEncoder",
     "BertSettings",
+    "Embedding",
     "GRUCell",
     "LayerNorm",
     "Linear",

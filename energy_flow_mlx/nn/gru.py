@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..ops.gru_gates import gru_gates
 from .precision import weight_in
+from .quantised import QuantisedMatrix, quantised_matrix
 
 
 class GRUWeights(NamedTuple):
@@ -55,6 +56,33 @@ class GRUCell(nn.Module):
         """The parameters, those of the products in `dtype`; in training their gradients too."""
         input, hidden = (weight_in(weight, dtype, self.training) for weight in (self.Wx, self.Wh))
         return GRUWeights(input, hidden, self.b, self.bhn)
+
+    def to_quantized(
+        self, group_size: int | None = None, bits: int | None = None, mode: str = "affine", quantize_input: bool = False
+    ) -> "GRUCell":
+        """The cell with quantised weights; itself where they are too narrow to gain. See `quantised_matrix`."""
+        input, hidden = (quantised_matrix(weight, bits, group_size, mode, quantize_input) for weight in (self.Wx, self.Wh))
+        return self if input is None or hidden is None else QuantisedGRUCell(input, hidden, self.b, self.bhn)
+
+
+class QuantisedGRUCell(GRUCell):
+    """`GRUCell` with quantised weights, for inference.
+
+    They are made dense once for all steps of a life: its products are over thousands of flows, for which reading the weights is the
+    lesser part.
+    """
+
+    Wx: Any  # QuantisedMatrix
+    Wh: Any
+
+    def __init__(self, input: QuantisedMatrix, hidden: QuantisedMatrix, bias: mx.array, hidden_bias: mx.array) -> None:
+        nn.Module.__init__(self)
+        self.Wx, self.Wh, self.b, self.bhn = input, hidden, bias, hidden_bias
+        self.freeze()
+
+    def weights(self, dtype: mx.Dtype) -> GRUWeights:
+        """The parameters, those of the products dense and in `dtype`."""
+        return GRUWeights(self.Wx.dense(dtype), self.Wh.dense(dtype), self.b, self.bhn)
 
 
 def gru_step(

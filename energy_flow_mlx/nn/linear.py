@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from ..ops.kernel import as_type
 from .precision import weight_in
+from .quantised import QuantisedMatrix, quantised_matrix
 
 
 class Linear(nn.Linear):
@@ -25,6 +26,37 @@ class Linear(nn.Linear):
         affine: Any = _affine if self.training else _affine_reference
         y: mx.array = affine(x, weight, bias)
         return y
+
+    def dense(self, dtype: mx.Dtype) -> mx.array:
+        """The weight [outputs, inputs] in `dtype`; in training its gradient too."""
+        return weight_in(self.weight, dtype, self.training)
+
+    def to_quantized(
+        self, group_size: int | None = None, bits: int | None = None, mode: str = "affine", quantize_input: bool = False
+    ) -> "Linear | QuantisedLinear":
+        """The layer with a quantised weight; itself where that is too narrow to gain. See `quantised_matrix`."""
+        matrix = quantised_matrix(self.weight, bits, group_size, mode, quantize_input)
+        return self if matrix is None else QuantisedLinear(matrix, self.get("bias"))
+
+
+class QuantisedLinear(nn.Module):
+    """`Linear` with a quantised weight, for inference; inputs of any width, where `mlx.nn.QuantizedLinear` wants whole groups."""
+
+    def __init__(self, matrix: QuantisedMatrix, bias: mx.array | None) -> None:
+        super().__init__()
+        self.matrix = matrix
+        if bias is not None:
+            self.bias = bias
+        self.freeze()
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x [..., inputs] -> [..., outputs], of the dtype of x."""
+        y = self.matrix.product(x)
+        return y + as_type(self.bias, x.dtype) if "bias" in self else y
+
+    def dense(self, dtype: mx.Dtype) -> mx.array:
+        """The weight [outputs, inputs] in `dtype`."""
+        return self.matrix.dense(dtype)
 
 
 def product(linear: nn.Module, x: mx.array) -> mx.array:

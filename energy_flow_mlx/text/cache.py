@@ -166,7 +166,8 @@ class ModelFingerprint:
             digest = hashlib.blake2b(digest_size=16)
             for name, array in parameters.items():
                 digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-                digest.update(np.array(array.astype(mx.float32)).data)
+                exact = array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array  # NumPy has no bfloat16
+                digest.update(np.array(exact).data)
             # New handles: an update such as array[0] = 1 rebinds the caller's handle and leaves these unchanged.
             self._seen = {name: mx.array(array) for name, array in parameters.items()}
             self._value = digest.hexdigest()

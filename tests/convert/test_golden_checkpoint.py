@@ -78,6 +78,7 @@ def test_the_table_lists_every_source_key(golden: Path, tmp_path: Path, capsys: 
         str(golden / "mapper.safetensors"),
         "--to",
         str(tmp_path / "m"),
+        "--verbose",
     ]
     assert main(arguments) == 0
     printed = capsys.readouterr().out

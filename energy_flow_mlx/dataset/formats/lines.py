@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ..records import DataError, Faults, Place, check_file
 
@@ -18,32 +19,35 @@ def read_lines(path: Path, faults: Faults) -> Iterator[tuple[Place, str]]:
         DataError: the file is empty or UTF-16, or a line is not UTF-8 or over 64 MiB (unless `faults` skips it).
     """
     check_file(path)
-    number = 0
     with path.open("rb") as file:
-        while line := file.readline(MAX_LINE + 1):
-            number += 1
-            place = Place(path, "line", number)
-            if len(line) > MAX_LINE:
-                faults.meet(place.error("line too long", f"is over {MAX_LINE} bytes long"))
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(MAX_LINE)
-                continue
-            if number == 1:
-                if line.startswith(_UTF_16) or b"\0" in line[:4]:  # JSON and a table's header begin with ASCII
-                    raise DataError(
-                        f"{path}: looks like UTF-16 or UTF-32; accepted is UTF-8, for example from"
-                        f" iconv -f UTF-16 -t UTF-8 {path.name} > utf8{path.suffix}",
-                        "not UTF-8",
-                    )
-                line = line.removeprefix(_BOM)
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                faults.meet(
-                    place.error("broken UTF-8", f"is not UTF-8 at byte {error.start} of the line: {error.reason}")
+        yield from lines_of(file, path, faults)
+
+
+def lines_of(file: BinaryIO, path: Path, faults: Faults) -> Iterator[tuple[Place, str]]:
+    """As `read_lines`, of a file that is open, and which errors call `path`; it may be empty."""
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        place = Place(path, "line", number)
+        if len(line) > MAX_LINE:
+            faults.meet(place.error("line too long", f"is over {MAX_LINE} bytes long"))
+            while line and not line.endswith(b"\n"):
+                line = file.readline(MAX_LINE)
+            continue
+        if number == 1:
+            if line.startswith(_UTF_16) or b"\0" in line[:4]:  # JSON and a table's header begin with ASCII
+                raise DataError(
+                    f"{path}: looks like UTF-16 or UTF-32; accepted is UTF-8, for example from"
+                    f" iconv -f UTF-16 -t UTF-8 {path.name} > utf8{path.suffix}",
+                    "not UTF-8",
                 )
-                continue
-            yield place, text
+            line = line.removeprefix(_BOM)
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            faults.meet(place.error("broken UTF-8", f"is not UTF-8 at byte {error.start} of the line: {error.reason}"))
+            continue
+        yield place, text
 
 
 def without_break(line: str) -> str:

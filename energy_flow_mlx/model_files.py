@@ -1,11 +1,11 @@
-"""Locating model files: in a folder, or on the Hugging Face hub."""
+"""Model files in a folder or on the Hugging Face hub: found, and uploaded."""
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -37,6 +37,46 @@ def locate(argument: str, spec: str, files: Sequence[str]) -> Path:
     if not _HUB_ID.fullmatch(spec):
         raise FileNotFoundError(f"{argument}={spec!r}: no such folder, and no hub id (NAME or OWNER/NAME)")
     return _from_hub(argument, spec, files)
+
+
+def publish(repository: str, files: Mapping[str, Path | bytes], *, message: str, private: bool = False) -> str:
+    """Upload files to a model repository on the hub in one commit; the repository is made if there is none.
+
+    Args:
+        repository: OWNER/NAME.
+        files: name in the repository -> a file, or its contents.
+        message: of the commit.
+        private: of a repository that is made now.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: `repository` is no OWNER/NAME.
+        OSError: the upload failed; says why, and how to log in.
+    """
+    check_repository("repository", repository)
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        operations = [CommitOperationAdd(name, contents) for name, contents in files.items()]
+        return str(api.create_commit(repository, operations, commit_message=message).commit_url)
+    except Exception as error:  # a refused connection, a missing permission, a file that is gone: too many classes to name
+        raise OSError(
+            f"{repository}: the upload to {constants.ENDPOINT} failed ({type(error).__name__}: {' '.join(str(error).split())}). "
+            "It needs a token that may write there: hf auth login, or HF_TOKEN"
+        ) from error
+
+
+def is_repository(spec: str) -> bool:
+    """Whether this is a hub id of the form OWNER/NAME."""
+    return "/" in spec and _HUB_ID.fullmatch(spec) is not None
+
+
+def check_repository(argument: str, spec: str) -> None:
+    """Raise ValueError unless `spec` is OWNER/NAME."""
+    if not is_repository(spec):
+        raise ValueError(f"{argument}={spec!r} is not accepted: a repository of the hub is OWNER/NAME")
 
 
 def _from_hub(argument: str, spec: str, files: Sequence[str]) -> Path:

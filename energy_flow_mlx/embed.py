@@ -1,0 +1,128 @@
+"""python -m energy_flow_mlx.embed RUN TEXTS --to FILE: what a model predicts for each line of a text file, as .npy or .jsonl."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cli import Parser, fail, run_command
+from .data.teacher import Teacher
+from .dataset.formats.lines import lines_of, read_lines, without_break
+from .dataset.records import Faults
+from .dataset.teacher import teacher_of_run
+from .files import write_aside
+from .models.energy_flow import EnergyFlow, model_folder
+from .ops.failures import KernelError, kernel_errors
+from .strict_json import to_json
+
+STANDARD_INPUT = "-"
+ENDINGS = (".npy", ".jsonl")
+
+Batch = tuple[list[str], NDArray[np.float32]]  # B texts and their embeddings [B, E]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, 1 (a kernel failed), 2 (invalid folder, text or argument), 130 (interrupted)."""
+    options = _parser().parse_args(argv)
+    count = 0
+
+    def embedded(model: EnergyFlow, teacher: Teacher | None) -> Iterator[Batch]:
+        nonlocal count
+        for texts in batched(lines(options.texts), options.batch_size):
+            count += len(texts)
+            yield texts, model.embed(texts, teacher, batch_size=options.batch_size)
+
+    try:
+        if options.to.suffix not in ENDINGS:
+            raise ValueError(f"--to {options.to}: accepted are files that end in {' or '.join(ENDINGS)}")
+        if options.to.exists() and not options.overwrite:
+            raise FileExistsError(f"{options.to} exists: name another file, or give --overwrite")
+        if options.batch_size < 1:
+            raise ValueError(f"--batch-size {options.batch_size}: accepted are 1 and more")
+        folder = model_folder(options.run)
+        model = EnergyFlow.from_pretrained(folder)
+        teacher = None if options.text_encoder else teacher_of_run(folder, model.config, options.teacher)
+        write: Callable[..., None] = write_npy if options.to.suffix == ".npy" else write_jsonl
+        with kernel_errors():
+            write_aside(options.to, lambda aside: write(aside, embedded(model, teacher), model.config.embedding_dim))
+    except KernelError as error:
+        return fail(error, 1)
+    except (ValueError, OSError) as error:
+        return fail(error, 2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(f"{options.to}: {count} texts, {model.config.embedding_dim} numbers each")
+    return 0
+
+
+def lines(texts: str) -> Iterator[str]:
+    """The lines of a file, or of standard input for "-", one text each; an empty one is the text "empty".
+
+    Raises:
+        FileNotFoundError, DataError: no such file, or a line is not UTF-8; names the line.
+    """
+    standard: BinaryIO = sys.stdin.buffer
+    faults = Faults(skip=False)
+    found = lines_of(standard, Path("standard input"), faults) if texts == STANDARD_INPUT else read_lines(Path(texts), faults)
+    return (without_break(text) for _, text in found)
+
+
+def batched(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of `size` items in order; the last may be shorter."""
+    batch: list[str] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def write_npy(path: Path, batches: Iterable[Batch], dim: int) -> None:
+    """Embeddings [N, dim] float32 as NumPy's file, row by row: the header, which has room for any N, is written again at the end."""
+    with path.open("wb") as file:
+        count = 0
+        _npy_header(file, count, dim)
+        start = file.tell()
+        for _, embeddings in batches:
+            file.write(np.ascontiguousarray(embeddings, "<f4").data)
+            count += len(embeddings)
+        file.seek(0)
+        _npy_header(file, count, dim)
+        assert file.tell() == start, "NumPy leaves room for the count"
+
+
+def _npy_header(file: Any, count: int, dim: int) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (count, dim)})
+
+
+def write_jsonl(path: Path, batches: Iterable[Batch], dim: int) -> None:
+    """A line {"text": ..., "embedding": [dim numbers]} for each text."""
+    with path.open("w", encoding="utf-8") as file:
+        for texts, embeddings in batches:
+            for text, row in zip(texts, embeddings, strict=True):
+                file.write(to_json({"text": text, "embedding": row.tolist()}, indent=None) + "\n")
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m energy_flow_mlx.embed", description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="a model folder, or OWNER/NAME of the hub")
+    parser.add_argument("texts", metavar="TEXTS", help="a UTF-8 file with a text on each line; - is standard input")
+    parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="the new .npy or .jsonl file; its rows are of length 1")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--teacher", metavar="SPEC", help="the one that the model was trained with (default: the built-in one, if it was)")
+    source.add_argument(
+        "--text-encoder", action="store_true", help="no teacher: the model's text encoder reads the texts (models without input_residual)"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, metavar="INT", help="texts at a time (default: 64)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

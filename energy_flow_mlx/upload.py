@@ -1,0 +1,135 @@
+"""python -m energy_flow_mlx.upload RUN OWNER/NAME: put a trained model on the Hugging Face hub, with a model card."""
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from .cli import Parser, fail, flag, run_command
+from .config import PRESETS, EnergyConfig
+from .dataset.open import data_of_run
+from .files import resolve
+from .model_files import check_repository, publish
+from .models.energy_flow import EnergyFlow
+from .ops.failures import KernelError, kernel_errors
+from .strict_json import to_json
+from .train.report import held_out, table
+
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "curves.png", "metrics.jsonl")  # those of them that there are
+CARD, PLOT = "README.md", "curves.png"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, 1 (a kernel failed), 2 (invalid folder, data or argument, or the upload failed)."""
+    options = _parser().parse_args(argv)
+    try:
+        check_repository("repository", options.repository)
+        model = EnergyFlow.from_pretrained(options.run)
+        config = EnergyConfig.from_json(resolve(options.run, "config.json"))
+        converted = resolve(options.run, "conversion.json").is_file()  # its config.json names no data that it was trained on
+        with kernel_errors():
+            measured = not (options.without_table or converted)
+            scores = scores_of(model, config) if measured else None
+        found = {name: resolve(options.run, name) for name in FILES}
+        files: dict[str, Path | bytes] = {name: path for name, path in found.items() if path.is_file()}
+        text = card(options.repository, model, config, scores, plot=PLOT in files, converted=converted)
+        if options.dry_run:
+            print(text)
+            return 0
+        files[CARD] = text.encode()
+        where = publish(
+            options.repository, files, message=f"energy flow, {model.trained_steps} steps", private=options.private
+        )
+    except KernelError as error:
+        return fail(error, 1)
+    except (ValueError, OSError) as error:
+        return fail(error, 2)
+    print(f"{where}: {', '.join(files)}")
+    return 0
+
+
+def scores_of(model: EnergyFlow, config: EnergyConfig) -> str:
+    """The table of `python -m energy_flow_mlx.evaluate`."""
+    data = data_of_run(config, model.text_encoder.tokeniser)
+    if data.tokeniser is None:
+        config = config.replace(text_loss_weight=0)
+    return table(held_out(model, data, config), f"{len(data.test)} held-out test pairs of {data.name}")
+
+
+def card(
+    repository: str, model: EnergyFlow, config: EnergyConfig, scores: str | None, *, plot: bool, converted: bool
+) -> str:
+    """The model card: what the model is and how it is used, its scores, the command that trains it, its curves and configuration.
+
+    Args:
+        repository: OWNER/NAME.
+        scores: a table in plain text; None: they were not measured.
+        plot: whether curves.png is beside the card.
+        converted: whether the model was trained in PyTorch, and is not this package's.
+    """
+    from huggingface_hub import ModelCardData
+
+    about = ModelCardData(library_name="energy-flow-mlx", tags=["mlx", "energy-flow", "feature-extraction"])
+    origin = "converted from PyTorch" if converted else f"trained for {model.trained_steps} steps on `{config.data}`"
+    quantised = f", its weights quantised to {model.quantised_bits} bits" if model.quantised_bits else ""
+    built_in = config.data == "builtin" and not converted
+    opened = f'open_teacher("builtin", dim={config.embedding_dim})' if built_in else 'open_teacher("...")  # that of its training data'
+    use = f'''\
+from energy_flow_mlx import EnergyFlow
+from energy_flow_mlx.data import open_teacher
+
+model = EnergyFlow.from_pretrained("{repository}")
+teacher = {opened}
+model.nearest(["A dog runs in the park."], ["An animal is outside.", "Prices fell."], teacher)'''
+    parts = [
+        f"---\n{about.to_yaml()}\n---",
+        f"# {repository.split('/')[1]}",
+        f"An energy-flow model, its lattice {config.lattice_width}x{config.lattice_height}x{config.lattice_depth}, {origin}{quantised}. "
+        f"From the embedding of a text, {config.embedding_dim} numbers, it predicts the embedding of the text that belongs to it.",
+        _code("python", use),
+        "## Results",
+        "Not measured." if scores is None else f"Mean cosine with the target's embedding, and retrieval among the targets.\n\n{_code('', scores)}",
+    ]
+    if not converted:
+        parts += ["## Training", _code("", command(config))]
+    if plot:
+        parts.append(f"![cosine, arrivals and loss by training step]({PLOT})")
+    values = to_json(config.to_dict())
+    return "\n\n".join([*parts, "## Configuration", _code("json", values)]) + "\n"
+
+
+def command(config: EnergyConfig) -> str:
+    """The command that trains a model of this configuration, from the preset that is nearest to it."""
+    values = config.to_dict()
+
+    def changed(preset: str) -> dict[str, object]:
+        start = EnergyConfig.preset(preset).to_dict()
+        return {name: value for name, value in values.items() if value != start[name]}
+
+    preset = min(PRESETS, key=lambda name: len(changed(name)))
+    words = ["python", "-m", "energy_flow_mlx.train", "--preset", preset]
+    kinds = {field.name: field.type for field in dataclasses.fields(EnergyConfig)}
+    for name, value in changed(preset).items():
+        if kinds[name] is bool:
+            words.append(flag(name) if value else flag(f"no_{name}"))
+        else:
+            words += [flag(name), str(value)]
+    return shlex.join(words)
+
+
+def _code(language: str, text: str) -> str:
+    return f"```{language}\n{text}\n```"
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m energy_flow_mlx.upload", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or a model folder")
+    parser.add_argument("repository", metavar="OWNER/NAME", help="of the hub; made if there is none")
+    parser.add_argument("--private", action="store_true", help="make the repository a private one")
+    parser.add_argument("--without-table", action="store_true", help="do not evaluate the model on its held-out pairs for the card")
+    parser.add_argument("--dry-run", action="store_true", help="print the model card and upload nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

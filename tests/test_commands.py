@@ -1,0 +1,87 @@
+"""`energy-flow` and `python -m energy_flow_mlx`: the list of commands, running one, completing one."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from energy_flow_mlx.__main__ import main as dispatch
+from energy_flow_mlx.__main__ import verbs
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = verbs(ROOT / "energy_flow_mlx")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["energy-flow", *words])
+    return dispatch()
+
+
+def test_every_command_of_the_readme_is_listed() -> None:
+    block = (ROOT / "README.md").read_text(encoding="utf-8").split("## Architecture")[1]
+    named = re.findall(r"^  (\w+)(?:/|\.py) +python -m energy_flow_mlx\.\w+", block, flags=re.MULTILINE)
+    assert {"train", "evaluate", "convert", "embed", "upload"} <= set(named)
+    assert sorted(named) == sorted(COMMANDS)
+    assert all(20 < len(does) < 110 for does in COMMANDS.values())
+
+
+def test_documentation_makes_a_command(tmp_path: Path) -> None:
+    (tmp_path / "look").mkdir()
+    (tmp_path / "look" / "__main__.py").write_text('"""python -m energy_flow_mlx.look RUN: look at a run: closely."""')
+    (tmp_path / "other.py").write_text('"""Runs python -m energy_flow_mlx.other: not as a command."""')
+    (tmp_path / "bare.py").write_text("")
+    assert verbs(tmp_path) == {"look": "look at a run: closely"}
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_without_a_command_all_are_listed(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == list(COMMANDS)
+
+
+def test_an_unknown_command_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "tarin") == 2
+    assert capsys.readouterr().err == f"error: tarin is no command; accepted are {', '.join(COMMANDS)}\n"
+
+
+def test_a_command_runs_as_its_module_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for run in (lambda: call(monkeypatch, "convert", "--help"), lambda: runpy.run_module("energy_flow_mlx.convert", run_name="__main__")):
+        monkeypatch.setattr(sys, "argv", ["convert", "--help"])
+        with pytest.raises(SystemExit) as ended:
+            run()
+        assert ended.value.code == 0
+    first, second = (text for text in capsys.readouterr().out.split("usage: ") if text)
+    assert first == second
+    with pytest.raises(SystemExit) as refused:
+        call(monkeypatch, "convert", "nowhere", "--to", "new")
+    assert refused.value.code == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_the_console_script_is_this_function() -> None:
+    assert 'energy-flow = "energy_flow_mlx.__main__:main"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("line", "completions"),
+    [
+        ("energy-flow tr", ["train"]),
+        ("energy-flow train --lattice-w", ["--lattice-width"]),
+        ("energy-flow dataset bu", ["build"]),
+        ("energy-flow convert x --dtype ", ["float32", "float16", "bfloat16"]),
+    ],
+)
+def test_a_shell_completes(line: str, completions: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete", reason="completion is an extra: pip install argcomplete")
+    shown = tmp_path / "shown"
+    shell = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(shown), "_ARGCOMPLETE_IFS": "\n"}
+    environment = {**os.environ, **shell, "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    subprocess.run([sys.executable, "-m", "energy_flow_mlx"], env=environment, cwd=ROOT, check=True, capture_output=True)
+    assert shown.read_text().split() == completions
