@@ -75,6 +75,16 @@ def test_beams_find_what_greed_misses() -> None:
     assert walk(table, Search(num_beams=2, **options)) == [[3, 0]]
 
 
+def test_never_looks_at_the_present_length_where_short_texts_are_favoured() -> None:
+    """The text that wins is open when two are finished; at the greatest length, where the penalty is hardest, it would lose."""
+    table = np.full((6, 6), -30.0)
+    for token, following in {1: {2: 0.9, 0: 0.09}, 2: {3: 0.9, 0: 0.09}, 3: {4: 0.4, 5: 0.35, 1: 0.24}, 4: {0: 0.99}, 5: {5: 0.9}}.items():
+        for next_token, probability in following.items():
+            table[token, next_token] = np.log(probability)
+    settings = Search(num_beams=2, max_length=12, length_penalty=-0.5, early_stopping="never")
+    assert walk(table, settings) == [[2, 3, 4, 0]]
+
+
 def test_beams_carry_their_cache_along() -> None:
     """The cache here is the text itself: where a beam's rows went elsewhere, they would differ."""
     table = mx.array(np.random.default_rng(0).standard_normal((30, 30)).astype(np.float32))
