@@ -85,7 +85,7 @@ def test_a_residual_model_means_what_it_adds_to_its_input(tmp_path: Path, capsys
     assert found["cosine"] == pytest.approx(meant @ came / np.linalg.norm(meant) / np.linalg.norm(came), abs=1e-5)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 16])
+@pytest.mark.parametrize("batch", [2, 16])
 def test_texts_come_from_arguments_a_file_or_standard_input(
     batch: int, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

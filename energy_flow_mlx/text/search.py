@@ -216,14 +216,13 @@ class _Beams(_Looking):
 
     def _improving(self, position: mx.array, state: _BeamState) -> _BeamState:
         """Look whether the best open text may still become better than the worst of the finished ones."""
-        full = mx.all(state.finished, axis=1, keepdims=True)
         if self.settings.early_stopping is True:
-            more = ~full
-        else:
+            more = ~mx.all(state.finished, axis=1, keepdims=True)
+        else:  # where there are fewer finished texts than beams, the worst one is _NEVER
             longest = self.settings.early_stopping == "never" and self.settings.length_penalty > 0
             length = mx.array(self.settings.max_length - 1) if longest else position + 1
             possible = state.scores[:, :1] / self._divisor(length)
-            more = ~full | (possible > mx.min(state.best_scores, axis=1, keepdims=True))
+            more = possible > mx.min(state.best_scores, axis=1, keepdims=True)
         return state._replace(improving=state.improving & more)
 
     def _divisor(self, length: mx.array) -> mx.array:

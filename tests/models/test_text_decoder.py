@@ -71,7 +71,7 @@ def test_no_surface_gives_no_text(model: EnergyFlow) -> None:
 def test_a_text_does_not_depend_on_its_neighbours(model: EnergyFlow) -> None:
     surface = random_surface(5, 12)
     for beams in (1, 3):
-        settings = Search(num_beams=beams, max_length=9)
+        settings = Search(num_beams=beams, max_length=6)
         together = model.text_decoder.generate(surface, settings)
         assert together == [model.text_decoder.generate(surface[row : row + 1], settings)[0] for row in range(5)]
 
