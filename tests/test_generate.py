@@ -224,7 +224,8 @@ def test_a_reader_who_leaves_ends_it(run: Path) -> None:
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1])
     assert process.stdin and process.stdout and process.stderr
     process.stdout.close()
-    process.stdin.write(b"a dog runs\n" * 50)
+    process.stdin.write(b"a dog runs\n" * 50)  # and it is not closed: without the reader, the writer's end would not come
+    process.stdin.flush()
+    assert process.wait(60) == 0 and process.stderr.read() == b""
     process.stdin.close()
-    assert process.wait(60) == 1 and process.stderr.read() == b""
     process.stderr.close()

@@ -108,6 +108,8 @@ def _generate(arguments: argparse.Namespace) -> None:
                 tqdm.write(_line(returned, arguments.json), file=sys.stdout)
             sys.stdout.flush()
             bar.update(len(batch))
+            if getattr(sys.stdout, "failure", None):  # nobody reads on, and there may be no end to the texts
+                break
     if cut:
         print(
             f"note: {cut} texts were cut: {config.text_max_length} tokens (text_max_length) of a text are read, and {MOST_CHARACTERS} characters",
