@@ -2,7 +2,6 @@
 
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -51,18 +50,12 @@ def test_an_unknown_command_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().err == f"error: tarin is no command; accepted are {', '.join(COMMANDS)}\n"
 
 
-def test_a_command_runs_as_its_module_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for run in (lambda: call(monkeypatch, "convert", "--help"), lambda: runpy.run_module("energy_flow_mlx.convert", run_name="__main__")):
-        monkeypatch.setattr(sys, "argv", ["convert", "--help"])
+def test_a_command_runs_with_its_arguments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, code, shown in ((["--help"], 0, "usage: python -m energy_flow_mlx.evaluate"), (["nowhere"], 2, "error: nowhere/config.json")):
         with pytest.raises(SystemExit) as ended:
-            run()
-        assert ended.value.code == 0
-    first, second = (text for text in capsys.readouterr().out.split("usage: ") if text)
-    assert first == second
-    with pytest.raises(SystemExit) as refused:
-        call(monkeypatch, "convert", "nowhere", "--to", "new")
-    assert refused.value.code == 2
-    assert "nowhere" in capsys.readouterr().err
+            call(monkeypatch, "evaluate", *words)
+        assert ended.value.code == code
+        assert shown in "".join(capsys.readouterr())
 
 
 def test_the_console_script_is_this_function() -> None:
@@ -73,8 +66,7 @@ def test_the_console_script_is_this_function() -> None:
     ("line", "completions"),
     [
         ("energy-flow tr", ["train"]),
-        ("energy-flow train --lattice-w", ["--lattice-width"]),
-        ("energy-flow dataset bu", ["build"]),
+        ("energy-flow dataset build --poo", ["--pooling"]),
         ("energy-flow convert x --dtype ", ["float32", "float16", "bfloat16"]),
     ],
 )
