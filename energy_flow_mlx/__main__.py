@@ -6,6 +6,9 @@ import os
 import runpy
 import sys
 from pathlib import Path
+from typing import NoReturn
+
+from .cli import run_command
 
 PACKAGE = "energy_flow_mlx"
 _PROGRAM = "energy-flow"
@@ -70,5 +73,10 @@ def _completed(commands: list[str]) -> list[str]:
     return []
 
 
+def run() -> NoReturn:
+    """`main` as a process."""
+    run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()
