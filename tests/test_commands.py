@@ -59,7 +59,7 @@ def test_a_command_runs_with_its_arguments(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_the_console_script_is_this_function() -> None:
-    assert 'energy-flow = "energy_flow_mlx.__main__:main"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'energy-flow = "energy_flow_mlx.__main__:run"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
