@@ -23,7 +23,7 @@ from energy_flow_mlx.files import write_aside, write_folder
 from energy_flow_mlx.tensors import save_arrays
 from energy_flow_mlx.text import TextCache
 from energy_flow_mlx.train import report
-from energy_flow_mlx.train.__main__ import main as train
+from energy_flow_mlx.train.command import main as train
 
 LIMIT = 50_000
 

@@ -24,7 +24,7 @@ from mlx.utils import tree_map
 
 from energy_flow_mlx.config import EnergyConfig
 from energy_flow_mlx.models.energy_flow import EnergyFlow
-from energy_flow_mlx.train import __main__ as training
+from energy_flow_mlx.train import command as training
 from energy_flow_mlx.train import report
 from energy_flow_mlx.train.optimiser import named_arrays, start_training
 from energy_flow_mlx.train.stages import STAGES

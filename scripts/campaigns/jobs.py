@@ -31,8 +31,8 @@ from energy_flow_mlx.dataset.folder import DatasetFolder
 from energy_flow_mlx.files import INCOMING, digest, resolve
 from energy_flow_mlx.tensors import read_metadata, read_tensors
 from energy_flow_mlx.text import TextCache
-from energy_flow_mlx.train import __main__ as training
 from energy_flow_mlx.train import checkpoint
+from energy_flow_mlx.train import command as training
 
 # A model of a few hundred numbers; its steps take milliseconds.
 TINY = {

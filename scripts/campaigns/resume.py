@@ -20,8 +20,8 @@ from pathlib import Path
 from campaign import Campaign
 from jobs import Announce, Work, after, child, contents, flags
 
-from energy_flow_mlx.train import __main__ as training
 from energy_flow_mlx.train import checkpoint, report
+from energy_flow_mlx.train import command as training
 from energy_flow_mlx.train import run as training_run
 from energy_flow_mlx.train.step import TrainStep
 

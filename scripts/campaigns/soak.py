@@ -23,7 +23,7 @@ from campaign import Campaign
 from jobs import after, flags
 
 from energy_flow_mlx.files import resolve
-from energy_flow_mlx.train import __main__ as training
+from energy_flow_mlx.train import command as training
 from energy_flow_mlx.train.step import TrainStep
 
 BLOCK = 250  # steps

@@ -38,8 +38,8 @@ from energy_flow_mlx.dataset.formats import read_file, write_file
 from energy_flow_mlx.dataset.records import Faults, Place, Record
 from energy_flow_mlx.doctor import __main__ as doctor_command
 from energy_flow_mlx.text import TextCache, Tokeniser
-from energy_flow_mlx.train import __main__ as train_command
 from energy_flow_mlx.train import checkpoint
+from energy_flow_mlx.train import command as train_command
 from energy_flow_mlx.train.optimiser import freeze_unreached, make_optimiser
 
 SMALL = {

@@ -6,7 +6,7 @@ from jobs import Cache, Training, contents, leftovers
 from soak import _slope
 from train.small import arguments
 
-from energy_flow_mlx.train import __main__ as train
+from energy_flow_mlx.train import command as train
 from energy_flow_mlx.train import report
 
 

@@ -17,7 +17,7 @@ from energy_flow_mlx.benchmark.processes import MeasurementFailed, run_mlx
 from energy_flow_mlx.config import ConfigError
 from energy_flow_mlx.ops import failures, heads, kernel, spawn
 from energy_flow_mlx.ops.failures import KernelError, kernel_errors
-from energy_flow_mlx.train import __main__ as train
+from energy_flow_mlx.train import command as train
 from energy_flow_mlx.train.step import TrainStep
 
 LIBRARY = (

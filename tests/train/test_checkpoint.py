@@ -11,8 +11,8 @@ from train.small import small_config, small_data, small_model
 from energy_flow_mlx import EnergyFlow
 from energy_flow_mlx.files import COMPLETE, INCOMING, resolve, settle, write_folder
 from energy_flow_mlx.tensors import save_arrays
-from energy_flow_mlx.train import __main__ as train
 from energy_flow_mlx.train import checkpoint
+from energy_flow_mlx.train import command as train
 from energy_flow_mlx.train.checkpoint import CheckpointError, TrainerState
 from energy_flow_mlx.train.optimiser import Plateau, freeze_unreached, make_optimiser, named_arrays
 from energy_flow_mlx.train.step import TrainStep

@@ -7,7 +7,7 @@ from train.small import small_config
 
 from energy_flow_mlx import EnergyConfig
 from energy_flow_mlx.cli import Parser, add_config_flags, flag, given_fields, layered_config
-from energy_flow_mlx.train import __main__ as train
+from energy_flow_mlx.train import command as train
 
 
 def parsed(*argv):

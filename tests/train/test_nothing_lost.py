@@ -14,8 +14,8 @@ from train.small import arguments, arrays, assert_same_arrays, small_config
 from energy_flow_mlx import evaluate
 from energy_flow_mlx.cli import reason
 from energy_flow_mlx.lock import LOCK, locked
-from energy_flow_mlx.train import __main__ as train
 from energy_flow_mlx.train import checkpoint, progress, report, rescue
+from energy_flow_mlx.train import command as train
 from energy_flow_mlx.train import run as training_run
 from energy_flow_mlx.train.interrupt import StopRequest
 from energy_flow_mlx.train.step import TrainStep

@@ -9,7 +9,7 @@ from metal_cpu import metal_on_cpu
 from train.small import arguments, small_config, small_data, small_model
 
 from energy_flow_mlx.ops import kernel
-from energy_flow_mlx.train import __main__ as train
+from energy_flow_mlx.train import command as train
 from energy_flow_mlx.train import step as training_step
 from energy_flow_mlx.train.optimiser import make_optimiser, named_arrays
 from energy_flow_mlx.train.profile import SKIPPED, TRACED, Profile, ProfileError

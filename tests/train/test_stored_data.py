@@ -13,7 +13,7 @@ from energy_flow_mlx import evaluate
 from energy_flow_mlx.dataset.build import Settings, build
 from energy_flow_mlx.dataset.formats import write_file
 from energy_flow_mlx.dataset.open import open_data
-from energy_flow_mlx.train import __main__ as train
+from energy_flow_mlx.train import command as train
 from energy_flow_mlx.train.baselines import MLP, hidden_width, mlp_baseline, parameter_count
 
 

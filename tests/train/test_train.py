@@ -12,8 +12,8 @@ from train.small import FIELDS, arguments, arrays, assert_same_arrays
 
 from energy_flow_mlx import EnergyFlow, evaluate
 from energy_flow_mlx.files import COMPLETE, INCOMING, resolve
-from energy_flow_mlx.train import __main__ as train
 from energy_flow_mlx.train import checkpoint
+from energy_flow_mlx.train import command as train
 from energy_flow_mlx.train import run as training_run
 from energy_flow_mlx.train.step import TrainStep
 
@@ -161,7 +161,7 @@ def test_ctrl_c_in_a_terminal_saves_and_exits_130(tmp_path):
 _KILLED = """
 import os, signal, sys
 from energy_flow_mlx import files
-from energy_flow_mlx.train import __main__ as train
+from energy_flow_mlx.train import command as train
 countdown = int(sys.argv.pop(1))
 def counted(original):
     def call(*arguments):

@@ -1,0 +1,107 @@
+"""The command line of training."""
+
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..cli import Parser, add_config_flags, fail, flag, given_fields, layered_config
+from ..config import ConfigError, EnergyConfig
+from ..dataset.records import DataError
+from ..files import INCOMING, resolve
+from ..lock import LOCK
+from ..ops.failures import KernelError, kernel_errors
+from . import checkpoint, memory
+from .checkpoint import CheckpointError, NonFiniteState
+from .run import train
+from .step import NonFiniteLoss
+
+_USAGE = (
+    "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN] [--profile DIR] "
+    "[--mlp-baseline] [--ablation] [--quiet]"
+)
+_DESCRIPTION = (
+    "Train an energy-flow model and judge it on held-out pairs. Without arguments: the tiny preset on built-in data. "
+    "The preset comes first, --config goes over it, and the flags over both."
+)
+
+# What a resumed run may change: how long it goes on, how often it looks and writes, and where its data now lies.
+RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "log_interval", "data")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, 1 (the loss became non-finite, or a kernel fails here), 2 (refused), 130 (interrupted)."""
+    arguments = _parser(argv).parse_args(argv)
+    fields = given_fields(arguments)
+    try:
+        if arguments.resume is not None and arguments.out is not None:
+            raise ConfigError(f"--out {arguments.out} is not accepted with --resume: a run stays in its folder")
+        if arguments.resume is not None:
+            folder = arguments.resume
+            config = _resumed_config(folder, arguments.preset, arguments.config, fields)
+        else:
+            config = memory.within_budget(layered_config(arguments.preset, arguments.config, fields))
+            folder = arguments.out or _new_folder(Path("runs") / f"{arguments.preset or 'tiny'}-seed{config.seed}")
+            _refuse_used(folder)
+        with kernel_errors():
+            return train(
+                config,
+                folder,
+                resume=arguments.resume is not None,
+                quiet=arguments.quiet,
+                profile=arguments.profile,
+                mlp_baseline=arguments.mlp_baseline,
+                ablation=arguments.ablation,
+            )
+    except (ConfigError, CheckpointError, DataError, OSError) as error:
+        return fail(error, 2)
+    except (NonFiniteLoss, NonFiniteState, KernelError) as error:
+        return fail(error, 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser(argv: Sequence[str] | None) -> Parser:
+    parser = Parser(prog="python -m energy_flow_mlx.train", usage=_USAGE, description=_DESCRIPTION)
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder, bit-identically")
+    parser.add_argument(
+        "--out", type=Path, metavar="RUN", help="new folder for the run (default: runs/<preset>-seed<seed>, or with -2, -3, … after it)"
+    )
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="leave a trace of a few steps in this folder")
+    parser.add_argument("--quiet", action="store_true", help="print the final table alone")
+    parser.add_argument("--mlp-baseline", action="store_true", help="train an MLP of the model's size for the final table")
+    parser.add_argument("--ablation", action="store_true", help="train the model with its flow left out for the final table")
+    add_config_flags(parser, argv)
+    return parser
+
+
+def _resumed_config(
+    run: Path, preset: str | None, file: Path | None, fields: Mapping[str, Any]
+) -> EnergyConfig:
+    """The run's own configuration, with what a resumed run may change."""
+    refused = [flag(name) for name in fields if name not in RESUMABLE]
+    refused += ["--preset"] if preset is not None else []
+    refused += ["--config"] if file is not None else []
+    if refused:
+        raise ConfigError(
+            f"--resume takes the configuration from {run}; {', '.join(refused)} cannot be changed, "
+            f"accepted are {', '.join(flag(name) for name in RESUMABLE)}"
+        )
+    checkpoint.require(run)
+    return EnergyConfig.from_json(resolve(run, "config.json")).replace(**fields)
+
+
+def _new_folder(name: Path) -> Path:
+    """The folder `name`, or where that is used already the first of `name`-2, `name`-3, … that is not; then says so."""
+    names = itertools.chain([name], (name.with_name(f"{name.name}-{number}") for number in itertools.count(2)))
+    folder = next(each for each in names if not each.exists() or (each.is_dir() and not any(each.iterdir())))
+    if folder != name:
+        print(f"{name} is not empty: this run goes to {folder} (--resume {name} goes on with the other one)", file=sys.stderr)
+    return folder
+
+
+def _refuse_used(run: Path) -> None:
+    if run.is_file() or (run.is_dir() and any(path.name not in (INCOMING, LOCK) for path in run.iterdir())):
+        raise FileExistsError(f"{run} is not empty: go on with it (--resume {run}) or choose another folder (--out)")
