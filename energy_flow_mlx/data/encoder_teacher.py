@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from ..checks import check_int, check_texts
 from ..model_files import locate
-from ..ops.masked_mean import masked_mean
+from ..nn.pooling import pool
 from ..text.tokeniser import TokenBatch, Tokeniser
 from .bert_folder import FILES, LoadedEncoder, load_encoder
+from .sentence_folder import OPTIONAL, Modules, module_files, parse_pooling, read_modules
 
-POOLINGS = ("mean", "cls")
 _VERSION = 1  # of the computation; part of the fingerprint
 _CHUNK = 4096  # texts that are tokenised and grouped by length at a time
 _BATCH = 64
@@ -32,19 +32,16 @@ class EncoderTeacher:
         loaded: the encoder.
         tokeniser: the encoder's tokeniser.
         name: a human-readable name of the encoder.
-        pooling, normalise, max_length: see `open_teacher`.
+        modules: what surrounds the encoder.
+        normalise: see `open_teacher`.
 
     Raises:
         TypeError, ValueError: an argument is not accepted, or the tokeniser has more entries than the encoder.
     """
 
-    def __init__(
-        self, loaded: LoadedEncoder, tokeniser: Tokeniser, name: str, *, pooling: str, normalise: bool, max_length: int
-    ) -> None:
+    def __init__(self, loaded: LoadedEncoder, tokeniser: Tokeniser, name: str, *, modules: Modules, normalise: bool) -> None:
         settings = loaded.settings
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling={pooling!r} is not accepted: it takes {', '.join(POOLINGS)}")
-        check_int("max_length", max_length, 3)
+        max_length = check_int("max_length", modules.max_length, 3)
         if max_length > settings.positions:
             raise ValueError(
                 f"max_length={max_length} is over the {settings.positions} positions of {name}: "
@@ -56,27 +53,36 @@ class EncoderTeacher:
             )
         self._encoder = loaded.encoder
         self._tokeniser = tokeniser
-        self._pooling, self._normalise, self._max_length = pooling, bool(normalise), max_length
-        self._dim = settings.dim
-        self._dtype = str(loaded.encoder.token_embedding.weight.dtype).removeprefix("mlx.core.")
+        self._modules, self._normalise = modules, bool(normalise)
+        dtype = str(loaded.encoder.token_embedding.weight.dtype).removeprefix("mlx.core.")
         length = "unit length" if normalise else "not normalised"
-        self._name = f"{name} ({loaded.kind}, {pooling}, {length}, {self._dtype}, {max_length} tokens)"
-        parts = (_VERSION, loaded.digest, tokeniser.fingerprint, pooling, self._normalise, self._dtype, max_length)
-        self._fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+        self._name = f"{name} ({loaded.kind}, {modules.description}, {length}, {dtype}, {max_length} tokens)"
+        pooling = "+".join(modules.pooling)
+        parts = (_VERSION, loaded.digest, tokeniser.fingerprint, pooling, self._normalise, dtype, max_length)
+        around = tuple(part for part in (modules.prompt, modules.digest) if part)
+        self._fingerprint = hashlib.blake2b(repr((*parts, *around)).encode(), digest_size=16).hexdigest()
 
     @classmethod
-    def open(cls, spec: str, *, pooling: str, normalise: bool, dtype: str, max_length: int) -> "EncoderTeacher":
+    def open(
+        cls, spec: str, *, pooling: str | None, normalise: bool, dtype: str, max_length: int | None
+    ) -> "EncoderTeacher":
         """The teacher in a folder or of a hub id; see `open_teacher`."""
-        folder = locate("teacher", spec, [*FILES, "tokenizer.json"])
+        modes = None if pooling is None else parse_pooling(pooling)
+        folder = locate("teacher", spec, [*FILES, "tokenizer.json"], optional=OPTIONAL, further=module_files)
         # The last two components of a folder's path: many are called "model", and the full path depends on the machine.
         name = "/".join(folder.resolve().parts[-2:]) if Path(os.path.expanduser(spec)).is_dir() else spec
         tokeniser = Tokeniser.from_file(folder / "tokenizer.json")
         loaded = load_encoder(folder, dtype)
-        return cls(loaded, tokeniser, name, pooling=pooling, normalise=normalise, max_length=max_length)
+        settings = loaded.settings
+        modules = read_modules(folder, settings.dim, settings.positions, pooling=modes, max_length=max_length)
+        return cls(loaded, tokeniser, name, modules=modules, normalise=normalise)
+
+    def __repr__(self) -> str:
+        return f"<EncoderTeacher {self._name}: texts -> [N, {self.dim}]>"
 
     @property
     def dim(self) -> int:
-        return self._dim
+        return self._modules.dim
 
     @property
     def name(self) -> str:
@@ -90,7 +96,7 @@ class EncoderTeacher:
         """Embed texts.
 
         Args:
-            texts: N strings. An empty one is embedded as the text "empty".
+            texts: N strings. An empty one is embedded as the text "empty", and the folder's prompt stands before each.
 
         Returns:
             [N, E] in float32.
@@ -102,7 +108,7 @@ class EncoderTeacher:
         checked = check_texts("texts", texts)
         rows = {text: row for row, text in enumerate(dict.fromkeys(checked))}
         distinct = list(rows)
-        embeddings = np.empty((len(distinct), self._dim), dtype=np.float32)
+        embeddings = np.empty((len(distinct), self.dim), dtype=np.float32)
         for start in range(0, len(distinct), _CHUNK):
             embeddings[start : start + _CHUNK] = self._embed_chunk(distinct[start : start + _CHUNK])
         lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
@@ -115,23 +121,23 @@ class EncoderTeacher:
         return embeddings[[rows[text] for text in checked]]
 
     def _embed_chunk(self, texts: list[str]) -> NDArray[np.float32]:
-        tokens = self._tokeniser.encode(texts, self._max_length)
+        tokens = self._tokeniser.encode([self._modules.prompt + text for text in texts], self._modules.max_length)
         pending = []
         for rows, batch in batches(tokens):
             pooled = self._pool(mx.array(batch.input_ids), mx.array(batch.attention_mask))
             mx.async_eval(pooled)  # the device computes while the next batch is prepared
             pending.append((rows, pooled))
-        embeddings = np.empty((len(texts), self._dim), dtype=np.float32)
+        embeddings = np.empty((len(texts), self.dim), dtype=np.float32)
         for rows, pooled in pending:
             embeddings[rows] = np.array(pooled)[: len(rows)]
         return embeddings
 
     def _pool(self, input_ids: mx.array, mask: mx.array) -> mx.array:
-        """Encode and pool ids and mask [B, T] to [B, E]. The mean over tokens is in float32 for every encoder dtype."""
-        hidden = self._encoder(input_ids, mask)
-        if self._pooling == "cls":
-            return hidden[:, 0].astype(mx.float32)
-        return masked_mean(hidden.astype(mx.float32), mask)
+        """Encode ids and mask [B, T], pool, and go through the layers: [B, E]. What follows the encoder is in float32."""
+        x = pool(self._encoder(input_ids, mask).astype(mx.float32), mask, self._modules.pooling)
+        for layer in self._modules.layers:
+            x = layer(x)
+        return x
 
 
 def batches(tokens: TokenBatch) -> Iterator[tuple[NDArray[np.intp], TokenBatch]]:

@@ -43,22 +43,26 @@ def open_teacher(
     spec: str | os.PathLike[str],
     *,
     dim: int | None = None,
-    pooling: str = "mean",
+    pooling: str | None = None,
     normalise: bool = True,
     dtype: str = "float32",
-    max_length: int = 128,
+    max_length: int | None = None,
 ) -> Teacher:
     """Open the teacher that `spec` names.
 
     Args:
         spec: "builtin" (HashedNgramTeacher), the path of a Hugging Face folder with a BERT or DistilBERT encoder
             (config.json, model.safetensors, tokenizer.json), or the hub id of one, such as "distilbert-base-uncased".
-            Hub files are cached and then used without network access.
+            Hub files are cached and then used without network access. In a folder of sentence-transformers
+            (modules.json) the pooling, Dense and Normalize modules, the length and the default prompt are that library's.
         dim: E. For "builtin" the size to use (None: 768); for an encoder the size that the caller expects (None: any).
-        pooling: "mean" over the tokens of the text, or "cls", the first token.
-        normalise: scale each embedding to length 1.
+        pooling: "mean" over the tokens of the text, "cls" (the first token), "max", "mean_sqrt_len_tokens" (the sum over the
+            root of their number), "weightedmean" (weights 1, 2, 3, … along the text), "lasttoken", or several joined by
+            +, such as "cls+mean". None: the folder's, else "mean".
+        normalise: scale each embedding to length 1. False also leaves out a Normalize at the end of the folder's modules.
         dtype: of weights and matrix products: "float32", "float16" or "bfloat16".
-        max_length: tokens of a text; longer texts are truncated. "builtin" has no tokens and never truncates.
+        max_length: tokens of a text; longer texts are truncated. None: the folder's, if it has a modules.json, else 128.
+            "builtin" has no tokens and never truncates.
 
     Raises:
         FileNotFoundError: no such folder, and the download failed; says what to download and where to put it.
@@ -72,7 +76,7 @@ def open_teacher(
             raise ValueError(f"dim={dim} is not the embedding size of {teacher.name}, which is {teacher.dim}")
         return teacher
     for argument, value, accepted in (
-        ("pooling", pooling, "mean"),
+        ("pooling", pooling or "mean", "mean"),
         ("normalise", normalise, True),
         ("dtype", dtype, "float32"),
     ):

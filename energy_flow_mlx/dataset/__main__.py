@@ -8,6 +8,7 @@ from pathlib import Path
 from ..checks import is_blank
 from ..cli import Parser, fail, run_command
 from ..data.corpus import MAX_SEED
+from ..nn.pooling import POOLINGS
 from ..ops.failures import KernelError, kernel_errors
 from ..text.tokeniser import Tokeniser
 from . import inspection
@@ -189,7 +190,11 @@ def _parser() -> Parser:
     make.add_argument(
         "--dim", type=int, metavar="INT", help="embedding size, if the teacher allows a choice (default: the teacher's)"
     )
-    make.add_argument("--pooling", default="mean", metavar="NAME", help="the teacher's: mean or cls (default: mean)")
+    make.add_argument(
+        "--pooling",
+        metavar="NAME",
+        help=f"the teacher's: {', '.join(POOLINGS)}, or several joined by + (default: the teacher folder's, else mean)",
+    )
     make.add_argument(
         "--normalise",
         action=argparse.BooleanOptionalAction,
@@ -200,9 +205,8 @@ def _parser() -> Parser:
     make.add_argument(
         "--teacher-max-length",
         type=int,
-        default=128,
         metavar="INT",
-        help="tokens after which the teacher truncates a text (default: 128)",
+        help="tokens after which the teacher truncates a text (default: the teacher folder's, else 128)",
     )
     make.add_argument(
         "--tokenizer", metavar="SPEC", help="copied into the folder; decodes the sources' tokens to text"

@@ -59,10 +59,10 @@ class Settings:
     selection: Selection = _EVERYTHING
     teacher: str | None = None
     dim: int | None = None
-    pooling: str = "mean"
+    pooling: str | None = None
     normalise: bool = True
     dtype: str = "float32"
-    teacher_max_length: int = 128
+    teacher_max_length: int | None = None
     tokeniser: str | None = None
     batch_size: int = 64
     shard_rows: int = 16_384

@@ -418,10 +418,7 @@ def model_folder(spec: str | os.PathLike[str]) -> Path:
 
     name, folder = os.fspath(spec), Path(spec)
     if is_repository(name) and not folder.parent.exists():
-        try:
-            return locate("folder", name, [*_FILES, "tokenizer.json"])
-        except ValueError:  # the repository of a model without a tokeniser
-            return locate("folder", name, _FILES)
+        return locate("folder", name, _FILES, optional=("tokenizer.json",))
     for file in _FILES:
         if not resolve(folder, file).is_file():
             raise FileNotFoundError(f"{folder / file} is missing: a model folder holds {' and '.join(_FILES)}")

@@ -150,7 +150,8 @@ def test_arguments_that_are_refused(folder: Path) -> None:
     name = "/".join(folder.parts[-2:])
     for options, words in [
         ({"dim": 768}, f"dim=768 is not the embedding size of {name} "),
-        ({"pooling": "max"}, "pooling='max' is not accepted: it takes mean, cls"),
+        ({"pooling": "median"}, "pooling='median' is not accepted: it takes cls, max, mean"),
+        ({"pooling": "cls+"}, "pooling='cls+' is not accepted"),
         ({"dtype": "float64"}, "dtype='float64' is not accepted: it takes float32, float16, bfloat16"),
         ({"max_length": 41}, f"max_length=41 is over the 40 positions of {name}:"),
         ({"max_length": 2}, "max_length must be an integer of 3 or more, got 2"),

@@ -1,6 +1,8 @@
 """Hub ids: downloaded once from a hub on this machine, then taken from the cache; without network an error that helps."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +13,12 @@ from threading import Thread
 import pytest
 from data.encoders import random_model, save
 
+from energy_flow_mlx.data.sentence_folder import OPTIONAL
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+MODULES = json.dumps(
+    [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in (("Transformer", ""), ("Pooling", "1_Pooling"))]
+)
 
 
 class Hub(ThreadingHTTPServer):
@@ -44,6 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         if not known or not path.is_file():
             self.send_response(404)
             self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+            self.send_header("X-Repo-Commit", COMMIT)
             self.end_headers()
             return
         data = path.read_bytes()
@@ -93,7 +101,8 @@ def test_download_then_cache(hub: Hub, tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("some/teacher (distilbert, mean, unit length, float32, 20 tokens) ")
     asked = files_asked(hub)
-    assert {path.rpartition("/")[2] for path in asked} == {"config.json", "model.safetensors", "tokenizer.json"}
+    names = {"config.json", "model.safetensors", "tokenizer.json", *OPTIONAL}
+    assert {path.rpartition("/")[2] for path in asked} == names
     again = run(OPEN, hub.endpoint, cache)
     assert again.stdout == first.stdout and files_asked(hub) == asked, "the second run asked the network"
     offline = run(OPEN, "http://127.0.0.1:9", cache, HF_HUB_OFFLINE="1")
@@ -103,21 +112,48 @@ def test_download_then_cache(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_without_network(tmp_path: Path) -> None:
+    """The error comes at once: the client neither waits nor tries again."""
     cache = tmp_path / "cache"
     for offline in ({"HF_HUB_OFFLINE": "1"}, {}):
         code = (
-            "import time; time.sleep = lambda seconds: None\n"  # the client waits between its tries
+            "import time; time.sleep = lambda seconds: print('waits')\n"
             "try: open_teacher('distilbert-base-uncased')\nexcept FileNotFoundError as error: print(error)"
         )
         done = run(code, "http://127.0.0.1:9", cache, **offline)
         words = done.stdout
         assert words.startswith("teacher='distilbert-base-uncased': no such folder, not in the cache"), done.stderr
-        assert str(cache) in words
-        assert (
-            "hf download distilbert-base-uncased config.json model.safetensors tokenizer.json --local-dir FOLDER"
-            in words
-        )
+        assert str(cache) in words and "etrying" not in done.stderr
+        assert "hf download distilbert-base-uncased --include '*.json' '*.safetensors' --local-dir FOLDER" in words
         assert "then pass FOLDER as teacher" in words
+
+
+def test_modules_of_sentence_transformers(hub: Hub, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    (hub.folder / "1_Pooling").mkdir()
+    (hub.folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
+    (hub.folder / "modules.json").write_text(MODULES)
+    done = run("print(open_teacher('some/teacher').name)", hub.endpoint, cache)
+    assert done.stdout.strip() == "some/teacher (distilbert, max, unit length, float32, 40 tokens)", done.stderr
+    offline = run("print(open_teacher('some/teacher').name)", "http://127.0.0.1:9", cache)
+    assert offline.stdout == done.stdout and "Warning" not in offline.stderr, offline.stderr
+
+
+def test_a_cache_that_holds_a_part(hub: Hub, tmp_path: Path) -> None:
+    """Where the cache does not tell whether there is a modules.json, that is said; where a module is missing, it is refused."""
+    cache = tmp_path / "cache"
+    snapshot = cache / "models--some--teacher" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy(hub.folder / name, snapshot)
+    said = run(OPEN, "http://127.0.0.1:9", cache)
+    assert said.stdout.startswith("some/teacher (distilbert, mean, "), said.stderr
+    assert "does not tell whether the repository has modules.json, sentence_bert_config.json" in said.stderr
+    (snapshot / "modules.json").write_text(MODULES)
+    code = "try: open_teacher('some/teacher')\nexcept FileNotFoundError as error: print(error)"
+    refused = run(code, "http://127.0.0.1:9", cache)
+    assert "or take 1_Pooling/config.json from" in refused.stdout, refused.stderr
 
 
 def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_agrees_with_transformers(folder: Path, teacher: Teacher) -> None:
     model = transformers.BertModel.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     texts = [text for pair in PARAPHRASES for text in pair] + ["a", "long " * 300, "caf\u00e9 na\u00efve \u65e5\u672c"]
-    inputs = tokenizer(texts, padding=True, truncation=True, max_length=128, return_tensors="pt")
+    inputs = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")  # as sentence_bert_config.json says
     with torch.no_grad():
         hidden = model(**inputs).last_hidden_state
     mask = inputs["attention_mask"][..., None]
