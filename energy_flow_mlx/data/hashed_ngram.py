@@ -49,6 +49,9 @@ class HashedNgramTeacher:
         self._word = lru_cache(maxsize=8192)(self._embed_word)
         self._bigram = lru_cache(maxsize=65536)(_bigram_bucket)
 
+    def __repr__(self) -> str:
+        return f"<HashedNgramTeacher {self.name}: texts -> [N, {self._dim}]>"
+
     @property
     def dim(self) -> int:
         return self._dim

@@ -1,7 +1,8 @@
 """The data interface of training: batches of embeddings and tokens by index, and the order of the indices."""
 
+import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,24 @@ class PairDataset(Protocol):
         ...
 
 
+class PairTexts(PairDataset):
+    """What a data set shows in a notebook: itself in a line, and its texts by number."""
+
+    @overload
+    def __getitem__(self, index: int) -> TextPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TextPair]: ...
+    def __getitem__(self, index: int | slice) -> TextPair | list[TextPair]:
+        """The pair of texts at `index`, counted from the end if it is negative, or those of a slice."""
+        if isinstance(index, slice):
+            return [self.texts(at) for at in range(*index.indices(len(self)))]
+        index = operator.index(index)
+        return self.texts(index + len(self) if -len(self) <= index < 0 else index)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {len(self):,} pairs, E = {self.dim}>"
+
+
 class PairData(NamedTuple):
     """The parts of a data set, and its tokeniser."""
 
@@ -53,7 +72,7 @@ class PairData(NamedTuple):
     fingerprint: str = ""  # identifies the contents: training resumes only on the data set that it started with
 
 
-class ArrayPairs:
+class ArrayPairs(PairTexts):
     """A data set in memory.
 
     Args:

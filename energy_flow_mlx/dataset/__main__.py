@@ -71,6 +71,12 @@ def _build(options: argparse.Namespace) -> int:
     )
     folder = build(settings, options.to, quiet=options.quiet)
     print("\n".join(inspection.summary(folder)))
+    if empty := [name for name in PARTS[1:] if not folder.sizes[name]]:
+        print(
+            f"warning: no pairs in {' and '.join(empty)}, without which training refuses the folder: "
+            f"{' '.join(f'--{name} COUNT' for name in empty)} holds pairs out",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -78,6 +78,10 @@ class DatasetFolder:
                 )
         self._tokens = self._open_tokens(count)
 
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name} {size:,}" for name, size in self.sizes.items())
+        return f"<DatasetFolder {self.path}: {parts} pairs, {self.rows:,} texts, E = {self.dim}>"
+
     def part(self, name: str) -> range:
         """The pair numbers of train, validation or test."""
         start = sum(self.sizes[before] for before in PARTS[: PARTS.index(name)])

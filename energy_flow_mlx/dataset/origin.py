@@ -13,7 +13,7 @@ from ..checks import check_int
 from ..data.corpus import generate_pairs
 from ..files import digest
 from .folder import read_folder
-from .formats import pack, read_file
+from .formats import format_to_read, pack, read_file
 from .formats.rows import Selection
 from .hub import PREFIX, hub_files
 from .records import DataError, Faults, Place, Placed, Record
@@ -79,4 +79,6 @@ def _existing(spec: str) -> Path:
         raise FileNotFoundError(
             f"{path}: no such file; sources are files, dataset folders, hub:OWNER/NAME and builtin:COUNT"
         )
+    if path.is_file():
+        format_to_read(path)  # refused before anything is read
     return path

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..config import check_data_fit
 from ..data.corpus import TextPair
-from ..data.source import PairBatch, PairData, check_index, check_indices
+from ..data.source import PairBatch, PairData, PairTexts, check_index, check_indices
 from ..files import digest
 from ..strict_json import to_json
 from ..text.tokeniser import TokenBatch, Tokeniser
@@ -20,6 +21,7 @@ from .folder import PARTS, DatasetFolder
 from .formats import read_file
 from .records import DataError, Faults
 
+CACHE = "ENERGY_FLOW_CACHE"
 _TEXTS = 100_000  # the most texts that a tokeniser is trained on
 
 
@@ -60,7 +62,7 @@ class InputTokens:
         return batch
 
 
-class FolderPairs:
+class FolderPairs(PairTexts):
     """One part of a dataset folder; implements `PairDataset`.
 
     Args:
@@ -160,15 +162,35 @@ def file_data(
     folder = cache_folder() / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not (folder / "dataset.json").is_file():
         count = sum(1 for _ in read_file(path, Faults()))
+        if count < 10:
+            raise DataError(
+                f"data {path} holds {count} pairs, but a tenth of a file is held out for validation and a tenth for the test: it takes "
+                "10 pairs or more, or a folder built with --validation 1 --test 1",
+                "does not fit",
+            )
         validation, test = min(validation, count // 10), min(test, count // 10)
+        _check_writable(folder.parent)
         build(Settings(sources=(str(path),), validation=validation, test=test, seed=seed, dim=dim), folder, quiet=True)
     data = folder_data(folder, dim=dim, vocab_size=vocab_size, max_length=max_length, tokeniser=tokeniser)
     return data._replace(name=data.name.replace(str(folder), str(path), 1))
 
 
+def _check_writable(cache: Path) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"{cache}: what a data file becomes cannot be kept here ({error.strerror}); the environment variable {CACHE} names "
+            "another folder for it",
+            "no cache",
+        ) from error
+
+
 def cache_folder() -> Path:
     """Where `file_data` builds its folders: ENERGY_FLOW_CACHE, or a folder in XDG_CACHE_HOME or ~/.cache."""
-    named = os.environ.get("ENERGY_FLOW_CACHE")
+    named = os.environ.get(CACHE)
     if named:
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "energy_flow_mlx" / "datasets"

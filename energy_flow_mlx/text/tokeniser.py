@@ -65,6 +65,9 @@ class Tokeniser:
         self._tokenizer = tokenizer
         self.encode([EMPTY_TEXT], 128)  # fails now if the post-processor adds tokens that the vocabulary lacks
 
+    def __repr__(self) -> str:
+        return f"<Tokeniser {type(self._tokenizer.model).__name__}: {self.vocab_size:,} entries, padding {self._pad}>"
+
     @classmethod
     def train(cls, texts: Sequence[str], vocab_size: int) -> "Tokeniser":
         """Train a BERT-style WordPiece tokeniser.

@@ -110,7 +110,7 @@ def test_joined_poolings(folder: Path, encoder: tuple[Any, Path]) -> None:
     """Flags join in an order of their own, a list in the order of the list."""
     settings(folder / "1_Pooling", pooling_mode_mean_tokens=True, pooling_mode_max_tokens=True, pooling_mode_cls_token=True)
     teacher = open_teacher(folder)
-    assert teacher.dim == 72
+    assert teacher.dim == 72 and repr(teacher) == f"<EncoderTeacher {teacher.name}: texts -> [N, 72]>"
     close(teacher.embed(SOME), pooled(encoder[0], SOME, ["cls", "max", "mean"]))
     settings(folder / "1_Pooling", pooling_mode=["mean", "cls"])
     close(open_teacher(folder).embed(SOME), pooled(encoder[0], SOME, ["mean", "cls"]))

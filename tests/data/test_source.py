@@ -117,7 +117,23 @@ def test_array_pairs_refuse():
         ArrayPairs(pairs, rows, rows, TokenBatch(tokens.input_ids[:1], tokens.attention_mask[:1]))
 
 
-def test_open_data_lists_what_it_accepts():
+def test_data_shows_itself_and_its_texts_by_number():
+    data = built_in_data(**SIZES)
+    test = data.test
+    assert test[0] == test.texts(0) and test[-1] == test.texts(59) and test[np.int64(3)] == test.texts(3)
+    assert test[1:3] == [test.texts(1), test.texts(2)] and list(test) == [test.texts(index) for index in range(60)]
+    for outside in (60, -61):
+        with pytest.raises(IndexError, match=f"index must be from 0 to 59, got {outside}"):
+            test[outside]
+    with pytest.raises(TypeError):
+        test["input"]
+    assert repr(test) == "<ArrayPairs: 60 pairs, E = 48>"
+    assert repr(HashedNgramTeacher(48)) == "<HashedNgramTeacher hashed-ngram-48-seed0: texts -> [N, 48]>"
+    assert repr(data.tokeniser) == f"<Tokeniser WordPiece: {data.tokeniser.vocab_size} entries, padding [PAD]>"
+
+
+def test_open_data_lists_what_it_accepts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a folder of this name may lie where the tests are run
     with pytest.raises(ValueError, match="data must be builtin, a folder .*, got .snli."):
         open_data("snli", **SIZES)
 

@@ -35,6 +35,29 @@ def test_build_says_what_it_made(tmp_path, capsys):
     assert run(capsys, *command) == (code, out, err)
 
 
+def test_build_warns_of_parts_without_pairs(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"input": f"a{n}", "target": f"b{n}"}) + "\n" for n in range(5)))
+    for options, words in [
+        ((), "warning: no pairs in validation and test, without which training refuses the folder: --validation COUNT --test COUNT"),
+        (("--test", 1), "warning: no pairs in validation, without which training refuses the folder: --validation COUNT"),
+        (("--test", 1, "--validation", 1), ""),
+    ]:
+        code, _, err = run(capsys, "build", path, "--to", tmp_path / str(options), "--dim", 8, "--quiet", *options)
+        assert code == 0 and err.startswith(words) and bool(err) == bool(words)
+
+
+@pytest.mark.parametrize("argv", [("build", "{bad}"), ("build", "{good}", "--test", "{bad}"), ("inspect", "{bad}")])
+def test_an_unknown_extension_is_refused_before_anything_is_read(tmp_path, capsys, argv):
+    good, bad = tmp_path / "a.jsonl", tmp_path / "a.md"
+    good.write_text('{"input": "a", "target": "b"}\n')
+    bad.write_text("")
+    command = [word.format(good=good, bad=bad) for word in argv]
+    code, out, err = run(capsys, *command, *(("--to", tmp_path / "set") if argv[0] == "build" else ()))
+    assert (code, out) == (2, "") and err.startswith(f"error: {bad}: unknown extension '.md'") and err.count("\n") == 1
+    assert not (tmp_path / "set").exists()
+
+
 def test_the_progress_bar_goes_to_stderr(tmp_path, capsys):
     code, out, err = run(capsys, "build", "builtin:50", "--to", tmp_path / "set", "--dim", 8)
     assert code == 0 and "embed" in err and "embed" not in out

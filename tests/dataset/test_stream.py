@@ -160,7 +160,39 @@ def test_without_texts_there_is_no_tokeniser(tmp_path):
     assert data.train.texts(0) == ("", "")
 
 
-def test_open_data_says_what_it_accepts(tmp_path):
+def test_a_file_of_too_few_pairs_is_refused_by_its_own_name(tmp_path, cache):
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps({"input": f"a{n}", "target": f"b{n}"}) + "\n" for n in range(9)))
+    with pytest.raises(DataError, match=rf"data {path} holds 9 pairs, .* it takes 10 pairs or more"):
+        open_data(str(path), **SIZES)
+    assert not cache.exists()
+    with path.open("a") as file:
+        file.write('{"input": "a", "target": "b"}\n')
+    data = open_data(str(path), **SIZES)
+    assert [len(part) for part in data[:3]] == [8, 1, 1]
+
+
+def test_a_cache_that_takes_no_files_is_refused_with_its_variable(tmp_path, monkeypatch):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"input": f"a{n}", "target": f"b{n}"}) + "\n" for n in range(20)))
+    monkeypatch.delenv("ENERGY_FLOW_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # no folder can be made in a file
+    with pytest.raises(DataError, match=r"pairs\.jsonl/.*kept here \(Not a directory\); .* ENERGY_FLOW_CACHE names another folder"):
+        open_data(str(path), **SIZES)
+    monkeypatch.setenv("ENERGY_FLOW_CACHE", str(tmp_path / "other"))
+    assert len(open_data(str(path), **SIZES).train) == 16
+
+
+def test_stored_data_shows_itself_and_its_texts_by_number(folder):
+    data = open_data(str(folder), **SIZES)
+    assert data.test[0] == data.test.texts(0) and data.test[-2:] == [data.test.texts(28), data.test.texts(29)]
+    assert repr(data.test) == "<FolderPairs: 30 pairs, E = 12>"
+    opened = DatasetFolder(folder)
+    assert repr(opened) == f"<DatasetFolder {folder}: train 230, validation 40, test 30 pairs, {opened.rows} texts, E = 12>"
+
+
+def test_open_data_says_what_it_accepts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a folder of this name may lie where the tests are run
     with pytest.raises(ValueError, match="data must be builtin, a folder built by .* build`, or a data file, got 'snli'"):
         open_data("snli", **SIZES)
     with pytest.raises(FileNotFoundError, match=r"dataset\.json: no such file"):

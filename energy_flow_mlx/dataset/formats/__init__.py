@@ -22,6 +22,13 @@ READ = (
     ".pt",
     ".safetensors (a pack)",
 )
+_READ_BY_SUFFIX = {
+    **dict.fromkeys((".jsonl", ".json", ".ndjson"), "jsonl"),
+    **dict.fromkeys((".csv", ".tsv", ".txt"), "table"),
+    **dict.fromkeys((".efb", ".efb1", ".efb2", ".bin"), "efb"),
+    **dict.fromkeys((".pt", ".safetensors"), "pack"),
+    ".parquet": "parquet",
+}
 # The fields of a record that each written format can store.
 HOLDS = {"jsonl": jsonl.HOLDS, **efb.HOLDS, "pt": pack.HOLDS, "safetensors": pack.HOLDS}
 _WRITE_BY_SUFFIX = {
@@ -47,20 +54,30 @@ def read_file(path: Path, faults: Faults, selection: Selection | None = None) ->
         DataError: the file is invalid; names the line, row or byte.
     """
     selection = selection or Selection()
-    suffix = path.suffix.lower()
-    if suffix in (".efb", ".efb1", ".efb2", ".bin"):
+    chosen = format_to_read(path)
+    if chosen == "efb":
         records = efb.read(path, faults)
-    elif suffix in (".pt", ".safetensors"):
+    elif chosen == "pack":
         records = pack.read(path)
-    elif suffix in (".jsonl", ".json", ".ndjson"):
+    elif chosen == "jsonl":
         records = jsonl.read(path, faults, selection)
-    elif suffix in (".csv", ".tsv", ".txt"):
+    elif chosen == "table":
         records = table.read(path, faults, selection)
-    elif suffix == ".parquet":
-        records = parquet.read(path, faults, selection)
     else:
-        raise DataError(f"{path}: unknown extension {suffix!r}; supported are {', '.join(READ)}", "format")
+        records = parquet.read(path, faults, selection)
     return check_records(records, faults, path)
+
+
+def format_to_read(path: Path) -> str:
+    """The format of a file by its extension: jsonl, table, efb, pack or parquet.
+
+    Raises:
+        DataError: no format that can be read has this extension.
+    """
+    chosen = _READ_BY_SUFFIX.get(path.suffix.lower())
+    if chosen is None:
+        raise DataError(f"{path}: unknown extension {path.suffix!r}; supported are {', '.join(READ)}", "format")
+    return chosen
 
 
 def format_to_write(path: Path) -> str:
