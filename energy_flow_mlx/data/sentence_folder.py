@@ -5,7 +5,6 @@ refused by name.
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from mlx.utils import tree_flatten
 from ..checks import check_int
 from ..config import read_mapping
 from ..nn.pooling import POOLINGS
+from ..strict_json import parse_json
 from ..tensors import as_dtype, check_finite, check_shapes, read_header, read_tensors
 
 MODULES, PROMPTS, TOKENISER_SETTINGS = "modules.json", "config_sentence_transformers.json", "tokenizer_config.json"
@@ -169,7 +169,7 @@ def _listed(folder: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         return []
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = parse_json(path.read_bytes())
         listed = [(str(entry["type"]), str(entry["path"])) for entry in entries]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: is not a list of modules with a type and a path: {error!r}") from error
