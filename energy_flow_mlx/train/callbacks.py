@@ -28,8 +28,8 @@ class Callback:
         """Once, when a run that was not broken off by an error ends."""
 
 
-class Callbacks(Callback):
-    """Several as one, called in their order."""
+class Callbacks:
+    """What a run tells several while it trains, in their order."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self._callbacks = tuple(callbacks)
@@ -45,7 +45,3 @@ class Callbacks(Callback):
     def on_checkpoint(self, step: int, folder: Path) -> None:
         for each in self._callbacks:
             each.on_checkpoint(step, folder)
-
-    def on_end(self, run: Run) -> None:
-        for each in self._callbacks:
-            each.on_end(run)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ from ..data.prefetch import Prefetch
 from ..data.source import PairBatch
 from ..lock import locked
 from . import checkpoint, memory
-from .callbacks import Callbacks
+from .callbacks import Callback, Callbacks
 from .evaluation import evaluate
 from .interrupt import StopRequest
 from .loss import number
@@ -33,8 +34,8 @@ def train(
     profile: str | os.PathLike[str] | None = None,
     mlp_baseline: bool = False,
     ablation: bool = False,
-    callbacks: Callbacks,
-    stop: StopRequest,
+    callbacks: Sequence[Callback] = (),
+    stop: StopRequest | None = None,
 ) -> int:
     """Train until `config.training_steps`, from the checkpoint in `folder` if `resume`.
 
@@ -59,7 +60,7 @@ def train(
         run = prepare(config, folder, resume=resume)
         if not quiet:
             print(header(run), flush=True)
-        loop(run, trace, quiet, callbacks, stop)
+        loop(run, trace, quiet, Callbacks(callbacks), stop or StopRequest())
         if profile is not None:
             print(f"{trace.written} has the trace" if trace.written else f"{profile}: the run was too short for a trace")
         if run.state.step < config.training_steps:

@@ -12,7 +12,7 @@ from ..lock import LOCK
 from ..ops.failures import kernel_errors
 from ..runs import Run
 from . import checkpoint, memory
-from .callbacks import Callback, Callbacks
+from .callbacks import Callback
 from .interrupt import StopRequest
 from .run import train
 
@@ -68,7 +68,7 @@ class Trainer:
             _refuse_used(self.folder)
         self.config = config
         self.exit_code = 0
-        self._callbacks, self._resume, self._stop = Callbacks(callbacks), resume, StopRequest()
+        self._callbacks, self._resume, self._stop = callbacks, resume, StopRequest()
         self._quiet, self._profile, self._mlp_baseline, self._ablation = quiet, profile, mlp_baseline, ablation
 
     def fit(self) -> Run:
@@ -93,7 +93,8 @@ class Trainer:
             )
         self._resume, self._stop = True, StopRequest()
         run = Run.load(self.folder)
-        self._callbacks.on_end(run)
+        for callback in self._callbacks:
+            callback.on_end(run)
         return run
 
     def stop(self) -> None:
