@@ -31,6 +31,7 @@ from .models.text_decoder import CubeToTextDecoder
 from .models.text_encoder import TextToCubeEncoder
 from .models.trace import Trace
 from .nn import GRUCell, MultiHeadAttention, PositionalEncoding, TransformerEncoder, TransformerEncoderLayer
+from .runs import Run
 
 __all__ = [
     "CarrierOutput",
@@ -50,6 +51,7 @@ __all__ = [
     "MultiHeadAttention",
     "OutputCollector",
     "PositionalEncoding",
+    "Run",
     "RunConfig",
     "SimpleNeuron",
     "TextToCubeEncoder",

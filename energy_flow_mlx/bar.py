@@ -62,3 +62,9 @@ def in_terminal(file: Any = None) -> bool:
         return os.get_terminal_size(file.fileno()).columns > 0
     except OSError:  # a stream without a descriptor
         return True
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and "IPKernelApp" in shell.config

@@ -1,5 +1,7 @@
 """Training: the loss, the optimiser, the step, checkpoints, and the run that `python -m energy_flow_mlx.train` makes of them."""
 
+from .callbacks import Callback
 from .command import main
+from .trainer import Trainer
 
-__all__ = ["main"]
+__all__ = ["Callback", "Trainer", "main"]

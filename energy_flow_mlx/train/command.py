@@ -1,6 +1,5 @@
 """The command line of training."""
 
-import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +8,12 @@ from typing import Any
 from ..cli import Parser, add_config_flags, fail, flag, given_fields, layered_config
 from ..config import ConfigError, EnergyConfig
 from ..dataset.records import DataError
-from ..files import INCOMING, resolve
-from ..lock import LOCK
-from ..ops.failures import KernelError, kernel_errors
-from . import checkpoint, memory
+from ..files import resolve
+from ..ops.failures import KernelError
+from . import checkpoint
 from .checkpoint import CheckpointError, NonFiniteState
-from .run import train
 from .step import NonFiniteLoss
+from .trainer import RESUMABLE, Trainer, new_folder
 
 _USAGE = (
     "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN] [--profile DIR] "
@@ -26,9 +24,6 @@ _DESCRIPTION = (
     "The preset comes first, --config goes over it, and the flags over both."
 )
 
-# What a resumed run may change: how long it goes on, how often it looks and writes, and where its data now lies.
-RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "log_interval", "data")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 (the loss became non-finite, or a kernel fails here), 2 (refused), 130 (interrupted)."""
@@ -37,23 +32,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.resume is not None and arguments.out is not None:
             raise ConfigError(f"--out {arguments.out} is not accepted with --resume: a run stays in its folder")
-        if arguments.resume is not None:
+        resume = arguments.resume is not None
+        if resume:
             folder = arguments.resume
             config = _resumed_config(folder, arguments.preset, arguments.config, fields)
         else:
-            config = memory.within_budget(layered_config(arguments.preset, arguments.config, fields))
-            folder = arguments.out or _new_folder(Path("runs") / f"{arguments.preset or 'tiny'}-seed{config.seed}")
-            _refuse_used(folder)
-        with kernel_errors():
-            return train(
-                config,
-                folder,
-                resume=arguments.resume is not None,
-                quiet=arguments.quiet,
-                profile=arguments.profile,
-                mlp_baseline=arguments.mlp_baseline,
-                ablation=arguments.ablation,
-            )
+            config = layered_config(arguments.preset, arguments.config, fields)
+            folder = arguments.out or new_folder(Path("runs") / f"{arguments.preset or 'tiny'}-seed{config.seed}")
+        trainer = Trainer(
+            config,
+            out=folder,
+            resume=resume,
+            quiet=arguments.quiet,
+            profile=arguments.profile,
+            mlp_baseline=arguments.mlp_baseline,
+            ablation=arguments.ablation,
+        )
+        trainer.fit()
+        return trainer.exit_code
     except (ConfigError, CheckpointError, DataError, OSError) as error:
         return fail(error, 2)
     except (NonFiniteLoss, NonFiniteState, KernelError) as error:
@@ -91,17 +87,3 @@ def _resumed_config(
         )
     checkpoint.require(run)
     return EnergyConfig.from_json(resolve(run, "config.json")).replace(**fields)
-
-
-def _new_folder(name: Path) -> Path:
-    """The folder `name`, or where that is used already the first of `name`-2, `name`-3, … that is not; then says so."""
-    names = itertools.chain([name], (name.with_name(f"{name.name}-{number}") for number in itertools.count(2)))
-    folder = next(each for each in names if not each.exists() or (each.is_dir() and not any(each.iterdir())))
-    if folder != name:
-        print(f"{name} is not empty: this run goes to {folder} (--resume {name} goes on with the other one)", file=sys.stderr)
-    return folder
-
-
-def _refuse_used(run: Path) -> None:
-    if run.is_file() or (run.is_dir() and any(path.name not in (INCOMING, LOCK) for path in run.iterdir())):
-        raise FileExistsError(f"{run} is not empty: go on with it (--resume {run}) or choose another folder (--out)")

@@ -17,7 +17,7 @@ from .checkpoint import CheckpointError, TrainerState
 from .optimiser import AdamW, start_training
 
 
-class Run(NamedTuple):
+class Prepared(NamedTuple):
     """A run that is ready for its next step."""
 
     folder: Path
@@ -29,7 +29,7 @@ class Run(NamedTuple):
     state: TrainerState
 
 
-def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Run:
+def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
     """A new run, saved before its first step so that a kill leaves a run to resume; or the one saved in `folder`.
 
     Raises:
@@ -63,7 +63,7 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Run:
     else:
         state = TrainerState(data_fingerprint=data.fingerprint)
         checkpoint.save(folder, model, optimiser, config, state)
-    return Run(folder, config, data, order, model, optimiser, state)
+    return Prepared(folder, config, data, order, model, optimiser, state)
 
 
 def _saved_model(folder: Path) -> EnergyFlow:
@@ -80,7 +80,7 @@ def _new_model(config: EnergyConfig, data: PairData) -> EnergyFlow:
     return model
 
 
-def header(run: Run) -> str:
+def header(run: Prepared) -> str:
     """Two lines before the first step: data and device, and the memory that a step is expected to take. Of a complete run one."""
     config = run.config
     if run.state.step == config.training_steps:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from tqdm.auto import tqdm
 
-from ..bar import Bar, in_terminal
+from ..bar import Bar, in_notebook, in_terminal
 from ..config import EnergyConfig
+from .callbacks import Callbacks
 from .checkpoint import append_metrics
 from .evaluation import Evaluation
 from .loss import number
@@ -19,20 +21,21 @@ _FORMAT = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}] {bar}"  # a narr
 
 
 class Progress:
-    """The bar and metrics.jsonl of one run; use it in a `with` statement. Where standard error is no terminal, a line each
-    `log_interval` stands for the bar.
+    """The bar, metrics.jsonl and callbacks of one run; use it in a `with` statement. In a notebook the bar is its own; where there
+    is neither notebook nor terminal, a line each `log_interval` stands for it.
 
     Args:
         folder: of the run.
         start: steps already done.
-        quiet: no bar and no lines; metrics.jsonl is written all the same.
+        quiet: no bar and no lines; metrics.jsonl is written and the callbacks are called all the same.
     """
 
-    def __init__(self, folder: Path, config: EnergyConfig, start: int, quiet: bool) -> None:
-        self._folder, self._config = folder, config
-        self._lines = not quiet and not in_terminal()
+    def __init__(self, folder: Path, config: EnergyConfig, start: int, quiet: bool, callbacks: Callbacks) -> None:
+        self._folder, self._config, self._callbacks = folder, config, callbacks
+        self._lines = not quiet and not in_terminal() and not in_notebook()
         nothing = quiet or self._lines or start == config.training_steps
-        self._bar = Bar(total=config.training_steps, initial=start, quiet=nothing, bar_format=_FORMAT)
+        steps: dict[str, Any] = {"total": config.training_steps, "initial": start}
+        self._bar = tqdm(**steps, disable=nothing) if in_notebook() else Bar(**steps, quiet=nothing, bar_format=_FORMAT)
         self._pairs_a_step = config.batch_size * config.gradient_accumulation_steps
         self._shown: dict[str, str] = {}
         self._steps, self._seconds, self._began = 0, 0.0, time.perf_counter()
@@ -57,7 +60,9 @@ class Progress:
         done = launched.step + 1
         if done % self._config.log_interval == 0 or done == self._config.training_steps:
             self._say(done, self._shown)
-            append_metrics(self._folder, self._line(done, metrics, launched.learning_rate))
+            line = self._line(done, metrics, launched.learning_rate)
+            append_metrics(self._folder, line)
+            self._callbacks.on_step(done, line)
 
     def validated(self, step: int, result: Evaluation) -> None:
         """Note a validation after `step` steps; its time does not count towards the samples per second."""
@@ -65,12 +70,14 @@ class Progress:
         self._shown = {"loss": self._shown["loss"], **shown, **self._shown, **shown}
         self._bar.set_postfix(self._shown, refresh=False)
         self._say(step, shown)
-        self._began = time.perf_counter()
         values = dataclasses.asdict(result)
         append_metrics(self._folder, {"step": step, **{f"validation_{name}": value for name, value in values.items()}})
+        self._callbacks.on_validation(step, result)
+        self._began = time.perf_counter()
 
-    def saved(self) -> None:
+    def saved(self, step: int) -> None:
         """Note a checkpoint: its time does not count towards the samples per second either, however slow the disk is."""
+        self._callbacks.on_checkpoint(step, self._folder)
         self._began = time.perf_counter()
 
     def _say(self, step: int, shown: dict[str, str]) -> None:

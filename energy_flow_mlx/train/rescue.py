@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..cli import reason
 from .checkpoint import METRICS
-from .prepare import Run
+from .prepare import Prepared
 from .step import TrainStep
 
 # In this order. The last one is memory, on Linux: lost with the machine, but there when every disk is full.
@@ -17,7 +17,7 @@ PLACES = ("$TMPDIR", "/tmp", ".", "~", "/var/tmp", "/dev/shm")
 
 
 @contextlib.contextmanager
-def rescued(run: Run, step: TrainStep, save: Callable[[Path], None]) -> Iterator[None]:
+def rescued(run: Prepared, step: TrainStep, save: Callable[[Path], None]) -> Iterator[None]:
     """Inside, an error of reading or writing ends the run with its last step saved, if any folder takes it.
 
     Args:
@@ -39,7 +39,7 @@ def rescued(run: Run, step: TrainStep, save: Callable[[Path], None]) -> Iterator
         raise OSError(f"{reason(error)}; step {done} is saved, go on with:\n  python -m energy_flow_mlx.train --resume {folder}") from error
 
 
-def _saved(run: Run, save: Callable[[Path], None]) -> Path:
+def _saved(run: Prepared, save: Callable[[Path], None]) -> Path:
     """The first folder that takes the run: its own, or a new one in PLACES."""
     with contextlib.suppress(OSError):
         save(run.folder)

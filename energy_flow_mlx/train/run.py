@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,11 +12,12 @@ from ..data.prefetch import Prefetch
 from ..data.source import PairBatch
 from ..lock import locked
 from . import checkpoint, memory
+from .callbacks import Callback, Callbacks
 from .evaluation import evaluate
 from .interrupt import StopRequest
 from .loss import number
 from .optimiser import learning_rate
-from .prepare import Run, header, prepare
+from .prepare import Prepared, header, prepare
 from .profile import Profile
 from .progress import Progress
 from .report import held_out, table, try_curves
@@ -32,6 +34,8 @@ def train(
     profile: str | os.PathLike[str] | None = None,
     mlp_baseline: bool = False,
     ablation: bool = False,
+    callbacks: Sequence[Callback] = (),
+    stop: StopRequest | None = None,
 ) -> int:
     """Train until `config.training_steps`, from the checkpoint in `folder` if `resume`.
 
@@ -39,6 +43,8 @@ def train(
         profile: folder for a trace of a few steps, see `train.profile`.
         mlp_baseline: afterwards train an MLP of the model's size, for the final table.
         ablation: afterwards train the model with its flow left out, for the final table.
+        callbacks: hear of steps, validations and checkpoints.
+        stop: once it is requested, the run is saved and ends.
 
     Returns:
         The exit code: 0, or 130 for a run that a signal stopped and that was saved.
@@ -54,7 +60,7 @@ def train(
         run = prepare(config, folder, resume=resume)
         if not quiet:
             print(header(run), flush=True)
-        loop(run, trace, quiet)
+        loop(run, trace, quiet, Callbacks(callbacks), stop or StopRequest())
         if profile is not None:
             print(f"{trace.written} has the trace" if trace.written else f"{profile}: the run was too short for a trace")
         if run.state.step < config.training_steps:
@@ -73,7 +79,7 @@ def train(
     return 0
 
 
-def loop(run: Run, trace: Profile, quiet: bool) -> None:
+def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop: StopRequest) -> None:
     """The training loop, up to the last step or to the first Ctrl-C; it ends with everything saved."""
     config, state, model = run.config, run.state, run.model
     step = TrainStep(model, run.optimiser, config, state.scaling())
@@ -93,7 +99,8 @@ def loop(run: Run, trace: Profile, quiet: bool) -> None:
         checkpoint.save(folder, model, run.optimiser, config, state)
 
     ahead = Prefetch(read, config.training_steps - 1)
-    with StopRequest() as stop, ahead, rescued(run, step, save), Progress(run.folder, config, state.step, quiet) as progress:
+    progress = Progress(run.folder, config, state.step, quiet, callbacks)
+    with stop, ahead, rescued(run, step, save), progress:
         launched: Launched | None = None
         while state.step < config.training_steps:
             with trace.step(state.step, step):
@@ -113,6 +120,6 @@ def loop(run: Run, trace: Profile, quiet: bool) -> None:
                 progress.validated(state.step, result)
             if saving:
                 save(run.folder)
-                progress.saved()
+                progress.saved(state.step)
             if saving and stop.requested:
                 break

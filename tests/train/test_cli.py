@@ -8,6 +8,7 @@ from train.small import small_config
 from energy_flow_mlx import EnergyConfig
 from energy_flow_mlx.cli import Parser, add_config_flags, flag, given_fields, layered_config
 from energy_flow_mlx.train import command as train
+from energy_flow_mlx.train.trainer import Trainer
 
 
 def parsed(*argv):
@@ -123,7 +124,7 @@ def test_a_used_folder_is_refused_with_the_way_on(capsys, tmp_path):
 def test_a_run_without_a_name_takes_the_next_free_one_and_says_so(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = []
-    monkeypatch.setattr(train, "train", lambda config, folder, **options: names.append(str(folder)) or 0)
+    monkeypatch.setattr(Trainer, "fit", lambda self: names.append(str(self.folder)))
     for used in ("tiny-seed0", "tiny-seed0-2"):
         assert train.main([]) == 0
         (tmp_path / "runs" / used).mkdir(parents=True)

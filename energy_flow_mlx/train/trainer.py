@@ -1,0 +1,127 @@
+"""Training as a call: what the command line and a notebook have in common."""
+
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import ConfigError, EnergyConfig
+from ..files import INCOMING
+from ..lock import LOCK
+from ..ops.failures import kernel_errors
+from ..runs import Run
+from . import checkpoint, memory
+from .callbacks import Callback
+from .interrupt import StopRequest
+from .run import train
+
+# What a resumed run may change: how long it goes on, how often it looks and writes, and where its data now lies.
+RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "log_interval", "data")
+
+
+class Trainer:
+    """One run. It may be fitted in any thread.
+
+    Args:
+        config: what is trained, and how.
+        data: name, folder or file of the data set; None: that of `config`.
+        callbacks: called in their order.
+        out: folder of the run, new or empty; None: runs/<data>-seed<seed>, or the first of -2, -3, … after it that is free.
+        resume: `out` holds a run, which goes on.
+        quiet: nothing but the final table is printed.
+        profile: folder for a trace of a few steps.
+        mlp_baseline: afterwards train an MLP of the model's size, for the final table.
+        ablation: afterwards train the model with its flow left out, for the final table.
+
+    Attributes:
+        exit_code: of the last `fit`: 0, or 130 where it was stopped.
+
+    Raises:
+        ConfigError: the run does not fit into memory, or `config` is not that of the run to resume.
+        FileExistsError: `out` is not empty.
+        FileNotFoundError: there is no run in `out` to resume.
+    """
+
+    def __init__(
+        self,
+        config: EnergyConfig,
+        data: str | os.PathLike[str] | None = None,
+        callbacks: Sequence[Callback] = (),
+        *,
+        out: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        quiet: bool = False,
+        profile: str | os.PathLike[str] | None = None,
+        mlp_baseline: bool = False,
+        ablation: bool = False,
+    ) -> None:
+        if data is not None:
+            config = config.replace(data=os.fspath(data))
+        if resume and out is None:
+            raise ConfigError("resume=True came without out, the folder of the run to resume")
+        self.folder = Path(out) if out is not None else new_folder(Path("runs") / f"{Path(config.data).stem}-seed{config.seed}")
+        if resume:
+            _require_same(self.folder, config)
+        else:
+            config = memory.within_budget(config)
+            _refuse_used(self.folder)
+        self.config = config
+        self.exit_code = 0
+        self._callbacks, self._resume, self._stop = callbacks, resume, StopRequest()
+        self._quiet, self._profile, self._mlp_baseline, self._ablation = quiet, profile, mlp_baseline, ablation
+
+    def fit(self) -> Run:
+        """Train until `config.training_steps`, or until an interrupt or `stop()`, which save the run first; calling it again goes on.
+
+        Raises:
+            NonFiniteLoss: the folder holds the last checkpoint before it.
+            KernelError: a kernel fails on this machine.
+            OSError: the folder is in use, or something could not be read or written.
+        """
+        with kernel_errors():
+            self.exit_code = train(
+                self.config,
+                self.folder,
+                resume=self._resume,
+                quiet=self._quiet,
+                profile=self._profile,
+                mlp_baseline=self._mlp_baseline,
+                ablation=self._ablation,
+                callbacks=self._callbacks,
+                stop=self._stop,
+            )
+        self._resume, self._stop = True, StopRequest()
+        run = Run.load(self.folder)
+        for callback in self._callbacks:
+            callback.on_end(run)
+        return run
+
+    def stop(self) -> None:
+        """From another thread or a callback: `fit` finishes its step, saves and returns."""
+        self._stop.requested = True
+
+
+def new_folder(name: Path) -> Path:
+    """The folder `name`, or where that is used already the first of `name`-2, `name`-3, … that is not; then says so."""
+    names = itertools.chain([name], (name.with_name(f"{name.name}-{number}") for number in itertools.count(2)))
+    folder = next(each for each in names if not each.exists() or (each.is_dir() and not any(each.iterdir())))
+    if folder != name:
+        print(f"{name} is not empty: this run goes to {folder} (--resume {name} goes on with the other one)", file=sys.stderr)
+    return folder
+
+
+def _refuse_used(run: Path) -> None:
+    if run.is_file() or (run.is_dir() and any(path.name not in (INCOMING, LOCK) for path in run.iterdir())):
+        raise FileExistsError(f"{run} is not empty: go on with it (--resume {run}) or choose another folder (--out)")
+
+
+def _require_same(folder: Path, config: EnergyConfig) -> None:
+    checkpoint.require(folder)
+    saved, given = Run.load(folder).config.to_dict(), config.to_dict()
+    changed = [name for name in saved if saved[name] != given[name] and name not in RESUMABLE]
+    if changed:
+        raise ConfigError(
+            f"{folder} was trained with other values of {', '.join(changed)}: a run resumes with Run.load({str(folder)!r}).config, "
+            f"of which {', '.join(RESUMABLE)} may change"
+        )
