@@ -13,9 +13,9 @@ from mlx.utils import tree_flatten, tree_map
 from ..ops import checkpoint
 from ..ops.differentiable import own_backward
 from .lattice import FlowState
-from .step import FlowGradients, FlowStep, StepWeights, Trace, weight_gradients
+from .step import FlowGradients, FlowStep, StepTrace, StepWeights, weight_gradients
 
-Step = Callable[[StepWeights, FlowState, mx.array | None, mx.array], tuple[FlowState, Trace | None]]
+Step = Callable[[StepWeights, FlowState, mx.array | None, mx.array], tuple[FlowState, StepTrace | None]]
 Tree = TypeVar("Tree")
 
 
@@ -68,7 +68,7 @@ class _Segment(NamedTuple):
 
     first: int
     before: FlowState
-    traces: list[Trace] | None
+    traces: list[StepTrace] | None
 
 
 def live_by_hand(
@@ -95,7 +95,7 @@ def live_by_hand(
     def life(energy: mx.array, *arrays: mx.array) -> list[mx.array]:
         flows, own = start._replace(energy=energy), _unflatten(weights, arrays)
         for first in range(0, len(noises), length):
-            traces: list[Trace] | None = None if recompute else []
+            traces: list[StepTrace] | None = None if recompute else []
             segments.append(_Segment(first, flows, traces))
             with own_backward():
                 flows = live(step, own, flows, noises[first : first + length], scale, traces=traces)

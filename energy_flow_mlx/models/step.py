@@ -29,7 +29,7 @@ class StepWeights(NamedTuple):
     carrier: CarrierWeights
 
 
-class Trace(NamedTuple):
+class StepTrace(NamedTuple):
     """What the backward pass of a step reads. M = Hd / 2 + 64, the inner width of both heads."""
 
     before: FlowState
@@ -92,7 +92,7 @@ class FlowStep:
 
     def __call__(
         self, weights: StepWeights, flows: FlowState, noise: mx.array | None, scale: mx.array
-    ) -> tuple[FlowState, Trace]:
+    ) -> tuple[FlowState, StepTrace]:
         """The flows after one step; inactive ones stay as they are.
 
         Args:
@@ -112,11 +112,11 @@ class FlowStep:
             arrived=flows.arrived | move.terminated,
         )
         after, births = self._births(self._without_short_moves(moved, move.length), flows.position, move.length)
-        trace = Trace(flows, features, products, tuple(hidden), inner, energy, displacement, noise, births)
+        trace = StepTrace(flows, features, products, tuple(hidden), inner, energy, displacement, noise, births)
         return after, trace
 
     def backward(
-        self, weights: StepWeights, trace: Trace, d: FlowGradients, scale: mx.array, sums: WeightSums | None
+        self, weights: StepWeights, trace: StepTrace, d: FlowGradients, scale: mx.array, sums: WeightSums | None
     ) -> tuple[FlowGradients, WeightSums]:
         """The gradients before a step from those after it, and `sums` with this step's gradients of the weights added.
 
