@@ -13,7 +13,7 @@ from ..data.source import PairBatch
 from ..lock import locked
 from . import checkpoint, memory
 from .callbacks import Callback, Callbacks
-from .evaluation import evaluate
+from .evaluation import Evaluation, evaluate
 from .interrupt import StopRequest
 from .loss import number
 from .optimiser import learning_rate
@@ -83,6 +83,7 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
     """The training loop, up to the last step or to the first Ctrl-C; it ends with everything saved."""
     config, state, model = run.config, run.state, run.model
     step = TrainStep(model, run.optimiser, config, state.scaling())
+    validated = state.step
 
     def read(step: int) -> list[PairBatch]:
         return micro_batches(run.data.train, run.order, step, config.gradient_accumulation_steps)
@@ -93,14 +94,29 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
             model.processor.log_overflow(int(number(metrics.parts.overflowed)))
             progress.trained(launched, metrics)
 
+    def due() -> bool:
+        return state.step == config.training_steps or state.step % config.validation_interval == 0
+
+    def validate() -> Evaluation:
+        nonlocal validated
+        result = evaluate(model, run.data.validation, config)
+        state.observe(result.loss, result.cosine, config)
+        validated = state.step
+        return result
+
     def save(folder: Path) -> None:
         if step.scaled:
             state.keep_scaling(step.loss_scale)
         checkpoint.save(folder, model, run.optimiser, config, state)
 
+    def save_early(folder: Path) -> None:
+        if due() and validated < state.step:  # a resumed run goes on after this step's validation
+            validate()
+        save(folder)
+
     ahead = Prefetch(read, config.training_steps - 1)
     progress = Progress(run.folder, config, state.step, quiet, callbacks)
-    with stop, ahead, rescued(run, step, save), progress:
+    with stop, ahead, rescued(run, step, save_early), progress:
         launched: Launched | None = None
         while state.step < config.training_steps:
             with trace.step(state.step, step):
@@ -108,16 +124,13 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
                 before, launched = launched, step.launch(state.step, ahead(state.step), rate)
             state.step += 1
             report(before)  # the numbers of the step before, while the device works on this one
-            last = state.step == config.training_steps
-            validating = last or state.step % config.validation_interval == 0
-            saving = last or state.step % config.checkpoint_interval == 0 or stop.requested
+            validating = due()
+            saving = state.step == config.training_steps or state.step % config.checkpoint_interval == 0 or stop.requested
             if validating or saving:
                 report(launched)
                 launched = None
             if validating:
-                result = evaluate(model, run.data.validation, config)
-                state.observe(result.loss, result.cosine, config)
-                progress.validated(state.step, result)
+                progress.validated(state.step, validate())
             if saving:
                 save(run.folder)
                 progress.saved(state.step)

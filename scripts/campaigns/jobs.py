@@ -33,6 +33,7 @@ from energy_flow_mlx.tensors import read_metadata, read_tensors
 from energy_flow_mlx.text import TextCache
 from energy_flow_mlx.train import checkpoint
 from energy_flow_mlx.train import command as training
+from energy_flow_mlx.train.interrupt import STDERR
 
 # A model of a few hundred numbers; its steps take milliseconds.
 TINY = {
@@ -115,6 +116,7 @@ def _run(work: Work, log: Path, writing: int) -> None:
     code = 70
     try:
         with log.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+            os.dup2(file.fileno(), STDERR)  # what a signal handler writes goes past sys.stderr
             try:
                 code = work(lambda number: os.write(writing, b"%d\n" % number)) or 0
             except SystemExit as stop:
@@ -180,9 +182,17 @@ class Training(Job):
         super().__init__(base)
         self.steps, self.interval = steps, interval
 
+    @property
+    def elsewhere(self) -> Path:
+        """Where a training saves its last step if its own folder takes nothing more."""
+        return self.base / f"{self.name}-elsewhere"
+
     def work(self, announce: Announce) -> int:
         begun = resolve(self.folder, "trainer.json").is_file()
         how = ["--resume", str(self.folder)] if begun else ["--out", str(self.folder), *self.fields()]
+        shutil.rmtree(self.elsewhere, ignore_errors=True)
+        self.elsewhere.mkdir()
+        os.environ["TMPDIR"] = str(self.elsewhere)
         with after(checkpoint, "save", lambda *arguments: announce(arguments[-1].step)):
             return training.main([*how, "--quiet"])
 
@@ -192,17 +202,23 @@ class Training(Job):
         )
 
     def check(self, announced: int) -> list[str]:
-        if not resolve(self.folder, "trainer.json").is_file():
+        others = self.elsewhere.iterdir() if self.elsewhere.is_dir() else ()
+        found = {run: _step(run) for run in (self.folder, *others) if resolve(run, "trainer.json").is_file()}
+        if not found:
             return [f"no checkpoint, {announced} was announced"] if announced >= 0 else []
-        step = json.loads(resolve(self.folder, "trainer.json").read_text(encoding="utf-8"))["step"]
-        faults = [f"the checkpoint is of step {step}, {announced} was announced"] if step < announced else []
-        trained = EnergyFlow.from_pretrained(self.folder).trained_steps
-        if trained != step:
-            faults.append(f"trainer.json is of step {step}, model.safetensors of {trained}")
+        last = max(found.values())
+        faults = [f"the checkpoint is of step {last}, {announced} was announced"] if last < announced else []
+        for run, step in found.items():
+            faults += self._faults(run, step)
+        return faults
+
+    def _faults(self, run: Path, step: int) -> list[str]:
+        trained = EnergyFlow.from_pretrained(run).trained_steps
+        faults = [f"trainer.json is of step {step}, model.safetensors of {trained}"] if trained != step else []
         for name in ("model.safetensors", "optimizer.safetensors"):
-            faults += not_finite(resolve(self.folder, name))
-        lines = {line["step"] for line in checkpoint.read_metrics(self.folder) if "loss" in line}
-        lost = sorted(set(range(1, step + 1)) - lines)
+            faults += not_finite(resolve(run, name))
+        lines = {line["step"] for line in checkpoint.read_metrics(run) if "loss" in line}
+        lost = sorted(set(range(1, step + 1)) - lines) if run == self.folder else []  # elsewhere: what could still be read is there
         return faults + ([f"metrics.jsonl lacks the steps {lost}, the checkpoint is of step {step}"] if lost else [])
 
     def results(self) -> dict[str, str]:
@@ -296,6 +312,10 @@ class Cache(Job):
             warnings.simplefilter("error")
             found = len(TextCache.load(self.path))
         return [f"{found} texts, {announced} were announced"] if found < announced else []
+
+
+def _step(run: Path) -> int:
+    return int(json.loads(resolve(run, "trainer.json").read_text(encoding="utf-8"))["step"])
 
 
 def contents(path: Path) -> str:

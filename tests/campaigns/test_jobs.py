@@ -56,3 +56,12 @@ def test_a_slope_is_found_beside_the_level_of_each_process():
     values = 3 * steps + levels @ [5, 9] + random.normal(0, 0.1, 100)
     slope, error = _slope(steps, values, levels)
     assert abs(slope - 3) < 3 * error < 0.5
+
+
+def test_a_training_that_is_saved_elsewhere_has_lost_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw_curves", lambda *_: None)
+    job = Training(tmp_path)
+    assert train.main(arguments(job.folder, training_steps=2)) == 0
+    assert train.main(arguments(job.elsewhere / "run-step3", training_steps=3)) == 0
+    assert job.check(3) == []
+    assert job.check(4) == ["the checkpoint is of step 3, 4 was announced"]

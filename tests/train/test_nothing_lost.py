@@ -308,3 +308,18 @@ def test_the_table_of_other_data_says_what_was_trained_on_what(copy, tmp_path, c
     captured = capsys.readouterr()
     assert code == 0, captured.err
     assert "\n(the energy flow was trained on builtin, the other rows are fitted on the training pairs of " in captured.out
+
+
+def test_a_step_whose_report_is_not_written_is_validated_before_it_is_saved(whole, tmp_path, monkeypatch):
+    run, lines, failed = tmp_path / "run", progress.append_metrics, []
+
+    def append(folder, line):
+        if line["step"] == 6 and not failed:
+            failed.append(line)
+            raise FULL
+        lines(folder, line)
+
+    monkeypatch.setattr(progress, "append_metrics", append)
+    assert train.main(arguments(run)) == 2 and "loss" in failed[0]
+    assert train.main(["--resume", str(run), "--quiet"]) == 0
+    assert (run / "trainer.json").read_text() == (whole / "trainer.json").read_text()
