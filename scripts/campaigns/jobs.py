@@ -28,7 +28,7 @@ from energy_flow_mlx.dataset import __main__ as dataset
 from energy_flow_mlx.dataset import shards
 from energy_flow_mlx.dataset.arrays import open_arrays
 from energy_flow_mlx.dataset.folder import DatasetFolder
-from energy_flow_mlx.files import INCOMING, digest, resolve
+from energy_flow_mlx.files import COMPLETE, INCOMING, digest, resolve
 from energy_flow_mlx.tensors import read_metadata, read_tensors
 from energy_flow_mlx.text import TextCache
 from energy_flow_mlx.train import checkpoint
@@ -169,7 +169,9 @@ class Job:
         raise NotImplementedError
 
     def results(self) -> dict[str, str]:
-        return {path.name: contents(path) for path in sorted(self.folder.iterdir())}
+        found = [*self.folder.iterdir(), *(self.folder / COMPLETE).glob("*")]
+        names = sorted({path.name for path in found} - {COMPLETE})
+        return {name: contents(resolve(self.folder, name)) for name in names}
 
 
 class Training(Job):
@@ -222,7 +224,7 @@ class Training(Job):
         return faults + ([f"metrics.jsonl lacks the steps {lost}, the checkpoint is of step {step}"] if lost else [])
 
     def results(self) -> dict[str, str]:
-        return {name: contents(self.folder / name) for name in checkpoint.FILES}
+        return {name: contents(resolve(self.folder, name)) for name in checkpoint.FILES}
 
 
 class Build(Job):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from jobs import Cache, Training, contents, leftovers
+from jobs import Cache, Conversion, Training, contents, leftovers
 from soak import _slope
 from train.small import arguments
 
@@ -40,6 +40,15 @@ def test_what_a_file_holds_is_told_apart_and_its_order_is_not(tmp_path):
         save_file(tensors, tmp_path / f"{name}.safetensors")
     first, again, other = (contents(tmp_path / f"{name}.safetensors") for name in ("first", "again", "other"))
     assert first == again != other
+
+
+def test_a_committed_write_that_was_interrupted_is_a_result(tmp_path):
+    job = Conversion(tmp_path)
+    (job.folder / ".complete").mkdir(parents=True)
+    (job.folder / "a.json").write_text("old")
+    (job.folder / ".complete" / "a.json").write_text("new")
+    (tmp_path / "a.json").write_text("new")
+    assert job.results() == {"a.json": contents(tmp_path / "a.json")}
 
 
 def test_half_written_files_are_noticed(tmp_path):
