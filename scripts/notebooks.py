@@ -45,7 +45,8 @@ def run(path: Path, *, write: bool) -> int:
     os.environ.pop("MPLBACKEND", None)  # the kernel chooses the one that shows figures
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}})
+        where = {"metadata": {"path": folder}}
+        client = NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", coalesce_streams=True, resources=where)
         try:
             client.execute()
         except CellExecutionError as error:
@@ -71,6 +72,7 @@ def cleaned(notebook: nbformat.NotebookNode, folder: str) -> nbformat.NotebookNo
             if output.output_type == "stream":
                 shown = (line.rsplit("\r", 1)[-1] for line in output.text.replace(folder, ".").split("\n"))
                 output.text = re.sub(r"\n{3,}", "\n\n", "\n".join(shown))
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # its text stays
     return notebook
 
 
