@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
+from .files import naming
+
 LOCK = ".lock"  # names the process that writes into the folder
 
 
@@ -43,9 +45,10 @@ def _taken(path: Path) -> Iterator[None]:
             _lock(path, file)
             if not _is_at(path, file):
                 continue  # its holder removed it after it was opened here
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
-            file.flush()
+            with naming(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+                file.flush()
             try:
                 yield
             finally:

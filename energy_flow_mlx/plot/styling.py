@@ -35,12 +35,15 @@ def canvas(ax: Axes | None, *, size: tuple[float, float] | None = None, projecti
     """
     if ax is not None and projection == "3d" and ax.name != "3d":
         raise ValueError("ax: a flat Axes came, accepted is one made with projection='3d'")
-    with style():
-        if ax is None:
-            import matplotlib.pyplot as plt
+    if ax is not None:
+        with style():
+            yield ax
+        return
+    import matplotlib.pyplot as plt
 
-            ax = plt.figure(figsize=size).add_subplot(projection=projection)
-        yield ax
+    plt.draw_if_interactive()  # loads a notebook's backend, whose settings the end of the style would take back
+    with style():
+        yield plt.figure(figsize=size).add_subplot(projection=projection)
 
 
 def colour_bar(ax: Axes, image: AxesImage | Any, label: str) -> None:
