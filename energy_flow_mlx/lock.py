@@ -45,11 +45,11 @@ def _taken(path: Path) -> Iterator[None]:
             _lock(path, file)
             if not _is_at(path, file):
                 continue  # its holder removed it after it was opened here
-            with naming(path):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
-                file.flush()
+            holder = f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n"
             try:
+                with naming(path):
+                    file.truncate(0)
+                    os.write(file.fileno(), holder.encode())  # no buffer, which would be written once more when the file is closed
                 yield
             finally:
                 path.unlink(missing_ok=True)

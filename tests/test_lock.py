@@ -93,3 +93,4 @@ def test_a_lock_that_finds_no_room_is_named(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert refused.value.filename == str(tmp_path / LOCK)
+    assert not list(tmp_path.iterdir())
