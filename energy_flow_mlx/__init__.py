@@ -19,6 +19,7 @@ except ImportError as missing:
         "GPU 'energy-flow-mlx[cuda12]' or 'energy-flow-mlx[cuda13]'"
     ) from missing
 
+from .comparison import Comparison, compare
 from .config import ConfigError, EnergyConfig, ModelConfig, RunConfig
 from .models.carrier import CarrierOutput, EnergyCarrier
 from .models.collector import OutputCollector
@@ -31,10 +32,13 @@ from .models.text_decoder import CubeToTextDecoder
 from .models.text_encoder import TextToCubeEncoder
 from .models.trace import Trace
 from .nn import GRUCell, MultiHeadAttention, PositionalEncoding, TransformerEncoder, TransformerEncoderLayer
+from .results import Results
 from .runs import Run
+from .scores import Evaluation, Scores
 
 __all__ = [
     "CarrierOutput",
+    "Comparison",
     "ConfigError",
     "CubeToTextDecoder",
     "EmbeddingMapper",
@@ -43,6 +47,7 @@ __all__ = [
     "EnergyFlow",
     "EnergyFlowOutput",
     "EnergyLattice",
+    "Evaluation",
     "FlowProcessor",
     "FlowResult",
     "FlowState",
@@ -51,11 +56,14 @@ __all__ = [
     "MultiHeadAttention",
     "OutputCollector",
     "PositionalEncoding",
+    "Results",
     "Run",
     "RunConfig",
+    "Scores",
     "SimpleNeuron",
     "TextToCubeEncoder",
     "Trace",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "compare",
 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .checks import did_you_mean
-from .config import PRESETS, EnergyConfig, accepted, read_fields
+from .config import PRESETS, EnergyConfig, accepted, flag, read_fields
 
 HANGUP = getattr(signal, "SIGHUP", None)
 
@@ -155,11 +155,6 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         code = code or 2
     err.flush()
     raise SystemExit(code)
-
-
-def flag(name: str) -> str:
-    """The flag of a field: lattice_width -> --lattice-width."""
-    return "--" + name.replace("_", "-")
 
 
 def add_config_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:

@@ -10,7 +10,9 @@ from .dataset.records import DataError
 from .files import resolve
 from .models.energy_flow import EnergyFlow
 from .ops.failures import KernelError, kernel_errors
-from .train.report import held_out, table
+from .results import FILE
+from .strict_json import to_json
+from .train.report import held_out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--mlp-baseline", action="store_true", help="also train and report an MLP of the model's size"
     )
     parser.add_argument("--ablation", action="store_true", help="train the model with its flow left out for as many steps")
+    parser.add_argument("--json", action="store_true", help="print all scores as JSON, as in results.json")
     arguments = parser.parse_args(argv)
     try:
         model = EnergyFlow.from_pretrained(arguments.run)
@@ -36,15 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if data.tokeniser is None:
             config = config.replace(text_loss_weight=0)
         with kernel_errors():
-            rows = held_out(model, data, config, mlp=arguments.mlp_baseline, ablation=arguments.ablation)
+            results = held_out(model, data, config, mlp=arguments.mlp_baseline, ablation=arguments.ablation)
+        own = config.data == trained.data
+        if own and not resolve(arguments.run, FILE).is_file():
+            results.save(arguments.run)
     except KernelError as error:
         return fail(error, 1)
     except (DataError, ConfigError, OSError) as error:
         return fail(error, 2)
-    title = f"{len(data.test)} held-out test pairs of {data.name}"
-    if config.data != trained.data:
-        title += f"\n(the energy flow was trained on {trained.data}, the other rows are fitted on the training pairs of {config.data})"
-    print(table(rows, title))
+    if arguments.json:
+        print(to_json(results.to_dict()))
+        return 0
+    print(results)
+    if not own:
+        print(f"(the energy flow was trained on {trained.data}, the other rows are fitted on the training pairs of {config.data})")
     return 0
 
 

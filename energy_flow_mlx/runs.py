@@ -1,4 +1,4 @@
-"""A run folder as an object: its configuration, its metrics as arrays, and its model."""
+"""A run folder as an object: its configuration, its metrics as arrays, its results and its model."""
 
 import os
 from dataclasses import dataclass
@@ -9,11 +9,14 @@ from .config import EnergyConfig
 from .files import resolve
 from .metrics import Metrics, columns, read_lines
 from .models.energy_flow import EnergyFlow
+from .results import FILE, Results
+from .scores import Evaluation
+from .showing import html_picture, png
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a training left in its folder."""
+    """What a training left in its folder. In a notebook it shows its results, its settings and its curves."""
 
     folder: Path
     config: EnergyConfig
@@ -39,7 +42,36 @@ class Run:
         """
         return columns(read_lines(self.folder))
 
+    @property
+    def results(self) -> Results:
+        """results.json as it stands: the scores on every split, and what made them.
+
+        Raises:
+            FileNotFoundError: there is none yet; says what writes it.
+            ValueError: it holds something else.
+        """
+        return Results.load(self.folder)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The model's scores on the test split; raises as `results`."""
+        return self.results.evaluation
+
     @cached_property
     def model(self) -> EnergyFlow:
         """The model of the last checkpoint, loaded when first asked for."""
         return EnergyFlow.from_pretrained(self.folder)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    def _repr_png_(self) -> bytes:
+        """The curves, for notebooks."""
+        from .plot import training
+
+        return png(training(self))
+
+    def _repr_html_(self) -> str:
+        scores = self.results._repr_html_() if (self.folder / FILE).is_file() else "<em>it has no results yet</em>"
+        curves = html_picture(self._repr_png_(), "cosine, arrivals and loss by training step")
+        return f"<div>{self.folder}</div>{scores}{self.config._repr_html_()}{curves}"

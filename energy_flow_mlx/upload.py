@@ -1,21 +1,21 @@
 """python -m energy_flow_mlx.upload RUN OWNER/NAME: put a trained model on the Hugging Face hub, with a model card."""
 
-import dataclasses
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cli import Parser, fail, flag, run_command
-from .config import PRESETS, EnergyConfig
+from .cli import Parser, fail, run_command
+from .config import EnergyConfig
 from .dataset.open import data_of_run
 from .files import resolve
 from .model_files import check_repository, publish
 from .models.energy_flow import EnergyFlow
 from .ops.failures import KernelError, kernel_errors
+from .results import FILE as RESULTS
+from .results import Results
 from .strict_json import to_json
-from .train.report import held_out, table
+from .train.report import held_out
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "curves.png", "metrics.jsonl")  # those of them that there are
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "curves.png", "metrics.jsonl", "results.json")  # those of them that there are
 CARD, PLOT = "README.md", "curves.png"
 
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         converted = resolve(options.run, "conversion.json").is_file()  # its config.json names no data that it was trained on
         with kernel_errors():
             measured = not (options.without_table or converted)
-            scores = scores_of(model, config) if measured else None
+            scores = scores_of(options.run, model, config) if measured else None
         found = {name: resolve(options.run, name) for name in FILES}
         files: dict[str, Path | bytes] = {name: path for name, path in found.items() if path.is_file()}
         text = card(options.repository, model, config, scores, plot=PLOT in files, converted=converted)
@@ -48,12 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def scores_of(model: EnergyFlow, config: EnergyConfig) -> str:
-    """The table of `python -m energy_flow_mlx.evaluate`."""
+def scores_of(folder: Path, model: EnergyFlow, config: EnergyConfig) -> str:
+    """The table of results.json, or where there is none that of `python -m energy_flow_mlx.evaluate`."""
+    if resolve(folder, RESULTS).is_file():
+        return str(Results.load(folder))
     data = data_of_run(config, model.text_encoder.tokeniser)
     if data.tokeniser is None:
         config = config.replace(text_loss_weight=0)
-    return table(held_out(model, data, config), f"{len(data.test)} held-out test pairs of {data.name}")
+    return str(held_out(model, data, config))
 
 
 def card(
@@ -91,30 +93,11 @@ model.nearest(["A dog runs in the park."], ["An animal is outside.", "Prices fel
         "Not measured." if scores is None else f"Mean cosine with the target's embedding, and retrieval among the targets.\n\n{_code('', scores)}",
     ]
     if not converted:
-        parts += ["## Training", _code("", command(config))]
+        parts += ["## Training", _code("", config.command())]
     if plot:
         parts.append(f"![cosine, arrivals and loss by training step]({PLOT})")
     values = to_json(config.to_dict())
     return "\n\n".join([*parts, "## Configuration", _code("json", values)]) + "\n"
-
-
-def command(config: EnergyConfig) -> str:
-    """The command that trains a model of this configuration, from the preset that is nearest to it."""
-    values = config.to_dict()
-
-    def changed(preset: str) -> dict[str, object]:
-        start = EnergyConfig.preset(preset).to_dict()
-        return {name: value for name, value in values.items() if value != start[name]}
-
-    preset = min(PRESETS, key=lambda name: len(changed(name)))
-    words = ["python", "-m", "energy_flow_mlx.train", "--preset", preset]
-    kinds = {field.name: field.type for field in dataclasses.fields(EnergyConfig)}
-    for name, value in changed(preset).items():
-        if kinds[name] is bool:
-            words.append(flag(name) if value else flag(f"no_{name}"))
-        else:
-            words += [flag(name), str(value)]
-    return shlex.join(words)
 
 
 def _code(language: str, text: str) -> str:

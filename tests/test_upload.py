@@ -16,7 +16,7 @@ from models.small import SMALL, lively_model
 from energy_flow_mlx import EnergyConfig, EnergyFlow
 from energy_flow_mlx.cli import Parser, add_config_flags, given_fields, layered_config
 from energy_flow_mlx.data import HashedNgramTeacher, Tokeniser
-from energy_flow_mlx.upload import card, command, main
+from energy_flow_mlx.upload import card, main
 
 TEXTS = ["a dog runs", "prices fell"]
 TEACHER = HashedNgramTeacher(SMALL.embedding_dim)
@@ -70,7 +70,7 @@ def test_a_run_is_uploaded_with_its_card_and_loaded_back(hub: Hub, run: Path) ->
     text = files["README.md"].decode()
     assert "20 held-out test pairs of builtin" in text
     assert "energy flow (12 steps)" in text
-    assert command(SMALL).split(" --lattice-depth")[0] in text
+    assert SMALL.command().split(" --lattice-depth")[0] in text
     assert "](curves.png)" in text
 
     for turn in range(2):  # the second time without a request: from the cache
@@ -131,7 +131,7 @@ def test_other_names_than_owner_and_name_are_refused(name: str, run: Path, capsy
     ],
 )
 def test_the_cards_command_trains_this_configuration(config: EnergyConfig) -> None:
-    program, flags = command(config).split("energy_flow_mlx.train ")
+    program, flags = config.command().split("energy_flow_mlx.train ")
     assert program == "python -m "
     words = shlex.split(flags)
     parser = Parser()

@@ -1,7 +1,7 @@
 """Every setting, declared once: `ModelConfig` (a model), `RunConfig` (a run), `EnergyConfig` (both, flat)."""
 
 from .energy import PRESETS, EnergyConfig, read_config
-from .fields import ConfigError, Fields, accepted, field_names, read_fields, read_mapping
+from .fields import ConfigError, Fields, accepted, field_names, flag, read_fields, read_mapping
 from .fit import check_data_fit, check_fit
 from .model import ModelConfig
 from .run import RunConfig
@@ -17,6 +17,7 @@ __all__ = [
     "check_data_fit",
     "check_fit",
     "field_names",
+    "flag",
     "read_config",
     "read_fields",
     "read_mapping",

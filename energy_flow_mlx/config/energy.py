@@ -1,9 +1,12 @@
 """EnergyConfig: all fields of a model and a run in one flat configuration, as in flags, YAML files and config.json."""
 
 import os
+import shlex
 from dataclasses import dataclass
+from typing import Any
 
-from .fields import RETIRED, ConfigError, field_names, read_fields
+from ..showing import html_table
+from .fields import RETIRED, ConfigError, field_names, flag, read_fields
 from .model import ModelConfig
 from .presets import PRESETS
 from .run import RunConfig
@@ -52,6 +55,34 @@ class EnergyConfig(RunConfig, ModelConfig):
         if name not in PRESETS:
             raise ConfigError(f"preset={name!r} is unknown: accepted are {', '.join(PRESETS)}")
         return cls(**PRESETS[name])
+
+    def changes(self) -> tuple[str, dict[str, Any]]:
+        """The preset that is nearest to this configuration, and the fields that differ from it."""
+        values = self.to_dict()
+
+        def changed(preset: str) -> dict[str, Any]:
+            start = EnergyConfig.preset(preset).to_dict()
+            return {name: value for name, value in values.items() if value != start[name]}
+
+        nearest = min(PRESETS, key=lambda name: len(changed(name)))
+        return nearest, changed(nearest)
+
+    def command(self) -> str:
+        """The command that trains a model of this configuration."""
+        preset, changed = self.changes()
+        words = ["python", "-m", "energy_flow_mlx.train", "--preset", preset]
+        for name, value in changed.items():
+            if isinstance(value, bool):
+                words.append(flag(name) if value else flag(f"no_{name}"))
+            else:
+                words += [flag(name), str(value)]
+        return shlex.join(words)
+
+    def _repr_html_(self) -> str:
+        preset, changed = self.changes()
+        start = EnergyConfig.preset(preset).to_dict()
+        rows = [[name, str(value), str(start[name])] for name, value in changed.items()]
+        return html_table(rows, ["", "here", f"preset {preset}"]) if rows else f"<em>the preset {preset}</em>"
 
 
 def read_config(path: str | os.PathLike[str]) -> ModelConfig:

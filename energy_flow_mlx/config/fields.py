@@ -108,6 +108,11 @@ def shown(value: Any) -> str:
         return "a very large number"
 
 
+def flag(name: str) -> str:
+    """The flag of a field: lattice_width -> --lattice-width."""
+    return "--" + name.replace("_", "-")
+
+
 def field_names(config: type[Fields]) -> set[str]:
     """The names of the fields of a configuration class."""
     return {each.name for each in dataclasses.fields(config)}

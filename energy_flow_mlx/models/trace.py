@@ -2,10 +2,8 @@
 
 import dataclasses
 import html
-import io
 import math
 import os
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors.numpy import save_file
 
 from ..config import ModelConfig
 from ..files import write_aside
+from ..showing import html_picture, html_table, png
 from ..strict_json import parse_json, to_json
 from ..tensors import read_metadata, read_tensors
 from .lattice import FlowState
@@ -152,15 +151,11 @@ class Trace:
         """The first sample as a picture, for notebooks."""
         from ..plot import overview
 
-        file = io.BytesIO()
-        overview(self).savefig(file, format="png", dpi=120)
-        return file.getvalue()
+        return png(overview(self))
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._summary().items())
         text = f"<div><em>{html.escape(self.texts[0])}</em></div>" if self.texts else ""
-        picture = b64encode(self._repr_png_()).decode()
-        return f'<table>{rows}</table>{text}<img alt="flows of the first sample" src="data:image/png;base64,{picture}">'
+        return html_table(self._summary().items()) + text + html_picture(self._repr_png_(), "flows of the first sample")
 
 
 def record(

@@ -47,18 +47,23 @@ def curves(
     return ax
 
 
-def scores(rows: Mapping[str, Any], *, metric: str = "cosine", ax: Axes | None = None) -> Axes:
+def scores(
+    rows: Mapping[str, Any], *, metric: str = "cosine", ours: Sequence[str] | None = None, ax: Axes | None = None
+) -> Axes:
     """Held-out scores beside those of baselines, the best at the top; bars of models with flows stand out.
 
-    rows: by name a number, several numbers (seeds: their mean, with their range), or an object with `metric`, as `train.report.held_out`
-    gives them.
+    Args:
+        rows: by name a number, several numbers (seeds: their mean, with their range), or an object with `metric`, such as a run's
+            `evaluation` or the rows of its `results.splits["test"]`.
+        ours: names of the models with flows; None: those that begin with "energy flow".
     """
+    ours = [name for name in rows if name.startswith("energy flow")] if ours is None else ours
     values = {name: np.atleast_1d(np.asarray(getattr(row, metric, row), dtype=np.float64)) for name, row in rows.items()}
     order = sorted(values, key=lambda name: float(values[name].mean()))
     with canvas(ax, size=(3.3, 0.6 + 0.24 * len(order))) as ax:
         for place, name in enumerate(order):
             mean, low, high = values[name].mean(), values[name].min(), values[name].max()
-            ax.barh(place, mean, height=0.65, color=BLUE if name.startswith("energy flow") else "#BBBBBB")
+            ax.barh(place, mean, height=0.65, color=BLUE if name in ours else "#BBBBBB")
             if high > low:
                 ax.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color="black", lw=0.8, capsize=2)
             ax.text(high, place, f" {mean:.3f}", va="center", fontsize=7)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ..config import EnergyConfig
 from ..data.source import EpochOrder, PairBatch, PairData, PairDataset
 from ..models.energy_flow import EnergyFlow
-from .evaluation import ROWS, Scores, batches, evaluate, score
+from ..scores import Scores
+from .evaluation import ROWS, batches, evaluate, score
 from .loss import cosine
 from .optimiser import Plateau, learning_rate, named_arrays, start_training
 from .step import TrainStep, micro_batches

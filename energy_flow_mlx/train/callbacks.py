@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .evaluation import Evaluation
+from ..scores import Evaluation
 
 if TYPE_CHECKING:
     from ..runs import Run

@@ -12,12 +12,13 @@ from ..files import resolve
 from ..ops.failures import KernelError
 from . import checkpoint
 from .checkpoint import CheckpointError, NonFiniteState
+from .seeds import parsed_seeds, train_seeds
 from .step import NonFiniteLoss
 from .trainer import RESUMABLE, Trainer, new_folder
 
 _USAGE = (
-    "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN] [--profile DIR] "
-    "[--mlp-baseline] [--ablation] [--quiet]"
+    "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN] [--seeds N,N,...] "
+    "[--profile DIR] [--mlp-baseline] [--ablation] [--quiet]"
 )
 _DESCRIPTION = (
     "Train an energy-flow model and judge it on held-out pairs. Without arguments: the tiny preset on built-in data. "
@@ -32,22 +33,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.resume is not None and arguments.out is not None:
             raise ConfigError(f"--out {arguments.out} is not accepted with --resume: a run stays in its folder")
+        if arguments.seeds is not None and (arguments.resume is not None or "seed" in fields):
+            raise ConfigError("--seeds is not accepted with --resume or --seed: the same command with --seeds goes on with what is not complete")
         resume = arguments.resume is not None
         if resume:
             folder = arguments.resume
             config = _resumed_config(folder, arguments.preset, arguments.config, fields)
         else:
             config = layered_config(arguments.preset, arguments.config, fields)
-            folder = arguments.out or new_folder(Path("runs") / f"{arguments.preset or 'tiny'}-seed{config.seed}")
-        trainer = Trainer(
-            config,
-            out=folder,
-            resume=resume,
-            quiet=arguments.quiet,
-            profile=arguments.profile,
-            mlp_baseline=arguments.mlp_baseline,
-            ablation=arguments.ablation,
-        )
+            name = Path("runs") / (arguments.preset or "tiny")
+            one = arguments.seeds is None
+            folder = arguments.out or (new_folder(name.with_name(f"{name.name}-seed{config.seed}")) if one else name)
+        options: dict[str, Any] = {name: getattr(arguments, name) for name in ("quiet", "profile", "mlp_baseline", "ablation")}
+        if arguments.seeds is not None:
+            return train_seeds(config, parsed_seeds(arguments.seeds), folder, **options)
+        trainer = Trainer(config, out=folder, resume=resume, **options)
         trainer.fit()
         return trainer.exit_code
     except (ConfigError, CheckpointError, DataError, OSError) as error:
@@ -65,6 +65,7 @@ def _parser(argv: Sequence[str] | None) -> Parser:
     parser.add_argument(
         "--out", type=Path, metavar="RUN", help="new folder for the run (default: runs/<preset>-seed<seed>, or with -2, -3, … after it)"
     )
+    parser.add_argument("--seeds", metavar="N,N,...", help="train with each of these seeds, in RUN-seedN, and compare what they reach")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="leave a trace of a few steps in this folder")
     parser.add_argument("--quiet", action="store_true", help="print the final table alone")
     parser.add_argument("--mlp-baseline", action="store_true", help="train an MLP of the model's size for the final table")

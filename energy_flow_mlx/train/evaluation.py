@@ -1,7 +1,6 @@
 """How good predictions are on a split: cosine, retrieval, and for a model what its flows did."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -10,35 +9,12 @@ from numpy.typing import NDArray
 from ..config import RunConfig
 from ..data.source import PairBatch, PairDataset
 from ..models.energy_flow import EnergyFlow, EnergyFlowOutput
+from ..scores import Evaluation, Scores
 from .loss import loss_of, number
 
 RETRIEVED = 10_000  # targets that retrieval looks among: its work grows with their square
 ROWS = 1024  # pairs read at a time
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Of predictions [N, E] for the N pairs of a split: `cosine`, the mean cosine with the target; `top1` and `top10`, the share
-    whose own target is the nearest, or among the ten nearest, of all targets (of the first 10,000). Equal targets share a rank."""
-
-    cosine: float
-    top1: float
-    top10: float
-
-
-@dataclass(frozen=True)
-class Evaluation(Scores):
-    """Also of a model in evaluation mode: means of the loss and of its parts; `arrived`, the share of flows that reached an output
-    plane by moving; `collisions`, collected flows beyond the first in a cell, a cell; `sideways`, how far the first flows moved in
-    x and y, in cells."""
-
-    loss: float
-    surface_mse: float
-    arrival: float
-    arrived: float
-    collisions: float
-    sideways: float
 
 
 def evaluate(model: EnergyFlow, data: PairDataset, config: RunConfig) -> Evaluation:

@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 
 from ..bar import Bar, in_notebook, in_terminal
 from ..config import EnergyConfig
+from ..scores import Evaluation
 from .callbacks import Callbacks
 from .checkpoint import append_metrics
-from .evaluation import Evaluation
 from .loss import number
 from .step import Launched, StepMetrics
 

@@ -1,7 +1,7 @@
-"""What a run shows at its end: the table and the curves."""
+"""What a run leaves at its end: its results and its curves."""
 
 import sys
-from collections.abc import Mapping
+import time
 from pathlib import Path
 
 from ..cli import reason
@@ -9,45 +9,42 @@ from ..config import EnergyConfig
 from ..data.source import PairData
 from ..files import write_aside
 from ..models.energy_flow import EnergyFlow
+from ..results import Results, made_by
+from ..scores import Evaluation, Rows
 from .baselines import mlp_baseline, simple_baselines, without_flow
-from .evaluation import Evaluation, Scores, evaluate
+from .evaluation import evaluate
 
 CURVES = "curves.png"
 
 
 def held_out(
     model: EnergyFlow, data: PairData, config: EnergyConfig, *, mlp: bool = False, ablation: bool = False
-) -> dict[str, Scores]:
-    """Scores on the test split, by name: the baselines and the model.
+) -> Results:
+    """The results of a model: baselines and the model on the test split, the model on the validation split.
 
     Args:
         mlp: train an MLP of the model's size for as many steps.
         ablation: train the model with its flow left out for as many steps.
     """
+    began = time.perf_counter()
     rows = simple_baselines(data)
-    rows[f"energy flow ({model.trained_steps} steps)"] = evaluate(model, data.test, config)
+    name = f"energy flow ({model.trained_steps} steps)"
+    rows[name] = evaluate(model, data.test, config)
     for wanted, train in ((mlp, mlp_baseline), (ablation, without_flow)):
         if wanted:
-            name, scores = train(model, data, config)
-            rows[name] = scores
-    return rows
+            other, scores = train(model, data, config)
+            rows[other] = scores
+    return Results(
+        data=data.name,
+        pairs={"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
+        splits={"test": rows, "validation": {name: evaluate(model, data.validation, config)}},
+        steps=model.trained_steps,
+        seconds={"evaluation": time.perf_counter() - began},
+        made=made_by(config),
+    )
 
 
-def table(rows: Mapping[str, Scores], title: str) -> str:
-    """The rows as plain text, the best cosine last. What flows did stands in the rows of models that have flows."""
-    width = max(map(len, rows))
-    heads = ("cosine", "top-1", "top-10", "arrived", "collisions a cell", "cells sideways")
-    lines = [title, " " * width + "".join(f"  {head:>7}" for head in heads)]
-    for name, scores in sorted(rows.items(), key=lambda row: row[1].cosine):
-        cells = [f"{scores.cosine:.4f}", f"{scores.top1:.1%}", f"{scores.top10:.1%}"]
-        if isinstance(scores, Evaluation):
-            cells += [f"{scores.arrived:.1%}", f"{scores.collisions:.3f}", f"{scores.sideways:.2f}"]
-        columns = zip(cells, heads, strict=False)
-        lines.append(f"{name:{width}}" + "".join(f"  {cell:>{max(len(head), 7)}}" for cell, head in columns))
-    return "\n".join(lines)
-
-
-def try_curves(run: Path, rows: Mapping[str, Scores] | None = None) -> None:
+def try_curves(run: Path, rows: Rows | None = None) -> None:
     """`draw_curves`, where a figure never costs a result: what goes wrong is a warning."""
     try:
         draw_curves(run, rows)
@@ -55,7 +52,7 @@ def try_curves(run: Path, rows: Mapping[str, Scores] | None = None) -> None:
         print(f"warning: {run / CURVES} is not drawn: {type(error).__name__}: {reason(error)}", file=sys.stderr)
 
 
-def draw_curves(run: Path, rows: Mapping[str, Scores] | None = None) -> None:
+def draw_curves(run: Path, rows: Rows | None = None) -> None:
     """Write curves.png into the folder of a run: how it went, from its metrics.jsonl.
 
     rows: the final table, whose baselines are drawn as lines.

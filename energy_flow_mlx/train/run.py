@@ -1,7 +1,9 @@
 """A training run: data, step, report, validate, save."""
 
+import dataclasses
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,16 +13,17 @@ from ..config import EnergyConfig
 from ..data.prefetch import Prefetch
 from ..data.source import PairBatch
 from ..lock import locked
+from ..scores import Evaluation
 from . import checkpoint, memory
 from .callbacks import Callback, Callbacks
-from .evaluation import Evaluation, evaluate
+from .evaluation import evaluate
 from .interrupt import StopRequest
 from .loss import number
 from .optimiser import learning_rate
 from .prepare import Prepared, header, prepare
 from .profile import Profile
 from .progress import Progress
-from .report import held_out, table, try_curves
+from .report import held_out, try_curves
 from .rescue import rescued
 from .step import Launched, TrainStep, micro_batches
 
@@ -60,7 +63,9 @@ def train(
         run = prepare(config, folder, resume=resume)
         if not quiet:
             print(header(run), flush=True)
+        began_at, began = run.state.step, time.perf_counter()
         loop(run, trace, quiet, Callbacks(callbacks), stop or StopRequest())
+        seconds = time.perf_counter() - began
         if profile is not None:
             print(f"{trace.written} has the trace" if trace.written else f"{profile}: the run was too short for a trace")
         if run.state.step < config.training_steps:
@@ -70,12 +75,14 @@ def train(
             print(f"memory of the run: {mx.get_peak_memory() / memory.GB:.2f} GB at most")
         try:
             try_curves(folder)  # now, because the table may take long and be interrupted
-            rows = held_out(run.model, run.data, run.config, mlp=mlp_baseline, ablation=ablation)
-            try_curves(folder, rows)
+            results = held_out(run.model, run.data, run.config, mlp=mlp_baseline, ablation=ablation)
+            results = dataclasses.replace(results, seconds={"training": seconds, **results.seconds}, resumed_at=began_at)
+            results.save(folder)
+            try_curves(folder, results.splits["test"])
         except KeyboardInterrupt:
             print(f"interrupted: the run is complete and saved; for the table:\n  python -m energy_flow_mlx.evaluate {folder}", file=sys.stderr)
             return 130
-    print(table(rows, f"{len(run.data.test)} held-out test pairs of {run.data.name}"))
+    print(results)
     return 0
 
 

@@ -6,12 +6,13 @@ import pytest
 from train.small import small_config, small_data, small_model
 
 from energy_flow_mlx.data.source import ArrayPairs, PairData
+from energy_flow_mlx.scores import Evaluation, Scores, table
 from energy_flow_mlx.text.tokeniser import TokenBatch
 from energy_flow_mlx.train.baselines import RidgeFit, simple_baselines
 from energy_flow_mlx.train.checkpoint import append_metrics
-from energy_flow_mlx.train.evaluation import Evaluation, Scores, evaluate, score
+from energy_flow_mlx.train.evaluation import evaluate, score
 from energy_flow_mlx.train.loss import cosine
-from energy_flow_mlx.train.report import draw_curves, held_out, table
+from energy_flow_mlx.train.report import draw_curves, held_out
 
 
 def pairs(inputs, targets):
@@ -110,10 +111,13 @@ def test_the_table_has_all_rows_and_the_best_last():
     config = small_config()
     model, data = small_model(config), small_data(config)
     model.trained_steps = 2
-    rows = held_out(model, data, config.replace(batch_size=4), mlp=True, ablation=True)
+    results = held_out(model, data, config.replace(batch_size=4), mlp=True, ablation=True)
+    rows = results.splits["test"]
     names = [name.split(" (")[0] for name in rows]
     assert names == ["input itself", "mean target", "ridge regression", "energy flow", "MLP", "flow left out"]
-    assert isinstance(rows["energy flow (2 steps)"], Evaluation)
+    assert results.evaluation is rows["energy flow (2 steps)"]
+    assert results.splits["validation"] == {"energy flow (2 steps)": evaluate(model, data.validation, config.replace(batch_size=4))}
+    assert results.pairs == {"train": 40, "validation": 8, "test": 8}
     flows = Evaluation(0.5, 0.25, 1.0, 0.9, 0.1, 0.01, 1.0, 0.125, 0.4)
     text = table({"model": flows, "mean": Scores(0.25, 0.0, 0.5)}, "a title")
     assert text.split("\n") == [

@@ -1,0 +1,120 @@
+"""results.json of a run: its scores on every split, and what made them."""
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .config import EnergyConfig
+from .files import write_aside
+from .scores import Evaluation, Rows, Scores, html_rows, table
+from .strict_json import read_json, write_json
+
+FILE = "results.json"
+_FORMAT = "energy-flow results 1"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a trained model reached, and what made it.
+
+    data: name of the data set. pairs: how many, by split. splits: rows by split, each row a name with its scores. steps: of training.
+    seconds: of "training", of the process that ended it, and of "evaluation". resumed_at: the step at which that process began.
+    made: version and commit of this package, command, device and the libraries' versions.
+    """
+
+    data: str
+    pairs: dict[str, int]
+    splits: dict[str, Rows]
+    steps: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    resumed_at: int = 0
+    made: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The model's scores on the test split."""
+        return next(scores for scores in self.splits["test"].values() if isinstance(scores, Evaluation))
+
+    def title(self) -> str:
+        """What the rows of the test split are of."""
+        return f"{self.pairs['test']} held-out test pairs of {self.data}"
+
+    def __str__(self) -> str:
+        return table(self.splits["test"], self.title())
+
+    def _repr_html_(self) -> str:
+        return html_rows(self.splits["test"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the file."""
+        splits = {split: {name: asdict(scores) for name, scores in rows.items()} for split, rows in self.splits.items()}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {"format": _FORMAT, **values, "splits": splits}
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write results.json into a folder, aside and renamed."""
+        values = self.to_dict()
+        write_aside(Path(folder) / FILE, lambda aside: write_json(aside, values))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Results":
+        """The results in the folder of a run.
+
+        Raises:
+            FileNotFoundError: there are none yet; says what writes them.
+            ValueError: the file holds something else.
+        """
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; a training writes it at its end, and python -m energy_flow_mlx.evaluate {folder}")
+        values = read_json(path)
+        if not isinstance(values, dict) or values.pop("format", None) != _FORMAT:
+            raise ValueError(f"{path} does not hold the results of a run ({_FORMAT!r})")
+        try:
+            values["splits"] = {
+                split: {name: (Evaluation if "arrived" in row else Scores)(**row) for name, row in rows.items()}
+                for split, rows in values["splits"].items()
+            }
+            return cls(**values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is not what this version writes: {error!r}") from error
+
+
+def made_by(config: EnergyConfig) -> dict[str, str]:
+    """What a result owes itself to: versions, commit, command, device."""
+    info = mx.device_info()
+    found = {
+        "energy_flow_mlx": _version("energy-flow-mlx"),
+        "commit": _commit(),
+        "command": config.command(),
+        "device": f"{mx.default_device()} ({info.get('device_name', platform.machine())})",
+        "mlx": _version("mlx"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a folder on the path, not installed
+        return ""
+
+
+def _commit() -> str:
+    """The commit of the clone that this package runs from, with a + after it where files were changed; "" where it is no clone."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return ""
+    git = ["git", "-C", str(root)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False).stdout.strip()
+    return f"{head}+" if head and changed else head
