@@ -140,8 +140,8 @@ def _preloaded(folder: Path, argv: Sequence[str]) -> int:
     ziglang = importlib.util.find_spec("ziglang") is not None
     compiler = ["cc"] if shutil.which("cc") or not ziglang else [sys.executable, "-m", "ziglang", "cc"]
     if not sys.platform.startswith("linux"):
-        print("error: failing.c preloads on Linux alone", file=sys.stderr)
-        return 2
+        print("| disk | not run: failing.c preloads on Linux alone | | left out |")
+        return 0
     subprocess.run([*compiler, "-O1", "-shared", "-fPIC", str(source), "-o", str(built), "-ldl"], check=True)
     environment = {**os.environ, "LD_PRELOAD": str(built), LIBRARY: str(built)}
     return subprocess.run([sys.executable, __file__, *argv], check=False, env=environment).returncode
