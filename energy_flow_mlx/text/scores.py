@@ -7,7 +7,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ _WORD = r"\w+(?:['\u2019]\w+)*"  # with its apostrophes
 _TOKEN = rf"{_WORD}|[^\w\s]"  # a word, or a mark
 
 
-class TextScores(NamedTuple):
+@dataclass(frozen=True)
+class TextScores:
     """Of N pairs of a wanted text and one that came: `texts`, N; `exact`, the share that are equal; `token_f1`, its mean, 0 to 1; `bleu`,
     that of the corpus, 0 to 100, None without sacrebleu; `cosine`, the mean of those given, None if none were."""
 
