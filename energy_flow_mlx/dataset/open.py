@@ -28,9 +28,9 @@ def data_of_run(config: EnergyConfig, tokeniser: Tokeniser | None = None) -> Pai
             max_length=config.text_max_length,
             tokeniser=tokeniser,
         )
+        return copied(data) if config.pairs == "copy" else data
     except ValueError as error:  # the message names the argument, which is a configuration field
         raise ConfigError(str(error)) from error
-    return copied(data) if config.pairs == "copy" else data
 
 
 def open_data(
