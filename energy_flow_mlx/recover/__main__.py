@@ -60,7 +60,7 @@ def _recover(arguments: argparse.Namespace) -> Recovery:
         teacher = None
         print(f"note: no cosines: {error}", file=sys.stderr)
     data = data_of_run(config, model.text_encoder.tokeniser)
-    found = recover(model, data, teacher, search, most=most, seed=config.seed, batch_size=batch_size)
+    found = recover(model, data, teacher, search, config, most=most, batch_size=batch_size)
     if any(scores[TOTAL].bleu is None for scores in found.scores.values()):
         print(f"note: {NO_BLEU}", file=sys.stderr)
     return found

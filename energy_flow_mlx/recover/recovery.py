@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..checks import is_blank
+from ..config import RunConfig
 from ..data.source import PairData
 from ..data.teacher import Teacher
 from ..models.energy_flow import EnergyFlow, EnergyFlowOutput
@@ -23,10 +24,11 @@ Route = Callable[[EnergyFlowOutput, mx.array], list[str]]
 @dataclass(frozen=True)
 class Recovery:
     """What came back. `scores`: of each way, by the length of the wanted text as in `text.scores`. `left_out`: pairs of the test split, by
-    reason."""
+    reason. `too_long`: sentences of more tokens than the run reads of a text, `text_max_length`, which it cannot have learned to end."""
 
     data: str
     sentences: int
+    too_long: int
     left_out: dict[str, int]
     scores: dict[str, dict[str, TextScores]]
 
@@ -40,7 +42,7 @@ def routes(model: EnergyFlow, search: Search) -> dict[str, Route]:
 
 
 def recover(
-    model: EnergyFlow, data: PairData, teacher: Teacher | None, search: Search, *, most: int, seed: int, batch_size: int
+    model: EnergyFlow, data: PairData, teacher: Teacher | None, search: Search, config: RunConfig, *, most: int, batch_size: int
 ) -> Recovery:
     """How much of held-out sentences a model brings back.
 
@@ -49,7 +51,8 @@ def recover(
         data: the data that it was trained on.
         teacher: that of the data, which embeds what came back; None: there are no cosines.
         search: how texts are looked for.
-        most, seed: as in `held_out`.
+        config: of the run; gives the seed and `text_max_length`.
+        most: the most sentences.
         batch_size: sentences at a time.
 
     Raises:
@@ -57,7 +60,7 @@ def recover(
     """
     if data.tokeniser is None:
         raise ValueError(f"{data.name}: its pairs have no texts to bring back")
-    numbers, left_out = held_out(data, most, seed)
+    numbers, left_out = held_out(data, most, config.seed)
     if not len(numbers):
         raise ValueError(f"{data.name}: no sentence of its {len(data.test)} test pairs is left: {listed(left_out)}")
     ways = routes(model, search)
@@ -76,7 +79,8 @@ def recover(
     texts = [data.test.texts(int(number)).target for number in numbers]
     targets = np.concatenate(wanted)
     scores = {name: scores_by_length(texts, back, cosines(targets, back, teacher)) for name, back in came.items()}
-    return Recovery(data.name, len(texts), left_out, scores)
+    too_long = data.tokeniser.encode(texts, config.text_max_length + 1).attention_mask.all(axis=1).sum()
+    return Recovery(data.name, len(texts), int(too_long), left_out, scores)
 
 
 def cosines(wanted: Floats, came: Sequence[str], teacher: Teacher | None) -> list[float] | None:
@@ -95,6 +99,8 @@ def listed(left_out: dict[str, int]) -> str:
 def table(recovery: Recovery) -> str:
     """A recovery as plain text: a line for each way and length."""
     lines = [f"{recovery.sentences:,} held-out sentences of {recovery.data}; left out: {listed(recovery.left_out)}"]
+    if recovery.too_long:
+        lines.append(f"{recovery.too_long:,} of them have more tokens than the run reads of a text (text_max_length)")
     width = max(map(len, recovery.scores))
     columns: dict[str, Callable[[TextScores], str]] = {
         "texts": lambda score: f"{score.texts:,}",

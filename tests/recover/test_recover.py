@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from models.small import lively_model
+from models.small import SMALL, lively_model
 from test_generate import small_run
 
 from energy_flow_mlx import EnergyConfig, EnergyFlow
@@ -72,7 +72,8 @@ def test_the_nearest_training_sentence(most: int, monkeypatch: pytest.MonkeyPatc
 
 def test_every_row_is_what_its_way_gives(run: Path) -> None:
     model, search = EnergyFlow.from_pretrained(run), Search(num_beams=2, max_length=6, min_length=4)
-    data = data_of_run(EnergyConfig.from_json(run / "config.json"), model.text_encoder.tokeniser)
+    config = EnergyConfig.from_json(run / "config.json").replace(text_max_length=8, text_max_positions=8)
+    data = data_of_run(config, model.text_encoder.tokeniser)
     numbers, left_out = held_out(data, 7, seed=0)
     wanted = [data.test.texts(int(number)).target for number in numbers]
     batch = data.test.batch(numbers)
@@ -83,8 +84,10 @@ def test_every_row_is_what_its_way_gives(run: Path) -> None:
         "nearest training sentence": nearest_targets(np.array(out.embedding), data.train),
     }
     assert len({tuple(texts) for texts in came.values()}) == 3
-    found = recover(model, data, TEACHER, search, most=7, seed=0, batch_size=3)
+    found = recover(model, data, TEACHER, search, config, most=7, batch_size=3)
     assert (found.data, found.sentences, found.left_out) == (data.name, 7, left_out)
+    tokens = data.tokeniser.encode(wanted, 30).attention_mask.sum(axis=1)
+    assert found.too_long == (tokens > 8).sum() and 0 < found.too_long < 7
     assert list(found.scores) == list(came)
     for name, texts in came.items():
         cosines = np.sum(TEACHER.embed(wanted) * TEACHER.embed(texts), axis=1)
@@ -104,7 +107,7 @@ def test_a_decoder_that_knows_its_text_is_perfect_and_an_empty_answer_is_worth_n
         return [texts[at] for at in np.argmax(np.array(embedding) @ TEACHER.embed(texts).T, axis=1)]
 
     monkeypatch.setattr(EnergyFlow, "decode", decode)
-    scores = recover(lively_model(), data, TEACHER, Search(), most=9, seed=0, batch_size=9).scores
+    scores = recover(lively_model(), data, TEACHER, Search(), SMALL, most=9, batch_size=9).scores
     best, worst = scores["from the teacher's embedding"]["all"], scores["through the lattice"]["all"]
     assert (best.texts, best.exact, best.token_f1, best.cosine) == (2, 1, 1, pytest.approx(1, abs=1e-6))
     assert (worst.exact, worst.token_f1, worst.cosine) == (0, 0, 0)
@@ -119,7 +122,8 @@ def test_the_command_prints_a_table_or_the_same_as_json(run: Path, capsys: pytes
     found = json.loads(captured.out)
     assert captured.err == "" and found["sentences"] + sum(found["left_out"].values()) == 30
     assert main([str(run), *SHORT]) == 0
-    title, head, *lines = capsys.readouterr().out.splitlines()
+    title, long, head, *lines = capsys.readouterr().out.splitlines()
+    assert long == f"{found['too_long']} of them have more tokens than the run reads of a text (text_max_length)"
     assert title.startswith(f"{found['sentences']} held-out sentences of builtin (seed 0, teacher hashed-ngram-10-seed0); left out: ")
     assert head.split() == ["words", "texts", "exact", "token", "F1", "BLEU", "cosine"]
     rows = [(way, length, score) for way, lengths in found["scores"].items() for length, score in lengths.items()]
@@ -138,7 +142,7 @@ def test_what_cannot_be_measured_is_left_out_with_a_note(
     (folder / "conversion.json").write_text("{}")
     assert main([str(folder), *SHORT, "--sentences", "3"]) == 0
     captured = capsys.readouterr()
-    assert captured.out.splitlines()[1].split() == ["words", "texts", "exact", "token", "F1"]
+    assert captured.out.splitlines()[2].split() == ["words", "texts", "exact", "token", "F1"]
     first, second = captured.err.splitlines()
     assert first.startswith(f"note: no cosines: {folder}: ") and second == f"note: {NO_BLEU}"
 
