@@ -83,11 +83,12 @@ from energy_flow_mlx.data import open_teacher
 model = EnergyFlow.from_pretrained("{repository}")
 teacher = {opened}
 model.nearest(["A dog runs in the park."], ["An animal is outside.", "Prices fell."], teacher)'''
+    target = "that embedding itself, carried through the lattice" if config.pairs == "copy" else "the embedding of the text that belongs to it"
     parts = [
         f"---\n{about.to_yaml()}\n---",
         f"# {repository.split('/')[1]}",
         f"An energy-flow model, its lattice {config.lattice_width}x{config.lattice_height}x{config.lattice_depth}, {origin}{quantised}. "
-        f"From the embedding of a text, {config.embedding_dim} numbers, it predicts the embedding of the text that belongs to it.",
+        f"From the embedding of a text, {config.embedding_dim} numbers, it predicts {target}.",
         _code("python", use),
         "## Results",
         "Not measured." if scores is None else f"Mean cosine with the target's embedding, and retrieval among the targets.\n\n{_code('', scores)}",

@@ -9,6 +9,7 @@ hypernym alone, so that the hierarchy is a tree and each synset is in one part o
 
 import argparse
 import random
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,23 +23,28 @@ HELD_OUT = 1000  # pairs in validation and in test, at least
 _POINTER_WORDS = 4  # symbol, offset, part of speech, source and target
 
 
+FILES = {"data.noun": 1, "data.verb": 2, "data.adj": 3, "data.adv": 4}
+_EXAMPLE = re.compile(r'"([^"]+)"')
+
+
 class Synset(NamedTuple):
-    """A synset's definition, and the key of its first hypernym; None at a root."""
+    """A synset's definition, the key of its first hypernym, None at a root, and sentences in which its words are used."""
 
     gloss: str
     parent: int | None
+    examples: tuple[str, ...] = ()
 
 
-def read_synsets(folder: Path) -> dict[int, Synset]:
-    """Nouns and verbs by key: the offset in their file, and a leading 1 or 2 as in WordNet's own numbers.
+def read_synsets(folder: Path, files: Sequence[str] = ("data.noun", "data.verb")) -> dict[int, Synset]:
+    """Synsets by key: the offset in their file, and before it the file's number in FILES, as in WordNet's own numbers.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a line is not of the form of wndb(5WN); names file and line.
     """
     synsets = {}
-    for name, code in (("data.noun", 1), ("data.verb", 2)):
-        path = folder / name
+    for name in files:
+        path, code = folder / name, FILES[name]
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if line.startswith("  "):  # the licence
                 continue
@@ -62,8 +68,9 @@ def _synset(line: str, code: int) -> tuple[int, Synset]:
         if symbol == "@":  # "@i", an instance's class, is none: names of persons and places say little of their class
             parent = code * 10**8 + offset
             break
-    definition = gloss.split('; "', 1)[0]  # examples follow
-    return code * 10**8 + int(data[0]), Synset(" ".join(definition.split()), parent)
+    definition, _, rest = gloss.partition('; "')
+    examples = tuple(" ".join(example.split()) for example in _EXAMPLE.findall(f'"{rest}'))
+    return code * 10**8 + int(data[0]), Synset(" ".join(definition.split()), parent, examples)
 
 
 def make_pairs(synsets: Mapping[int, Synset]) -> tuple[list[TextPair], Counter[str]]:

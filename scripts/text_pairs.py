@@ -63,15 +63,20 @@ def write_parts(folder: Path, parts: Mapping[str, Sequence[TextPair]]) -> None:
     write_folder(folder, {f"{name}.jsonl": writer(pairs) for name, pairs in parts.items()})
 
 
+def counted(folder: Path, parts: Mapping[str, Sequence[TextPair]], left_out: Mapping[str, int]) -> str:
+    """How many pairs were made, by part, and how many were left out and why."""
+    counts = ", ".join(f"{name} {len(part):,}" for name, part in parts.items())
+    made = f"{folder}: {sum(map(len, parts.values())):,} pairs ({counts})"
+    return "\n".join([made, *(f"left out: {count:,} {reason}" for reason, count in left_out.items())])
+
+
 def report(folder: Path, parts: Mapping[str, Sequence[TextPair]], left_out: Mapping[str, int]) -> str:
-    """What was made, in words: counts by part, what was left out and why, and how much the two sides share."""
+    """`counted`, and how much the two sides share."""
     pairs = [pair for part in parts.values() for pair in part]
     own, chance = median_overlap(pairs)
-    counts = ", ".join(f"{name} {len(part):,}" for name, part in parts.items())
     return "\n".join(
         [
-            f"{folder}: {len(pairs):,} pairs ({counts})",
-            *(f"left out: {count:,} {reason}" for reason, count in left_out.items()),
+            counted(folder, parts, left_out),
             f"median word overlap (Jaccard): {own:.2f}; of shuffled pairs {chance:.2f}",
         ]
     )

@@ -20,6 +20,7 @@ LATE = {
     "pandas": "optional",
     "polars": "optional",
     "umap": "optional",
+    "sacrebleu.metrics": "optional",
     f"{PACKAGE}.plot": "imports matplotlib",
     "pyarrow.parquet": "optional",
     f"{PACKAGE}.export_torch_checkpoint": "imports torch",

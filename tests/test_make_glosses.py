@@ -40,12 +40,12 @@ def forest(kinds: int, members: int) -> str:
 
 def test_lines_are_read(tmp_path):
     nouns = line(1, "a root (of all)") + line(
-        2, 'its child; red or green; "so it is"', "~ 00000003", "@ 00000001", "@ 00000009"
+        2, 'its child; red or green; "so it is"; "it  is so" - A. Nother', "~ 00000003", "@ 00000001", "@ 00000009"
     )
     found = read_synsets(wordnet(tmp_path, nouns + line(3, "an instance", "@i 00000002")))
     assert found == {
         100000001: Synset("a root (of all)", None),
-        100000002: Synset("its child; red or green", 100000001),
+        100000002: Synset("its child; red or green", 100000001, ("so it is", "it is so")),
         100000003: Synset("an instance", None),
         200000001: Synset("to go from one place to another", None),
     }

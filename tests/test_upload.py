@@ -125,7 +125,7 @@ def test_other_names_than_owner_and_name_are_refused(name: str, run: Path, capsy
     "config",
     [
         EnergyConfig.tiny(),
-        EnergyConfig.debug().replace(seed=3, data="my data/set", movement_based_spawn=True, input_residual=False),
+        EnergyConfig.debug().replace(seed=3, data="my data/set", movement_based_spawn=True, pairs="copy", input_residual=False),
         EnergyConfig.preset("reference-experiment"),
         SMALL,
     ],
@@ -147,6 +147,9 @@ def test_the_card_holds_the_configuration_and_says_what_a_converted_model_is(run
     assert json.loads(text.split("```json\n")[1].split("```")[0]) == config.to_dict()
     assert "Not measured." in text
     assert "curves.png" not in text
+    assert "it predicts the embedding of the text that belongs to it." in text
+    copying = card("me/small", model, config.replace(pairs="copy"), None, plot=False, converted=False)
+    assert "it predicts that embedding itself, carried through the lattice." in copying
     (run / "conversion.json").write_text("{}")
     assert main([str(run), "me/small", "--dry-run"]) == 0
     shown = capsys.readouterr().out

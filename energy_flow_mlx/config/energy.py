@@ -28,6 +28,11 @@ class EnergyConfig(RunConfig, ModelConfig):
             raise ConfigError(
                 f"text_max_length={self.text_max_length} is over text_max_positions={self.text_max_positions}: accepted are 3 to text_max_positions"
             )
+        if self.pairs == "copy" and self.input_residual:
+            raise ConfigError(
+                "pairs=copy is not accepted with input_residual, which adds the input to the output: there would be nothing left to copy "
+                "through the lattice; accepted is input_residual=false (--no-input-residual)"
+            )
 
     @classmethod
     def tiny(cls) -> "EnergyConfig":

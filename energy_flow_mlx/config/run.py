@@ -69,6 +69,12 @@ class RunConfig(Fields):
         "where pairs come from; builtin: generated sentences with a hashed n-gram teacher; a dataset folder; a data file",
         group=DATA,
     )
+    pairs: str = field(
+        "related",
+        "related: from a text to the one that belongs to it; copy: from each input back to itself",
+        group=DATA,
+        choices=("related", "copy"),
+    )
     train_pairs: int = field(20_000, "pairs to train on (builtin)", group=DATA, low=1)
     validation_pairs: int = field(1_000, "held-out pairs watched while training (builtin, file)", group=DATA, low=2)
     test_pairs: int = field(1_000, "held-out pairs for the final table (builtin, file)", group=DATA, low=2)

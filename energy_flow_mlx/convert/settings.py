@@ -145,7 +145,7 @@ def notes_for_torch(config: EnergyConfig) -> list[str]:
 _OURS_ALONE = {
     "collection", "project_unfinished", "flows_enabled", "initial_weights", "dropout", "input_residual", "arrival_loss_weight", "flow_learning_rate_factor", "spawn_capacity", "untrained_parts", "seed", "training_steps",
     "learning_rate_schedule", "warmup_steps", "plateau_patience", "gradient_clip_per_tensor", "gradient_checkpointing",
-    "validation_interval", "surface_loss_weight", "embedding_loss_weight", "data", "train_pairs", "validation_pairs", "test_pairs",
+    "validation_interval", "surface_loss_weight", "embedding_loss_weight", "data", "pairs", "train_pairs", "validation_pairs", "test_pairs",
 }  # fmt: skip
 
 

@@ -3,20 +3,21 @@
 from pathlib import Path
 
 from ..config import ConfigError, EnergyConfig
+from ..data.copies import copied
 from ..data.source import PairData, built_in_data
 from ..text.tokeniser import Tokeniser
 from .stream import file_data, folder_data
 
 
 def data_of_run(config: EnergyConfig, tokeniser: Tokeniser | None = None) -> PairData:
-    """Open the data that a configuration names; `tokeniser` is the one saved with the model, if any.
+    """Open the data that a configuration names, as the pairs that it names; `tokeniser` is the one saved with the model, if any.
 
     Raises:
         FileNotFoundError: a file is missing.
         ConfigError: the data does not exist, is damaged, or does not fit the model; the message names the field.
     """
     try:
-        return open_data(
+        data = open_data(
             config.data,
             train=config.train_pairs,
             validation=config.validation_pairs,
@@ -27,6 +28,7 @@ def data_of_run(config: EnergyConfig, tokeniser: Tokeniser | None = None) -> Pai
             max_length=config.text_max_length,
             tokeniser=tokeniser,
         )
+        return copied(data) if config.pairs == "copy" else data
     except ValueError as error:  # the message names the argument, which is a configuration field
         raise ConfigError(str(error)) from error
 

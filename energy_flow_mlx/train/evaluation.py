@@ -57,8 +57,8 @@ def score(predict: Callable[[PairBatch], Floats], data: PairDataset, batch_size:
     predicted: list[Floats] = []
     targets: list[Floats] = []
     for batch in batches(data, batch_size):
-        predicted.append(_normalised(predict(batch)))
-        targets.append(_normalised(batch.target_embedding))
+        predicted.append(normalised(predict(batch)))
+        targets.append(normalised(batch.target_embedding))
     p, t = np.concatenate(predicted), np.concatenate(targets)
     own = np.sum(p * t, axis=1)
     # By an epsilon: equal targets must not outrank each other by rounding.
@@ -83,7 +83,7 @@ def _collided(out: EnergyFlowOutput) -> float:
     return number(flow.reached_z0) + number(flow.reached_zdepth) + number(flow.projected) - number(flow.occupied)
 
 
-def _normalised(x: NDArray[np.floating]) -> Floats:
+def normalised(x: NDArray[np.floating]) -> Floats:
     """Rows [N, E] scaled to length 1; a row of zeros stays one, so that its cosine is 0."""
     x = x.astype(np.float32)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-8)
