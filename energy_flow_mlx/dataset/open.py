@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..config import ConfigError, EnergyConfig
 from ..data.source import PairData, built_in_data
+from ..data.target_tokens import with_target_tokens
 from ..text.tokeniser import Tokeniser
 from .stream import file_data, folder_data
 
@@ -16,7 +17,7 @@ def data_of_run(config: EnergyConfig, tokeniser: Tokeniser | None = None) -> Pai
         ConfigError: the data does not exist, is damaged, or does not fit the model; the message names the field.
     """
     try:
-        return open_data(
+        data = open_data(
             config.data,
             train=config.train_pairs,
             validation=config.validation_pairs,
@@ -27,6 +28,7 @@ def data_of_run(config: EnergyConfig, tokeniser: Tokeniser | None = None) -> Pai
             max_length=config.text_max_length,
             tokeniser=tokeniser,
         )
+        return with_target_tokens(data, config.text_max_length) if config.text_decoder_loss_weight else data
     except ValueError as error:  # the message names the argument, which is a configuration field
         raise ConfigError(str(error)) from error
 

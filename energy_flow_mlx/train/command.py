@@ -21,7 +21,7 @@ _USAGE = (
 )
 _DESCRIPTION = (
     "Train an energy-flow model and judge it on held-out pairs. Without arguments: the tiny preset on built-in data. "
-    "The preset comes first, --config goes over it, and the flags over both."
+    "The preset comes first, --config goes over it, and the flags over both. With --start-from RUN the configuration of that run comes first."
 )
 
 
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = _resumed_config(folder, arguments.preset, arguments.config, fields)
         else:
             config = layered_config(arguments.preset, arguments.config, fields)
-            folder = arguments.out or new_folder(Path("runs") / f"{arguments.preset or 'tiny'}-seed{config.seed}")
+            name = f"{config.start_from}-{config.part}" if config.starts_from_a_run else f"runs/{arguments.preset or 'tiny'}-seed{config.seed}"
+            folder = arguments.out or new_folder(Path(name))
         trainer = Trainer(
             config,
             out=folder,
