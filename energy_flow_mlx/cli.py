@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .checks import did_you_mean
-from .config import PRESETS, EnergyConfig, accepted, flag, read_fields
+from .config import NOTHING, PART_PRESETS, PRESETS, EnergyConfig, accepted, flag, read_fields
+from .files import resolve
 
 HANGUP = getattr(signal, "SIGHUP", None)
 
@@ -193,17 +194,21 @@ def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def layered_config(preset: str | None, file: Path | None, fields: Mapping[str, Any]) -> EnergyConfig:
-    """The configuration from preset, file and flags, each overriding the one before.
+    """The configuration from preset, file and flags, each overriding the one before. Where these name a run to start from and there is
+    no preset, its configuration stands for it, with the values of the part that learns.
 
     Raises:
         ConfigError: a value or a key is not accepted, or the file does not parse.
         FileNotFoundError: there is no such file.
     """
-    values = EnergyConfig.preset(preset or "tiny").to_dict()
-    if file is not None:
-        values.update(read_fields(file))
+    given = {**({} if file is None else read_fields(file)), **fields}
+    if given.get("start_from", NOTHING) != NOTHING and preset is None:
+        values = EnergyConfig.from_json(resolve(given["start_from"], "config.json")).to_dict()
+        values.update(start_from=NOTHING, part="all", **PART_PRESETS.get(given.get("part", "all"), {}))
+    else:
+        values = EnergyConfig.preset(preset or "tiny").to_dict()
     # Checked only once all are merged, because a value of the file may be valid only together with a flag's.
-    return EnergyConfig.from_dict({**values, **fields}, source=str(file or "flags"))
+    return EnergyConfig.from_dict({**values, **given}, source=str(file or "flags"))
 
 
 _METAVARS: dict[Any, str] = {int: "INT", float: "NUMBER", str: "NAME"}

@@ -29,7 +29,7 @@ class Scores:
 class Evaluation(Scores):
     """Also of a model in evaluation mode: means of the loss and of its parts; `arrived`, the share of flows that reached an output
     plane by moving; `collisions`, collected flows beyond the first in a cell, a cell; `sideways`, how far the first flows moved in
-    x and y, in cells."""
+    x and y, in cells. Where a text decoder learns, `decoding` is its cross-entropy and `exact` its `exact_share`; else they are 0."""
 
     loss: float
     surface_mse: float
@@ -37,6 +37,8 @@ class Evaluation(Scores):
     arrived: float
     collisions: float
     sideways: float
+    decoding: float = 0.0
+    exact: float = 0.0
 
     def cells(self) -> list[str]:
         return [*super().cells(), f"{self.arrived:.1%}", f"{self.collisions:.3f}", f"{self.sideways:.2f}"]

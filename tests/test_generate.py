@@ -37,7 +37,7 @@ def small_run(folder: Path, **changes: object) -> Path:
     sizes = T5Settings(vocab_size=20, dim=8, layers=1, heads=2, head_dim=3, feedforward_dim=12, buckets=8, max_distance=16)
     decoder = CubeToTextDecoder(DecoderSettings(surface_dim=12, adapter_dim=6, t5=sizes, end=3))
     decoder.tokeniser, decoder.carried = tokeniser, Carried(t5)
-    model.text_encoder.tokeniser, model._decoder.text_decoder = tokeniser, decoder
+    model.text_encoder.tokeniser, model.text_decoder = tokeniser, decoder
     model.save_pretrained(folder)
     return folder
 

@@ -1,4 +1,4 @@
-"""The presets: fields that differ from their defaults, by name."""
+"""The presets: fields that differ from their defaults, by name; and those of a part that is trained alone, by the part."""
 
 from typing import Any
 
@@ -55,5 +55,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "reference-optimized": dict(
         **_LATTICES["optimized"], **_MODULES, **_REFERENCE, batch_size=32, spawn_movement_threshold_ratio=0.1,
         max_spawn_per_step=3, spawn_capacity=0.5, exploration_noise=0.1,
+    ),
+}  # fmt: skip
+
+# Over the configuration of the run that the part belongs to.
+PART_PRESETS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "decoder": dict(
+        text_decoder_loss_weight=1.0, learning_rate=1e-3, learning_rate_schedule="cosine", warmup_steps=100, batch_size=64,
+        gradient_accumulation_steps=1, training_steps=2000, validation_interval=500, checkpoint_interval=500,
     ),
 }  # fmt: skip

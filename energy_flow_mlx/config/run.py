@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 from .fields import ConfigError, Fields, field
-from .model import TRAINING
+from .model import MOST_LAYERS, MOST_NUMBERS, TRAINING
 
-LOSS, DATA = "loss", "data"
+LOSS, DECODER, DATA = "loss", "text decoder", "data"
+PARTS = ("all", "decoder")
+NOTHING = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +19,11 @@ class RunConfig(Fields):
     """
 
     # Training
+    part: str = field(
+        "all", "what learns: all that a term of the loss reaches, or the text decoder alone, of a run that is done (start_from)",
+        group=TRAINING, choices=PARTS,
+    )  # fmt: skip
+    start_from: str = field(NOTHING, "folder of the run whose model this one starts from; none: random weights", group=TRAINING)
     seed: int = field(0, "seed of weights, data, order, dropout and noise", group=TRAINING, low=0, high=2**31 - 1)
     training_steps: int = field(600, "optimiser steps in a run", group=TRAINING, low=1)
     batch_size: int = field(32, "pairs in a micro-batch", group=TRAINING, low=1)
@@ -63,6 +70,18 @@ class RunConfig(Fields):
         0.0, "weight of the mean distance between flows and their nearest plane at the end of their life", group=LOSS, low=0
     )
 
+    # The text decoder
+    text_decoder_loss_weight: float = field(
+        0.0, "weight of the text decoder's cross-entropy, the mean over a text's tokens; 0: a new run has no text decoder", group=DECODER, low=0
+    )
+    text_decoder_flow_share: float = field(
+        0.5, "share of the cross-entropy from surfaces that the flows leave; the rest is from mapped embeddings", group=DECODER, low=0, high=1
+    )
+    text_decoder_prefix: int = field(8, "vectors that the decoder reads of a surface", group=DECODER, low=1, high=MOST_LAYERS)
+    text_decoder_dim: int = field(128, "width of the decoder", group=DECODER, low=2, high=MOST_NUMBERS)
+    text_decoder_heads: int = field(4, "attention heads; must divide text_decoder_dim", group=DECODER, low=1, high=MOST_NUMBERS)
+    text_decoder_layers: int = field(2, "layers of the decoder", group=DECODER, low=1, high=MOST_LAYERS)
+
     # The data
     data: str = field(
         "builtin",
@@ -82,7 +101,15 @@ class RunConfig(Fields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.surface_loss_weight == self.text_loss_weight == self.embedding_loss_weight == 0:
-            raise ConfigError(
-                "surface_loss_weight, text_loss_weight and embedding_loss_weight are all 0: at least one must be positive"
-            )
+        weights = ("surface_loss_weight", "text_loss_weight", "embedding_loss_weight", "text_decoder_loss_weight")
+        if not any(getattr(self, name) for name in weights):
+            raise ConfigError(f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: at least one must be positive")
+        if self.part == "decoder" and not (self.text_decoder_loss_weight and self.starts_from_a_run):
+            raise ConfigError("part=decoder needs start_from, the folder of a run, and a positive text_decoder_loss_weight")
+        if self.text_decoder_dim % self.text_decoder_heads:
+            raise ConfigError(f"text_decoder_heads={self.text_decoder_heads} must divide text_decoder_dim={self.text_decoder_dim}")
+
+    @property
+    def starts_from_a_run(self) -> bool:
+        """Whether the weights that a new run starts with are those of another one."""
+        return self.start_from != NOTHING

@@ -10,7 +10,6 @@ from ..files import resolve, write_folder
 from ..models.energy_flow import EnergyFlow
 from ..nn.quantised import QuantisedMatrix
 from ..tensors import as_dtype
-from ..train.optimiser import named_arrays
 from .source import read_json
 from .to_mlx import check_empty
 
@@ -38,8 +37,8 @@ def quantise_folder(source: Path, folder: Path, bits: int, dtype: str) -> tuple[
     model = EnergyFlow.from_pretrained(source)
     if model.quantised_bits:
         raise ValueError(f"{source}: its weights are quantised already, to {model.quantised_bits} bits")
-    weights = {name: np.array(array.astype(mx.float32)) for name, array in named_arrays(model.parameters()).items()}
-    model.load_weights(list(as_dtype(weights, dtype).items()))
+    weights = {name: np.array(array.astype(mx.float32)) for name, array in model.flow_parameters().items()}
+    model.load_weights(list(as_dtype(weights, dtype).items()), strict=False)
     notes = [quantised(model, bits)]
     writers = model.writers()
     record = resolve(source, "conversion.json")
@@ -58,4 +57,4 @@ def quantised(model: EnergyFlow, bits: int) -> str:
 
 
 def _bytes(model: EnergyFlow) -> int:
-    return sum(array.nbytes for array in named_arrays(model.parameters()).values())
+    return sum(array.nbytes for array in model.flow_parameters().values())

@@ -13,7 +13,6 @@ from ..files import resolve, write_folder
 from ..models.energy_flow import EnergyFlow
 from ..strict_json import read_json
 from ..tensors import check_finite, listing, read_tensors
-from ..train.optimiser import named_arrays
 from .decoder import PREFIX
 from .settings import RECORD, config_to_torch, fields_beside, notes_for_torch
 from .source import require_torch
@@ -54,7 +53,7 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
     if model.quantised_bits:
         raise ValueError(f"{folder}: its weights are quantised to {model.quantised_bits} bits; convert the model that it was made from")
     config = EnergyConfig.from_json(resolve(folder, "config.json"))
-    parameters = {name: np.array(array.astype(mx.float32)) for name, array in named_arrays(model.parameters()).items()}
+    parameters = {name: np.array(array.astype(mx.float32)) for name, array in model.flow_parameters().items()}
     check_finite(str(folder), parameters)
     converted = to_torch(parameters, config)
     rows, notes = rows_of(converted), [*NOT_INVERTIBLE, *notes_for_torch(config)]
@@ -65,7 +64,7 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
     arrays = {key: item.value for key, item in converted.items()}
     shapes = {key: value.shape for key, value in arrays.items()}
     torch_config = _torch_config(config, _object(record_file, "torch_config", record))
-    decoder, tied = _read_decoder(folder)
+    decoder, tied = _read_decoder(folder, notes)
     arrays |= decoder
     rows += [Row(f"text_decoder.safetensors: {key}", key, value.shape, "carried") for key, value in decoder.items()]
     mapper = {key: arrays.pop(key) for key in list(arrays) if key.startswith(MAPPER)}
@@ -140,13 +139,18 @@ def _torch_config(config: EnergyConfig, torch_config: Mapping[str, Any]) -> dict
     return {key: restore(value) for key, value in config_to_torch(config, torch_config).items()}
 
 
-def _read_decoder(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The decoder's tensors by prefixed key; and tied keys -> the key whose tensor they share."""
+def _read_decoder(folder: Path, notes: list[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The decoder's tensors by prefixed key; and tied keys -> the key whose tensor they share. One that was trained here is left out, and
+    `notes` get why."""
     path = resolve(folder, "text_decoder.safetensors")
     if not path.is_file():
         return {}, {}
     settings = resolve(folder, "text_decoder.json")
-    tied = _object(settings, "tied", read_json(settings))
+    record = read_json(settings)
+    if "prefix" in record:
+        notes.append(f"text decoder: left out; it reads {record['prefix']} vectors of a surface, PyTorch's CubeToTextDecoder one")
+        return {}, {}
+    tied = _object(settings, "tied", record)
     tensors = {PREFIX + key: value for key, value in read_tensors(path).items()}
     lost = [f"{key} to {target}" for key, target in tied.items() if f"{PREFIX}{target}" not in tensors]
     if lost:

@@ -22,6 +22,7 @@ class PairBatch(NamedTuple):
     input_ids: NDArray[np.int32]  # [B, T]
     attention_mask: NDArray[np.int32]  # [B, T]
     indices: NDArray[np.int64]  # [B], index of each pair in the data set
+    target_ids: NDArray[np.int32] | None = None  # [B, T], tokens of the target texts, where a text decoder learns
 
 
 class PairDataset(Protocol):

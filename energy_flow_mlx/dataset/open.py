@@ -5,6 +5,7 @@ from pathlib import Path
 from ..config import ConfigError, EnergyConfig
 from ..data.copies import copied
 from ..data.source import PairData, built_in_data
+from ..data.target_tokens import with_target_tokens
 from ..text.tokeniser import Tokeniser
 from .stream import file_data, folder_data
 
@@ -28,7 +29,8 @@ def data_of_run(config: EnergyConfig, tokeniser: Tokeniser | None = None) -> Pai
             max_length=config.text_max_length,
             tokeniser=tokeniser,
         )
-        return copied(data) if config.pairs == "copy" else data
+        data = copied(data) if config.pairs == "copy" else data
+        return with_target_tokens(data, config.text_max_length) if config.text_decoder_loss_weight else data
     except ValueError as error:  # the message names the argument, which is a configuration field
         raise ConfigError(str(error)) from error
 

@@ -115,6 +115,9 @@ def read_settings(path: Path, record: Mapping[str, Any], tied: bool) -> DecoderS
     eps = record.get("layer_norm_epsilon")
     if not isinstance(eps, float) or not 0 < eps < 1:
         raise ValueError(f"{path}: layer_norm_epsilon must be a number between 0 and 1, got {eps!r}")
+    dropout = record.get("dropout_rate", 0.1)
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        raise ValueError(f"{path}: dropout_rate must be a number from 0 to under 1, got {dropout!r}")
     buckets = number("relative_attention_num_buckets", 2)
     t5 = T5Settings(
         vocab_size=number("vocab_size", 2),
@@ -129,21 +132,52 @@ def read_settings(path: Path, record: Mapping[str, Any], tied: bool) -> DecoderS
         gated=bool(gated),
         tied=bool(record.get("tie_word_embeddings", tied)),
         eps=eps,
+        dropout=dropout,
     )
     ids = {name: number(name, 0) for name in ("decoder_start_token_id", "eos_token_id")}
     beyond = [name for name, id in ids.items() if id >= t5.vocab_size]
     if beyond:
         raise ValueError(f"{path}: {beyond[0]} must be under vocab_size {t5.vocab_size}, got {ids[beyond[0]]}")
     return DecoderSettings(
-        surface_dim=number("surface_dim"), adapter_dim=number("adapter_dim"), t5=t5, start=ids["decoder_start_token_id"], end=ids["eos_token_id"]
+        surface_dim=number("surface_dim"),
+        adapter_dim=number("adapter_dim"),
+        prefix=number("prefix") if "prefix" in record else 1,  # the PyTorch code's, whose records do not tell it
+        adapter_dropout=t5.dropout,
+        t5=t5,
+        start=ids["decoder_start_token_id"],
+        end=ids["eos_token_id"],
     )
+
+
+def record_of(settings: DecoderSettings) -> dict[str, Any]:
+    """What text_decoder.json holds of these settings, for `read_settings`."""
+    t5 = settings.t5
+    return {
+        "vocab_size": t5.vocab_size,
+        "d_model": t5.dim,
+        "d_kv": t5.head_dim,
+        "d_ff": t5.feedforward_dim,
+        "num_heads": t5.heads,
+        "num_decoder_layers": t5.layers,
+        "relative_attention_num_buckets": t5.buckets,
+        "relative_attention_max_distance": t5.max_distance,
+        "feed_forward_proj": f"gated-{t5.activation}" if t5.gated else t5.activation,
+        "tie_word_embeddings": t5.tied,
+        "layer_norm_epsilon": t5.eps,
+        "dropout_rate": t5.dropout,
+        "decoder_start_token_id": settings.start,
+        "eos_token_id": settings.end,
+        "surface_dim": settings.surface_dim,
+        "adapter_dim": settings.adapter_dim,
+        "prefix": settings.prefix,
+    }
 
 
 def decoder_writers(decoder: CubeToTextDecoder) -> dict[str, Callable[[Path], Any]]:
     """What writes the decoder's files, by their names, for `files.write_folder`."""
     tensors = {torch_key(name): array for name, array in dict(tree_flatten(decoder.parameters())).items()}
     tensors |= decoder.carried.tensors
-    record = dict(decoder.carried.record)
+    record = dict(decoder.carried.record) or record_of(decoder.settings)
     writers: dict[str, Callable[[Path], Any]] = {
         TENSORS: lambda path: save_arrays(path, tensors, {"format": "pt"}),
         RECORD: lambda path: write_json(path, record),

@@ -16,6 +16,7 @@ from ..checks import check_int, check_texts
 from ..config import ModelConfig, check_fit, read_config
 from ..files import resolve, write_folder
 from ..nn import blank_weights
+from ..nn.mode import evaluating
 from ..nn.precision import DTYPES
 from ..nn.quantised import BITS, QuantisedMatrix
 from ..tensors import LOADED, check_shapes, load_arrays, read_metadata, save_arrays
@@ -38,6 +39,7 @@ MOST_STEPS = 2**31 - 1  # the device counts steps in int32
 _LAYERS = {"carrier.gru.": "carrier_num_layers", "text_encoder.transformer_encoder.layers.": "text_num_layers"}
 
 _FILES = ("config.json", "model.safetensors")
+_BESIDE = ("text_decoder.",)  # parameters with files of their own
 
 
 class EnergyFlowOutput(NamedTuple):
@@ -47,12 +49,6 @@ class EnergyFlowOutput(NamedTuple):
     surface: mx.array
     flow: FlowResult
     start: mx.array
-
-
-class _Beside:
-    """Holds what nn.Module would take for a part of the model: with files of its own, and not trained."""
-
-    text_decoder: CubeToTextDecoder | None = None
 
 
 class TextEmbedder(Protocol):
@@ -93,7 +89,8 @@ class EnergyFlow(nn.Module):
         self.processor = FlowProcessor(config, self.neuron, self.carrier)
         # Saved with the weights: a trained model moves its flows with the displacement scale its training ended with.
         self.trained_steps = 0
-        self._decoder = _Beside()
+        # What turns surfaces into texts, where there is one. It has files of its own, which `text_decoder.json` describes.
+        self.text_decoder: CubeToTextDecoder | None = None
 
     def __call__(
         self,
@@ -159,15 +156,11 @@ class EnergyFlow(nn.Module):
             )
         if not checked:
             return mx.zeros((0, self.config.embedding_dim))
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             if teacher is not None:
                 return self(self._embedded("texts", checked, teacher)).embedding
             surface = self.text_encoder.encode(checked).astype(mx.float32)
             return self.from_surface(surface).embedding
-        finally:
-            self.train(training)
 
     def embed(
         self, texts: Sequence[str], teacher: TextEmbedder | None = None, *, batch_size: int = 64
@@ -231,7 +224,7 @@ class EnergyFlow(nn.Module):
             raise ValueError(f"bits={bits!r} is not accepted: it takes {' or '.join(map(str, BITS))}")
         if self.quantised_bits:
             raise ValueError(f"the model is quantised already, to {self.quantised_bits} bits")
-        nn.quantize(self, bits=bits)
+        nn.quantize(self, bits=bits, class_predicate=lambda name, module: hasattr(module, "to_quantized") and not name.startswith(_BESIDE))
 
     @property
     def _dtype(self) -> mx.Dtype:
@@ -259,12 +252,8 @@ class EnergyFlow(nn.Module):
         if not self.config.flows_enabled:
             raise ValueError("flows_enabled is off: this model has no flows to trace")
         texts = check_texts("inputs", inputs) if _are_texts(inputs) else []
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             surface = self.text_encoder.encode(texts).astype(mx.float32) if texts else self.map_to_surface(inputs)
-        finally:
-            self.train(training)
         here = self.trained_steps if training_step is None else training_step
         return record(self.processor, surface, texts=texts, steps=steps, training_step=here, limit_gb=limit_gb)
 
@@ -278,11 +267,6 @@ class EnergyFlow(nn.Module):
     def text_to_surface(self, input_ids: Array, attention_mask: Array) -> mx.array:
         """Token ids [B, T], mask [B, T] (non-zero: a token) -> surfaces [B, S] float32, computed in `compute_dtype`."""
         return self.text_encoder(input_ids, attention_mask).astype(mx.float32)
-
-    @property
-    def text_decoder(self) -> CubeToTextDecoder | None:
-        """What turns surfaces into texts, in converted models that have one; it is no part of the model's parameters."""
-        return self._decoder.text_decoder
 
     def decode(
         self, surface: mx.array | None = None, *, embedding: mx.array | None = None, search: Search | None = None, **settings: Any
@@ -307,14 +291,20 @@ class EnergyFlow(nn.Module):
             expect_shape("embedding", embedding, (None, self.config.embedding_dim))
             surface = self.map_to_surface(embedding)
         rows = as_rows("surface", cast(mx.array, surface), self.config.lattice_width, self.config.lattice_height)
-        return self.text_decoder.decode(rows.astype(mx.float32), search)
+        with evaluating(self):
+            return self.text_decoder.decode(rows.astype(mx.float32), search)
+
+    def flow_parameters(self) -> dict[str, mx.array]:
+        """The parameters by name, without those of the text decoder, which has files of its own."""
+        parameters: dict[str, mx.array] = dict(tree_flatten(self.parameters()))
+        return {name: array for name, array in parameters.items() if not name.startswith(_BESIDE)}
 
     def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:
-        """Write model.safetensors: every parameter, and in its metadata `trained_steps` and, if quantised, `quantised_bits`."""
+        """Write model.safetensors: `flow_parameters`, and in its metadata `trained_steps` and, if quantised, `quantised_bits`."""
         metadata = {"format": "mlx", "trained_steps": str(self.trained_steps)}
         if self.quantised_bits:
             metadata["quantised_bits"] = str(self.quantised_bits)
-        save_arrays(path, dict(tree_flatten(self.parameters())), metadata)
+        save_arrays(path, self.flow_parameters(), metadata)
 
     def writers(self) -> dict[str, Callable[[Path], Any]]:
         """The files of a model folder, each with the function that writes it to a path, as `files.write_folder` takes them."""
@@ -380,11 +370,11 @@ class EnergyFlow(nn.Module):
         if tokeniser.is_file():
             model.text_encoder.tokeniser = Tokeniser.from_file(tokeniser)
             check_fit(model.config, str(tokeniser), vocab_size=model.text_encoder.tokeniser.vocab_size)
-        model._decoder.text_decoder = decoder = read_decoder(folder)
+        mx.eval(model.parameters())
+        model.text_decoder = decoder = read_decoder(folder)
         if decoder is not None:
             check_fit(model.config, str(folder / RECORD), surface_dim=decoder.settings.surface_dim)
         model.eval()
-        mx.eval(model.parameters())
         return model
 
 

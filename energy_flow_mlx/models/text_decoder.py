@@ -16,13 +16,15 @@ from .shapes import expect_shape
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSettings:
-    """surface_dim: S. adapter_dim: the adapter's inner width, S // 2 in the PyTorch code. start, end: token ids."""
+    """surface_dim: S. adapter_dim: the adapter's inner width, S // 2 in the PyTorch code. prefix: P, the vectors that the adapter makes of
+    a surface, 1 in the PyTorch code. start, end: token ids."""
 
     surface_dim: int
     adapter_dim: int
     t5: T5Settings
     start: int = 0
     end: int = 1
+    prefix: int = 1
     adapter_dropout: float = 0.1
 
 
@@ -37,7 +39,7 @@ class Carried:
 class CubeToTextDecoder(nn.Module):
     """Surfaces to texts.
 
-        Linear(S, S//2) GELU LN Dropout(p) Linear(S//2, d) LN -> one vector, a T5 decoder's whole encoder output
+        Linear(S, A) GELU LN Dropout(p) Linear(A, P d) -> P vectors, LN each -> a T5 decoder's whole encoder output
 
     `tokeniser` is needed by `decode` alone.
     """
@@ -47,7 +49,7 @@ class CubeToTextDecoder(nn.Module):
         inner, dim = settings.adapter_dim, settings.t5.dim
         self.surface_adapter = [
             Linear(settings.surface_dim, inner), nn.GELU(), LayerNorm(inner), nn.Dropout(settings.adapter_dropout),
-            Linear(inner, dim), LayerNorm(dim),
+            Linear(inner, settings.prefix * dim), LayerNorm(dim),
         ]  # fmt: skip
         self.decoder = T5Decoder(settings.t5)
         self.tokeniser: Tokeniser | None = None
@@ -60,9 +62,10 @@ class CubeToTextDecoder(nn.Module):
         return self.decoder(ids, self.adapt(surface))
 
     def adapt(self, surface: mx.array) -> mx.array:
-        """surface [B, S] -> the prefix [B, 1, d] that the decoder attends to."""
+        """surface [B, S] -> the prefix [B, P, d] that the decoder attends to."""
         expect_shape("surface", surface, (None, self.settings.surface_dim))
-        return run(self.surface_adapter, surface)[:, None]
+        *layers, norm = self.surface_adapter
+        return norm(run(layers, surface).reshape(surface.shape[0], self.settings.prefix, self.settings.t5.dim))
 
     def generate(self, surface: mx.array, settings: Search) -> list[list[int]]:
         """surface [B, S] -> B texts as token ids; see `text.search.search`.

@@ -1,6 +1,7 @@
 """A run folder: config.json, model.safetensors, tokenizer.json, optimizer.safetensors, trainer.json, metrics.jsonl.
 
-The first five change together (see `files.write_folder`); metrics.jsonl grows, and is cut back on resume.
+The first five change together (see `files.write_folder`), and with them the files of a text decoder that learns; metrics.jsonl grows, and
+is cut back on resume.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from ..config import EnergyConfig, RunConfig
 from ..files import naming, resolve, write_aside, write_folder
 from ..metrics import FILE as METRICS
 from ..metrics import read_lines
+from ..models.decoder_files import RECORD, TENSORS, decoder_writers
 from ..models.energy_flow import EnergyFlow
 from ..strict_json import read_json, to_json, write_json
 from ..tensors import LOADED, listing, load_arrays, save_arrays
@@ -91,6 +93,9 @@ def save(run: Path, model: EnergyFlow, optimiser: optim.Optimizer, config: Energ
     }
     if tokeniser is not None:
         writers["tokenizer.json"] = tokeniser.save
+    # One that does not learn is written once: it may be large.
+    if model.text_decoder is not None and (config.text_decoder_loss_weight or not resolve(run, RECORD).is_file()):
+        writers |= decoder_writers(model.text_decoder)
     write_folder(run, writers)
 
 
@@ -103,8 +108,12 @@ def require(run: Path) -> None:
     if not run.is_dir():
         raise FileNotFoundError(f"{run} is no folder: --resume takes the folder of a run")
     missing = [name for name in FILES if not resolve(run, name).is_file()]
-    if missing == ["tokenizer.json"] and not EnergyConfig.from_json(resolve(run, "config.json")).text_loss_weight:
-        return  # trained on data without texts
+    if "config.json" not in missing:
+        config = EnergyConfig.from_json(resolve(run, "config.json"))
+        if missing == ["tokenizer.json"] and not config.text_loss_weight:
+            missing = []  # trained on data without texts
+        if config.text_decoder_loss_weight:
+            missing += [name for name in (RECORD, TENSORS) if not resolve(run, name).is_file()]
     if missing:
         raise FileNotFoundError(f"{run} holds no checkpoint to resume: {', '.join(missing)} missing")
 

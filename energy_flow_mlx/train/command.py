@@ -22,7 +22,7 @@ _USAGE = (
 )
 _DESCRIPTION = (
     "Train an energy-flow model and judge it on held-out pairs. Without arguments: the tiny preset on built-in data. "
-    "The preset comes first, --config goes over it, and the flags over both."
+    "The preset comes first, --config goes over it, and the flags over both. With --start-from RUN the configuration of that run comes first."
 )
 
 
@@ -41,9 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = _resumed_config(folder, arguments.preset, arguments.config, fields)
         else:
             config = layered_config(arguments.preset, arguments.config, fields)
-            name = Path("runs") / (arguments.preset or "tiny")
             one = arguments.seeds is None
-            folder = arguments.out or (new_folder(name.with_name(f"{name.name}-seed{config.seed}")) if one else name)
+            name = Path(f"{config.start_from}-{config.part}") if config.starts_from_a_run else Path("runs") / (arguments.preset or "tiny")
+            if one and not config.starts_from_a_run:
+                name = name.with_name(f"{name.name}-seed{config.seed}")
+            folder = arguments.out or (new_folder(name) if one else name)
         options: dict[str, Any] = {name: getattr(arguments, name) for name in ("quiet", "profile", "mlp_baseline", "ablation")}
         if arguments.seeds is not None:
             return train_seeds(config, parsed_seeds(arguments.seeds), folder, **options)

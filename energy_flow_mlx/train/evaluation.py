@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from ..config import RunConfig
 from ..data.source import PairBatch, PairDataset
 from ..models.energy_flow import EnergyFlow, EnergyFlowOutput
+from ..nn.mode import evaluating
 from ..scores import Evaluation, Scores
+from .decoding import exact_share
 from .loss import loss_of, number
 
 RETRIEVED = 10_000  # targets that retrieval looks among: its work grows with their square
@@ -22,9 +24,7 @@ def evaluate(model: EnergyFlow, data: PairDataset, config: RunConfig) -> Evaluat
 
     config: gives the batch size and the weights of the loss.
     """
-    training = model.training
-    model.eval()
-    sums = np.zeros(4)  # loss, surface, distance, sideways; over pairs
+    sums = np.zeros(5)  # loss, surface, distance, sideways, decoding; over pairs
     counts = np.zeros(3)  # arrived, ended, collided
     cells = model.config.surface_dim
 
@@ -32,14 +32,15 @@ def evaluate(model: EnergyFlow, data: PairDataset, config: RunConfig) -> Evaluat
         out = model(mx.array(batch.input_embedding))
         loss, parts = loss_of(out, model, config, batch)
         mx.eval(out, loss, parts)
-        means = (loss, parts.surface, parts.arrival, out.flow.sideways)
+        means = (loss, parts.surface, parts.arrival, out.flow.sideways, parts.decoding)
         sums[:] += len(batch.indices) * np.array([number(mean) for mean in means])
         counts[:] += number(parts.arrived), number(parts.ended), _collided(out)
         return np.array(out.embedding)
 
-    scores = score(predict, data, config.batch_size)
-    model.train(training)
-    loss, surface, arrival, sideways = (float(value) for value in sums / len(data))
+    with evaluating(model):
+        scores = score(predict, data, config.batch_size)
+        exact = exact_share(model, data, config.text_max_length) if config.text_decoder_loss_weight else 0.0
+    loss, surface, arrival, sideways, decoding = (float(value) for value in sums / len(data))
     arrived, ended, collided = (float(value) for value in counts)
     return Evaluation(
         **vars(scores),
@@ -49,6 +50,8 @@ def evaluate(model: EnergyFlow, data: PairDataset, config: RunConfig) -> Evaluat
         arrived=arrived / max(ended, 1),
         collisions=collided / (cells * len(data)),
         sideways=sideways,
+        decoding=decoding,
+        exact=exact,
     )
 
 

@@ -3,14 +3,18 @@
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from ..config import RunConfig
 from ..data.source import PairBatch
+from ..data.target_tokens import NO_TOKEN
 from ..models.energy_flow import EnergyFlow, EnergyFlowOutput
+from ..models.text_decoder import CubeToTextDecoder
 
 
 class LossParts(NamedTuple):
-    """Scalars of one batch, lazy: means over it, then counts. `text` is 0 where `text_loss_weight` is.
+    """Scalars of one batch, lazy: means over it, then counts. `text` is 0 where `text_loss_weight` is, `decoding` where
+    `text_decoder_loss_weight` is, and all others are where the text decoder learns alone and from no flow.
 
     target_surface_variance: over the batch, averaged over the cells; falls to 0 if the targets collapse into one.
     """
@@ -19,13 +23,14 @@ class LossParts(NamedTuple):
     text: mx.array
     embedding: mx.array  # mean of 1 - cosine
     arrival: mx.array  # mean distance between flows and their nearest plane at the end of their life
+    decoding: mx.array  # cross-entropy of the text decoder, the mean over tokens, in nats
     target_surface_variance: mx.array
     arrived: mx.array  # flows that reached an output plane by moving
     ended: mx.array  # all flows that ended: arrived, projected, dropped
     overflowed: mx.array  # children for which there was no room
 
 
-MEANS = LossParts._fields[:5]
+MEANS = LossParts._fields[:6]
 
 
 def number(scalar: mx.array) -> float:
@@ -58,9 +63,12 @@ def energy_flow_loss(
 
         surface_loss_weight * MSE(surface, mapper(target)) + text_loss_weight * MSE(text_encoder(input), mapper(input))
         + embedding_loss_weight * mean(1 - cosine(embedding, target)) + arrival_loss_weight * mean(distance to the nearest plane)
+        + text_decoder_loss_weight * cross-entropy of the text decoder
 
     The distance is that of a flow at the end of its life. Without this term z has a gradient only through the softmax of
-    collection, which vanishes where a cell holds one flow, and arrival is left to chance.
+    collection, which vanishes where a cell holds one flow, and arrival is left to chance. The cross-entropy is that of the target
+    texts from the surfaces that the flows leave and, for 1 - text_decoder_flow_share of it, that of both texts of a pair from their
+    mapped embeddings. With `part` "decoder" it is the whole loss.
 
     Args:
         batch: B pairs.
@@ -70,6 +78,9 @@ def energy_flow_loss(
     Returns:
         The loss, a scalar, and its parts.
     """
+    if config.part == "decoder" and not config.text_decoder_flow_share:
+        decoding, nothing = decoding_loss(None, model, config, batch), mx.array(0.0)
+        return config.text_decoder_loss_weight * decoding, LossParts(*[nothing] * len(LossParts._fields))._replace(decoding=decoding)
     out = model(_array(batch.input_embedding), key=key, training_step=training_step)
     return loss_of(out, model, config, batch)
 
@@ -87,13 +98,46 @@ def loss_of(
         text = mx.mean(mx.square(text_surface - mx.stop_gradient(out.start)))
     surface = mx.mean(mx.square(out.surface - target_surface))
     embedding = mx.mean(1 - cosine(out.embedding, targets))
-    loss = (
-        config.surface_loss_weight * surface
-        + config.text_loss_weight * text
-        + config.embedding_loss_weight * embedding
-        + config.arrival_loss_weight * out.flow.distance
-    )
+    decoding = decoding_loss(out.surface, model, config, batch)
+    loss = config.text_decoder_loss_weight * decoding
+    if config.part == "all":
+        loss = loss + (
+            config.surface_loss_weight * surface
+            + config.text_loss_weight * text
+            + config.embedding_loss_weight * embedding
+            + config.arrival_loss_weight * out.flow.distance
+        )
     arrived = out.flow.reached_z0 + out.flow.reached_zdepth
     ended = arrived + out.flow.projected + out.flow.dropped
     variance = mx.mean(mx.var(target_surface, axis=0))
-    return loss, LossParts(surface, text, embedding, out.flow.distance, variance, arrived, ended, out.flow.overflowed)
+    return loss, LossParts(surface, text, embedding, out.flow.distance, decoding, variance, arrived, ended, out.flow.overflowed)
+
+
+def decoding_loss(flows: mx.array | None, model: EnergyFlow, config: RunConfig, batch: PairBatch) -> mx.array:
+    """The text decoder's part of `energy_flow_loss`, from the surfaces that the flows left [B, S]; 0 where none learns."""
+    if not config.text_decoder_loss_weight:
+        return mx.array(0.0)
+    assert model.text_decoder is not None and batch.target_ids is not None, "a run whose decoder learns has both"
+    share, targets = config.text_decoder_flow_share, _array(batch.target_ids)
+    loss = mx.array(0.0)
+    if share < 1:
+        embeddings = mx.concatenate([_array(batch.input_embedding), _array(batch.target_embedding)])
+        inputs = mx.where(_array(batch.attention_mask) > 0, _array(batch.input_ids), NO_TOKEN)
+        surfaces = model.map_to_surface(embeddings).reshape(len(embeddings), -1)
+        loss = (1 - share) * cross_entropy(model.text_decoder, surfaces, mx.concatenate([inputs, targets]))
+    if share > 0 and flows is not None:
+        loss = loss + share * cross_entropy(model.text_decoder, flows, targets)
+    return loss
+
+
+def cross_entropy(decoder: CubeToTextDecoder, surfaces: mx.array, ids: mx.array) -> mx.array:
+    """The mean cross-entropy of tokens, in nats, where the decoder is given a text's surface and all tokens before.
+
+    Args:
+        surfaces: [B, S].
+        ids: [B, T], start and end token included; NO_TOKEN after the end.
+    """
+    known, following = mx.maximum(ids[:, :-1], 0), ids[:, 1:]
+    there = (following != NO_TOKEN).astype(mx.float32)
+    losses = nn.losses.cross_entropy(decoder(surfaces, known), mx.maximum(following, 0))
+    return mx.sum(losses * there) / mx.maximum(mx.sum(there), 1)

@@ -80,6 +80,11 @@ def start_training(model: EnergyFlow, config: RunConfig) -> AdamW:
 
 def freeze_unreached(model: EnergyFlow, config: RunConfig) -> None:
     """Freeze the parameters that no term of the loss reaches: weight decay would shrink them."""
+    if config.part == "decoder":
+        model.freeze()
+        assert model.text_decoder is not None, "a run of this part has one"
+        model.text_decoder.unfreeze()
+        return
     # The flows carry no position history, and the collector's dictionary form is no part of training.
     model.carrier.position_memory.freeze()
     for layer in model.carrier.history_fusion:
@@ -92,6 +97,8 @@ def freeze_unreached(model: EnergyFlow, config: RunConfig) -> None:
         model.carrier.freeze()
     if not config.embedding_loss_weight:
         model.collector.freeze()
+    if model.text_decoder is not None and not config.text_decoder_loss_weight:
+        model.text_decoder.freeze()
 
 
 @dataclass

@@ -7,13 +7,16 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from .. import blas
-from ..config import ConfigError, EnergyConfig
+from ..config import ConfigError, EnergyConfig, ModelConfig, field_names
 from ..data.source import EpochOrder, PairData
 from ..dataset.open import data_of_run
 from ..files import settle
 from ..models.energy_flow import EnergyFlow
+from ..models.text_decoder import CubeToTextDecoder
 from . import checkpoint, memory
 from .checkpoint import CheckpointError, TrainerState
+from .decoding import decoder_settings
+from .loss import number
 from .optimiser import AdamW, start_training
 
 
@@ -39,6 +42,8 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
     if resume:
         settle(folder)
     saved = _saved_model(folder) if resume else None
+    if config.starts_from_a_run and not resume:
+        saved, config = _started_model(Path(config.start_from), config)
     data = data_of_run(config, None if saved is None else saved.text_encoder.tokeniser)
     if data.tokeniser is None and config.text_loss_weight:
         print(f"{data.name} has no texts: text_loss_weight is 0 instead of {config.text_loss_weight:g}", file=sys.stderr)
@@ -48,6 +53,8 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
     except ValueError as error:
         raise ConfigError(f"{data.name}: {error}") from error
     model = _new_model(config, data) if saved is None else saved
+    if not resume:
+        _add_decoder(model, config)
     optimiser = start_training(model, config)
     if resume:
         state = checkpoint.load(folder, model, optimiser)
@@ -78,6 +85,49 @@ def _new_model(config: EnergyConfig, data: PairData) -> EnergyFlow:
     model = EnergyFlow(config)
     model.text_encoder.tokeniser = data.tokeniser
     return model
+
+
+def _started_model(source: Path, config: EnergyConfig) -> tuple[EnergyFlow, EnergyConfig]:
+    """A new run's model with the weights, tokeniser and text decoder of another run's, and the run's configuration, in which flows
+    move as far as the other run ended with.
+
+    Raises:
+        CheckpointError: `source` holds no model.
+        ConfigError: the two have other sizes; names the fields.
+    """
+    there = _saved_model(source)
+    scale = number(mx.array(there.carrier.displacement_scale(there.trained_steps)))
+    config = config.replace(displacement_scale=scale, displacement_scale_min=scale)
+    mx.random.seed(config.seed)
+    model = EnergyFlow(config)
+    found, wanted = ({name: array.shape for name, array in each.flow_parameters().items()} for each in (there, model))
+    if found != wanted:
+        pairs = [(name, getattr(there.config, name), getattr(config, name)) for name in sorted(field_names(ModelConfig))]
+        other = "; ".join(f"{name} is {theirs} there, {ours} here" for name, theirs, ours in pairs if theirs != ours)
+        raise ConfigError(f"start_from={config.start_from} does not fit: {other}")
+    model.load_weights(list(there.flow_parameters().items()))
+    model.text_encoder.tokeniser, model.text_decoder = there.text_encoder.tokeniser, there.text_decoder
+    return model, config
+
+
+def _add_decoder(model: EnergyFlow, config: EnergyConfig) -> None:
+    """Give the model a text decoder of random weights, if one is to learn and there is none.
+
+    Raises:
+        ConfigError: there is one of other sizes, or the tokeniser does not fit.
+    """
+    tokeniser = model.text_encoder.tokeniser
+    if not config.text_decoder_loss_weight:
+        return
+    assert tokeniser is not None, "data_of_run refuses data without texts"
+    settings = decoder_settings(config, tokeniser)
+    if model.text_decoder is None:
+        model.text_decoder = CubeToTextDecoder(settings)
+        model.text_decoder.tokeniser = tokeniser
+    elif model.text_decoder.settings != settings:
+        raise ConfigError(
+            f"{config.start_from} has a text decoder of other sizes than the configuration asks for:\n{model.text_decoder.settings}\n{settings}"
+        )
 
 
 def header(run: Prepared) -> str:

@@ -52,7 +52,8 @@ class Progress:
         self._steps, self._seconds, self._began = self._steps + 1, self._seconds + now - self._began, now
         parts = metrics.parts
         self._shown["loss"] = f"{number(metrics.loss):.4f}"
-        self._shown["arrived"] = f"{number(parts.arrived) / max(number(parts.ended), 1):.0%}"
+        if number(parts.ended):  # else the text decoder learns alone, from no flow
+            self._shown["arrived"] = f"{number(parts.arrived) / number(parts.ended):.0%}"
         self._shown["samples/s"] = f"{self._samples_per_second():.0f}"
         self._shown["peak"] = f"{mx.get_peak_memory() / 2**30:.2f} GiB"
         self._bar.set_postfix(self._shown, refresh=False)
@@ -67,6 +68,8 @@ class Progress:
     def validated(self, step: int, result: Evaluation) -> None:
         """Note a validation after `step` steps; its time does not count towards the samples per second."""
         shown = {"val cosine": f"{result.cosine:.4f}"}
+        if self._config.text_decoder_loss_weight:
+            shown["val exact"] = f"{result.exact:.1%}"
         self._shown = {"loss": self._shown["loss"], **shown, **self._shown, **shown}
         self._bar.set_postfix(self._shown, refresh=False)
         self._say(step, shown)

@@ -190,7 +190,7 @@ class TrainStep:
         number_ = mx.array(step, dtype=mx.int32)
         for micro_batch, batch in enumerate(batches):
             dropout_seed, key = step_keys(self.config.seed, step, micro_batch)
-            arrays = [mx.array(array) for array in batch[:4]]
+            arrays = [mx.array(array) for array in (*batch[:4], batch.target_ids) if array is not None]
             scale = self.loss_scale.scale if self.scaled else 1.0
             if not self._kernels_planned:
                 self._kernels_planned = True
@@ -210,8 +210,8 @@ class TrainStep:
         self, arrays: list[mx.array], key: mx.array, step: mx.array, scale: mx.array | float, sums: Any
     ) -> tuple[mx.array, LossParts, Any]:
         """Loss, parts and gradients of one micro-batch, added to those before it."""
-        inputs, targets, ids, mask = cast(Any, arrays)
-        batch = PairBatch(inputs, targets, ids, mask, indices=np.arange(0))
+        inputs, targets, ids, mask, *target_ids = cast(Any, arrays)
+        batch = PairBatch(inputs, targets, ids, mask, np.arange(0), *target_ids)
         own = self.model.parameters()
         (_, (value, parts)), gradients = self._loss_and_gradients(self.model, batch, key, step, scale)
         self.model.update(own)  # nn.value_and_grad leaves the arrays it traced in the model

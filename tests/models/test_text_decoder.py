@@ -24,7 +24,7 @@ def decoder() -> CubeToTextDecoder:
 @pytest.fixture
 def model() -> EnergyFlow:
     model = lively_model()
-    model._decoder.text_decoder = decoder()
+    model.text_decoder = decoder()
     return model
 
 

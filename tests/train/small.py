@@ -78,7 +78,9 @@ def arguments(out: Path | None = None, **changes: object) -> list[str]:
 def arrays(run: Path) -> dict[str, np.ndarray]:
     """Every array of a checkpoint, by file and name."""
     found = {}
-    for name in ("model.safetensors", "optimizer.safetensors"):
+    for name in ("model.safetensors", "optimizer.safetensors", "text_decoder.safetensors"):
+        if not (run / name).is_file():
+            continue
         loaded = mx.load(str(run / name))
         found.update({f"{name}:{key}": np.array(value) for key, value in loaded.items()})
     return found
