@@ -6,6 +6,7 @@ import mlx.core as mx
 
 from ..config import RunConfig
 from ..data.source import PairBatch
+from ..distributed import ALONE, World
 from ..models.energy_flow import EnergyFlow, EnergyFlowOutput
 
 
@@ -53,6 +54,7 @@ def energy_flow_loss(
     *,
     key: mx.array | None = None,
     training_step: int | mx.array | None = None,
+    world: World = ALONE,
 ) -> tuple[mx.array, LossParts]:
     """The training loss of a batch.
 
@@ -66,18 +68,22 @@ def energy_flow_loss(
         batch: B pairs.
         key: of the exploration noise.
         training_step: where the displacement schedule stands; None: where the model's training stopped.
+        world: the processes that share a batch, of which B pairs are this one's; see `loss_of`.
 
     Returns:
         The loss, a scalar, and its parts.
     """
     out = model(_array(batch.input_embedding), key=key, training_step=training_step)
-    return loss_of(out, model, config, batch)
+    return loss_of(out, model, config, batch, world)
 
 
 def loss_of(
-    out: EnergyFlowOutput, model: EnergyFlow, config: RunConfig, batch: PairBatch
+    out: EnergyFlowOutput, model: EnergyFlow, config: RunConfig, batch: PairBatch, world: World = ALONE
 ) -> tuple[mx.array, LossParts]:
-    """`energy_flow_loss` from what the model gave for the inputs of the batch."""
+    """`energy_flow_loss` from what the model gave for the inputs of the batch.
+
+    Several processes get losses and parts whose means, and counts whose sums, are those of the whole batch.
+    """
     targets = _array(batch.target_embedding)
     # The mapper's surfaces are targets. With a gradient it would win by drawing all surfaces together.
     target_surface = mx.stop_gradient(model.map_to_surface(targets)).reshape(out.surface.shape)
@@ -87,13 +93,24 @@ def loss_of(
         text = mx.mean(mx.square(text_surface - mx.stop_gradient(out.start)))
     surface = mx.mean(mx.square(out.surface - target_surface))
     embedding = mx.mean(1 - cosine(out.embedding, targets))
+    arrival, variance = out.flow.distance, mx.mean(mx.var(target_surface, axis=0))
+    if world.size > 1:
+        arrival, variance = _of_whole_batch(out, target_surface, world)
     loss = (
         config.surface_loss_weight * surface
         + config.text_loss_weight * text
         + config.embedding_loss_weight * embedding
-        + config.arrival_loss_weight * out.flow.distance
+        + config.arrival_loss_weight * arrival
     )
     arrived = out.flow.reached_z0 + out.flow.reached_zdepth
     ended = arrived + out.flow.projected + out.flow.dropped
-    variance = mx.mean(mx.var(target_surface, axis=0))
-    return loss, LossParts(surface, text, embedding, out.flow.distance, variance, arrived, ended, out.flow.overflowed)
+    return loss, LossParts(surface, text, embedding, arrival, variance, arrived, ended, out.flow.overflowed)
+
+
+def _of_whole_batch(out: EnergyFlowOutput, target_surface: mx.array, world: World) -> tuple[mx.array, mx.array]:
+    """The parts `arrival` and `target_surface_variance`, which are no means over pairs: they take the number of flows that count, and
+    the mean target surface, of the whole batch."""
+    living = mx.stop_gradient(out.flow.living.astype(mx.float32)).reshape(1)
+    totals = world.sum(mx.concatenate([mx.mean(target_surface, axis=0) / world.size, living]))
+    arrival = out.flow.distance * (world.size * living / mx.maximum(totals[-1:], 1.0)).reshape(())
+    return arrival, mx.mean(mx.square(target_surface - totals[:-1]))

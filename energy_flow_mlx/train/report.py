@@ -7,6 +7,7 @@ from pathlib import Path
 from ..cli import reason
 from ..config import EnergyConfig
 from ..data.source import PairData
+from ..distributed import ALONE, World
 from ..files import write_aside
 from ..models.energy_flow import EnergyFlow
 from .baselines import mlp_baseline, simple_baselines, without_flow
@@ -16,16 +17,17 @@ CURVES = "curves.png"
 
 
 def held_out(
-    model: EnergyFlow, data: PairData, config: EnergyConfig, *, mlp: bool = False, ablation: bool = False
+    model: EnergyFlow, data: PairData, config: EnergyConfig, *, mlp: bool = False, ablation: bool = False, world: World = ALONE
 ) -> dict[str, Scores]:
     """Scores on the test split, by name: the baselines and the model.
 
     Args:
         mlp: train an MLP of the model's size for as many steps.
         ablation: train the model with its flow left out for as many steps.
+        world: its other processes evaluate the model on the test split too.
     """
     rows = simple_baselines(data)
-    rows[f"energy flow ({model.trained_steps} steps)"] = evaluate(model, data.test, config)
+    rows[f"energy flow ({model.trained_steps} steps)"] = evaluate(model, data.test, config, world)
     for wanted, train in ((mlp, mlp_baseline), (ablation, without_flow)):
         if wanted:
             name, scores = train(model, data, config)
