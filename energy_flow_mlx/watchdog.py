@@ -24,7 +24,7 @@ from .strict_json import parse_json, to_json
 
 BEAT = 1.0  # seconds between messages
 TICK = 0.2  # seconds in which a death is noticed
-GRACE = 5.0  # seconds in which the first process may report the same failure in its own words
+GRACE = 5.0  # seconds in which the first process may report the same failure in its own words, or exit
 CONNECTING = 60.0  # seconds for all connections to stand
 
 
@@ -83,6 +83,7 @@ class Watch:
         self._watching, self._planned = False, False
         self._done: set[int] = set()
         self._failed: tuple[float, str, int] | None = None  # when it is printed, the message, the exit code
+        self._last: tuple[float, int, bool] | None = None  # the first process's last message: when to exit at the latest, code, planned
         self._over, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
@@ -151,7 +152,10 @@ class Watch:
                     line.send(at=self._marks[self._rank])
             if self._failed is not None and now > self._failed[0]:
                 self.end(*self._failed[1:])
-            self._look(now)
+            if self._last is not None:
+                self._follow(*self._last)
+            else:
+                self._look(now)
 
     def _note(self, rank: int, mark: Mark) -> None:
         if mark != self._marks[rank]:
@@ -168,15 +172,12 @@ class Watch:
         if "done" in message:
             self._done.add(rank)
         if "end" in message:
-            until = time.monotonic() + GRACE  # a process that waits for numbers of the first one never arrives
-            while message["planned"] and not self._planned and time.monotonic() < until:
-                time.sleep(TICK)
-            if not self._planned:
-                os._exit(message["end"])
-            self._over.set()
+            self._last = time.monotonic() + GRACE, message["end"], message["planned"]
 
     def _gone(self, rank: int) -> None:
-        if rank in self._done or self._over.is_set() or (self._rank == 0 and self._planned):
+        if self._last is not None:
+            self._last = time.monotonic(), *self._last[1:]
+        if self._last is not None or rank in self._done or (self._rank == 0 and self._planned):
             return
         message = f"{self.name(rank)} died at {self._marks[rank].where}"
         if self._rank == 0:
@@ -184,6 +185,14 @@ class Watch:
         if self._rank != self._herald():
             os._exit(1)
         self.end(message, 1)
+
+    def _follow(self, latest: float, code: int, planned: bool) -> None:
+        """Exit once the first process has, or at `latest`: a launcher ends all processes when one exits with an error."""
+        now = time.monotonic()
+        if now > latest and planned and self._planned:
+            self._over.set()
+        elif now > latest + (GRACE if planned else 0.0):  # what waits for numbers of the first process never comes to its end
+            os._exit(code)
 
     def _herald(self) -> int:
         """Who reports the loss of the first process."""

@@ -20,28 +20,28 @@ def lead(world: World, run: Prepared) -> None:
     if world.size == 1:
         return
     names = [name for name in checkpoint.FILES if resolve(run.folder, name).is_file()]
-    world.exchange([run.folder.name, run.config.to_dict(), names])
+    world.exchange([str(run.folder), run.config.to_dict(), names])
     for name in names:
         world.from_first(resolve(run.folder, name).read_bytes())
 
 
 def follow(world: World) -> Prepared:
-    """The run of the first process, for another one. Its folder was a copy, and is gone: nothing more is written there.
+    """The run of the first process, for another one, which writes nothing: its `folder` is the name of the first one's.
 
     The data are opened by the name that the first process has for them.
 
     Raises:
         As `prepare`; OSError: the checkpoint does not fit into the folder for temporary files.
     """
-    name, fields, names = world.exchange(None)[0]
+    shown, fields, names = world.exchange(None)[0]
     config = EnergyConfig.from_dict(fields)
     memory.limit(memory.share(config, world.size))
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / name
+        folder = Path(place) / Path(shown).name
         folder.mkdir()
         for file in names:
             (folder / file).write_bytes(world.from_first(b""))
-        return prepare(config, folder, resume=True)
+        return prepare(config, folder, resume=True)._replace(folder=Path(shown))
 
 
 class OwnPairs:
