@@ -143,8 +143,7 @@ class World:
 
     def failed(self, error: BaseException, text: str, code: int) -> int:
         """End all processes with the exit code `code`, which is returned, and one line: `text`, or that another process was lost."""
-        if self._watch is not None and isinstance(error, RuntimeError):
-            self._watch.lost_another()
+        self.lost(error)
         if self._watch is not None and not self.first:
             self._watch.failed(text, code)
             return code
@@ -152,6 +151,11 @@ class World:
         if self._watch is not None:
             self._watch.leave(code, planned=False)
         return code
+
+    def lost(self, error: BaseException) -> None:
+        """After an error that may be of a collective: wait until the watch has found the process that was lost, which ends this one."""
+        if self._watch is not None and isinstance(error, RuntimeError):
+            self._watch.lost_another()
 
     def leave(self, code: int) -> int:
         """This process has done its part; returns `code`. The first one leaves before the others, which wait for it."""
@@ -213,6 +217,7 @@ def joined(timeout: float = TIMEOUT) -> Iterator[World]:
     try:
         yield world
     except Exception as error:  # nothing that a command reports: a fault of the program
+        world.lost(error)
         traceback.print_exc()
         world.failed(error, f"error: {type(error).__name__}: {error}", 1)
         raise SystemExit(1) from error

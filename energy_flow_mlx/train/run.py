@@ -118,7 +118,8 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
             metrics = step.settle(launched)
             if world.size > 1:
                 asked_to_stop = asked_to_stop or number(launched.stops) > 0
-            model.processor.log_overflow(int(number(metrics.parts.overflowed)))
+            if world.first:
+                model.processor.log_overflow(int(number(metrics.parts.overflowed)))
             progress.trained(launched, metrics)
 
     def stopping() -> bool:

@@ -39,7 +39,8 @@ def processes(count: int, command: Sequence[str], folder: Path) -> Iterator[list
     started = []
     try:
         for rank in range(count):
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank), "MPLBACKEND": "Agg"}
+            path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+            environment = {**os.environ, "PYTHONPATH": path, "MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank), "OPENBLAS_NUM_THREADS": "1"}
             with (folder / f"{rank}.out").open("w") as out, (folder / f"{rank}.err").open("w") as err:
                 started.append(
                     subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL, text=True)
@@ -63,8 +64,3 @@ def ended(started: Sequence["subprocess.Popen[str]"], folder: Path, limit: float
     texts = [[(folder / f"{rank}.{stream}").read_text() for rank in range(len(codes))] for stream in ("out", "err")]
     return Ended(codes, texts[0], texts[1])
 
-
-def train(count: int, arguments: Sequence[str], folder: Path) -> Ended:
-    """`python -m energy_flow_mlx.train ARGUMENTS` in `count` processes, to their end."""
-    with processes(count, ["-m", "energy_flow_mlx.train", *arguments], folder) as started:
-        return ended(started, folder)
