@@ -164,6 +164,14 @@ def check_index(index: int, count: int) -> int:
     return index
 
 
+class Order(Protocol):
+    """Which pairs a step takes."""
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """The indices [B] of step `step`, counted from 0."""
+        ...
+
+
 class EpochOrder:
     """The pairs of each training step: a pure function of (seed, step), so that resuming needs only the step.
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..nn import LayerNorm, Linear, run
+from ..nn import Dropout, LayerNorm, Linear, run
 from .mapper import intermediate_size
 from .shapes import as_rows, expect_shape
 
@@ -27,8 +27,8 @@ class OutputCollector(nn.Module):
         surface = width * height
         middle = intermediate_size(embedding_dim, surface)
         self.reconstruction = [
-            Linear(surface, 2 * surface), nn.GELU(), LayerNorm(2 * surface), nn.Dropout(dropout / 2),
-            Linear(2 * surface, middle), nn.GELU(), LayerNorm(middle), nn.Dropout(dropout),
+            Linear(surface, 2 * surface), nn.GELU(), LayerNorm(2 * surface), Dropout(dropout / 2),
+            Linear(2 * surface, middle), nn.GELU(), LayerNorm(middle), Dropout(dropout),
             Linear(middle, embedding_dim),
         ]  # fmt: skip
         # Untrained flows leave energies of a few hundredths; the default bias would drown them before the LayerNorm.

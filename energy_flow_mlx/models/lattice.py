@@ -7,6 +7,7 @@ import mlx.core as mx
 from ..config import ModelConfig
 from ..ops import geometry
 from ..ops.collect import collect, shares
+from ..place import whole
 from .shapes import as_rows
 
 
@@ -48,10 +49,10 @@ class EnergyLattice:
         surface = as_rows("surface", surface, self.width, self.height).astype(mx.float32)
         batch, cells = surface.shape
         slots = config.slots_per_sample
-        if batch * cells > config.max_active_flows:
+        if whole(batch) * cells > config.max_active_flows:
             raise ValueError(
-                f"max_active_flows={config.max_active_flows}: a batch of {batch} surfaces of {cells} cells starts "
-                f"{batch * cells} flows; raise max_active_flows or lower the batch"
+                f"max_active_flows={config.max_active_flows}: a batch of {whole(batch)} surfaces of {cells} cells starts "
+                f"{whole(batch) * cells} flows; raise max_active_flows or lower the batch"
             )
         position = mx.pad(self._starts(), [(0, slots - cells), (0, 0)])  # [C, 3]
         energy = mx.pad(surface, [(0, 0), (0, slots - cells)])  # [B, C]

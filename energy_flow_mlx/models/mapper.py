@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..nn import LayerNorm, Linear, run
+from ..nn import Dropout, LayerNorm, Linear, run
 from .shapes import Array, as_array, expect_rows, expect_shape
 
 
@@ -31,8 +31,8 @@ class EmbeddingMapper(nn.Module):
         middle = intermediate_size(embedding_dim, surface)
         self.embedding_dim = embedding_dim
         self.projection = [
-            Linear(embedding_dim, middle), nn.GELU(), LayerNorm(middle), nn.Dropout(dropout),
-            Linear(middle, 2 * surface), nn.GELU(), LayerNorm(2 * surface), nn.Dropout(dropout / 2),
+            Linear(embedding_dim, middle), nn.GELU(), LayerNorm(middle), Dropout(dropout),
+            Linear(middle, 2 * surface), nn.GELU(), LayerNorm(2 * surface), Dropout(dropout / 2),
             Linear(2 * surface, surface), nn.Tanh(),
         ]  # fmt: skip
         # Teachers give embeddings of length 1. The default bound of 1/sqrt(E) suits entries of size 1: with entries of

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, cast
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ import mlx.nn as nn
 
 from ..config import ModelConfig
 from ..ops.collect import MAX_STEPS
+from ..place import own_rows
 from .carrier import EnergyCarrier
 from .lattice import EnergyLattice, FlowState, mean_distance
 from .life import live, live_by_hand, recomputed
@@ -31,8 +33,8 @@ class FlowResult(NamedTuple):
     their nearest plane. dropped: flows given up (too short a move, or unfinished with projection off). spawned: children
     that lived. overflowed: children for which there was no room.
 
-    distance: mean over the flows, dropped ones aside, of the distance to the nearest plane at the end; differentiable. occupied:
-    cells on which at least one flow was collected. sideways: mean distance in x and y between the first flows' start and end, in cells.
+    distance: mean over the flows, dropped ones aside, of the distance to the nearest plane at the end; differentiable. living: the
+    number of those flows. occupied: cells on which at least one flow was collected. sideways: mean distance in x and y between the first flows' start and end, in cells.
     """
 
     surface: mx.array
@@ -43,6 +45,7 @@ class FlowResult(NamedTuple):
     spawned: mx.array
     overflowed: mx.array
     distance: mx.array
+    living: mx.array
     occupied: mx.array
     sideways: mx.array
 
@@ -163,7 +166,7 @@ class FlowProcessor(nn.Module):
         return FlowResult(surface=rows, **counts | {"distance": mean, "sideways": mean})
 
     def _noise(self, shape: tuple[int, ...], key: mx.array) -> mx.array:
-        noise = self.config.exploration_noise * mx.random.normal(shape, key=key)
+        noise = self.config.exploration_noise * own_rows(partial(mx.random.normal, key=key), shape)
         return noise if self.config.exploration_noise_apply_to_z else noise * mx.array([1.0, 1.0, 0.0])
 
     def _finish(self, state: FlowState) -> FlowResult:
@@ -183,6 +186,7 @@ class FlowProcessor(nn.Module):
             spawned=mx.sum(state.children),
             overflowed=state.overflowed,
             distance=mean_distance(state),
+            living=mx.sum(state.arrived | state.active),
             occupied=self.lattice.occupied(state, collected),
             sideways=self.lattice.sideways(state),
         )

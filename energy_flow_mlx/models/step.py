@@ -17,6 +17,7 @@ from ..ops.inherit import inherit, inherit_gradient
 from ..ops.kernel import use_kernel
 from ..ops.neuron import NeuronKernel, neuron_reference, pack, run_packed, wanted
 from ..ops.spawn import Births, spawn
+from ..place import whole
 from .carrier import CarrierWeights, EnergyCarrier, HeadWeights, hidden_bounds, input_size, recur, steer
 from .lattice import FlowState
 from .neuron import SimpleNeuron
@@ -226,7 +227,7 @@ class FlowStep:
             length.reshape(batch, slots),
             active,
             flows.children,
-            config.max_active_flows // batch - mx.sum(active, axis=1),
+            config.max_active_flows // whole(batch) - mx.sum(active, axis=1),
             slots=slots - cells,
             threshold=config.spawn_movement_threshold_ratio,
             most=config.max_spawn_per_step,

@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 
 from ..checks import check_texts
 from ..config import ModelConfig
-from ..nn import Embedding, LayerNorm, Linear, PositionalEncoding, TransformerEncoder, run
+from ..nn import Dropout, Embedding, LayerNorm, Linear, PositionalEncoding, TransformerEncoder, run
 from ..nn.precision import DTYPES
 from ..ops.masked_mean import masked_mean
 from ..text.cache import ModelFingerprint, TextCache
@@ -37,7 +37,7 @@ class TextToCubeEncoder(nn.Module):
             config.text_num_layers, dim, config.text_num_heads, config.text_feedforward_dim, config.dropout
         )
         self.surface_projection = [
-            Linear(dim, dim), nn.GELU(), LayerNorm(dim), nn.Dropout(config.dropout),
+            Linear(dim, dim), nn.GELU(), LayerNorm(dim), Dropout(config.dropout),
             Linear(dim, config.surface_dim), nn.Tanh(),
         ]  # fmt: skip
         self.tokeniser: Tokeniser | None = None

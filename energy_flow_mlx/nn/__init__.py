@@ -3,6 +3,7 @@
 from . import copying  # noqa: F401  lets models be copied
 from .attention import MultiHeadAttention
 from .bert import BertEncoder, BertSettings
+from .dropout import Dropout
 from .embedding import Embedding
 from .gru import GRUCell, blank_weights
 from .linear import Linear
@@ -15,6 +16,7 @@ from .transformer import TransformerEncoder, TransformerEncoderLayer
 __all__ = [
     "BertEncoder",
     "BertSettings",
+    "Dropout",
     "Embedding",
     "GRUCell",
     "LayerNorm",

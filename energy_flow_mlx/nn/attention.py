@@ -5,6 +5,7 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
+from .dropout import Dropout
 from .linear import Linear
 
 
@@ -26,7 +27,7 @@ class MultiHeadAttention(nn.Module):
         self.key_proj = Linear(dim, dim)
         self.value_proj = Linear(dim, dim)
         self.out_proj = Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
         """x [B, T, d], mask [B, T] bool (True: attend to this token) -> [B, T, d]."""

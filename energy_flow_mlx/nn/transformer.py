@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .attention import MultiHeadAttention
+from .dropout import Dropout
 from .linear import Linear
 from .norm import LayerNorm
 
@@ -39,7 +40,7 @@ class TransformerEncoderLayer(nn.Module):
         self.linear2 = Linear(feedforward_dim, dim)
         self.norm1 = LayerNorm(dim, eps=eps)
         self.norm2 = LayerNorm(dim, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.activation = activation
 
     def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:

@@ -1,17 +1,20 @@
 """The command line of training."""
 
-import sys
+import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cli import Parser, add_config_flags, fail, flag, given_fields, layered_config
+from ..cli import Parser, add_config_flags, flag, given_fields, layered_config, reason
 from ..config import ConfigError, EnergyConfig
 from ..dataset.records import DataError
+from ..distributed import TIMEOUT, World, joined
 from ..files import resolve
-from ..ops.failures import KernelError
+from ..ops.failures import KernelError, kernel_errors
 from . import checkpoint
 from .checkpoint import CheckpointError, NonFiniteState
+from .run import follow
 from .seeds import parsed_seeds, train_seeds
 from .step import NonFiniteLoss
 from .trainer import RESUMABLE, Trainer, new_folder
@@ -29,36 +32,47 @@ _DESCRIPTION = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 (the loss became non-finite, or a kernel fails here), 2 (refused), 130 (interrupted)."""
     arguments = _parser(argv).parse_args(argv)
+    with joined(arguments.collective_timeout) as world:
+        try:
+            return world.leave(_train(arguments, world) if world.first else _follow(world))
+        except (ConfigError, CheckpointError, DataError, OSError) as error:
+            return world.failed(error, f"error: {reason(error)}", 2)
+        except (NonFiniteLoss, NonFiniteState, KernelError) as error:
+            return world.failed(error, f"error: {reason(error)}", 1)
+        except KeyboardInterrupt as error:
+            return world.failed(error, "interrupted", 130)
+
+
+def _follow(world: World) -> int:
+    with kernel_errors():
+        return follow(world)
+
+
+def _train(arguments: Any, world: World) -> int:
     fields = given_fields(arguments)
-    try:
-        if arguments.resume is not None and arguments.out is not None:
-            raise ConfigError(f"--out {arguments.out} is not accepted with --resume: a run stays in its folder")
-        if arguments.seeds is not None and (arguments.resume is not None or "seed" in fields):
-            raise ConfigError("--seeds is not accepted with --resume or --seed: the same command with --seeds goes on with what is not complete")
-        resume = arguments.resume is not None
-        if resume:
-            folder = arguments.resume
-            config = _resumed_config(folder, arguments.preset, arguments.config, fields)
-        else:
-            config = layered_config(arguments.preset, arguments.config, fields)
-            one = arguments.seeds is None
-            name = Path(f"{config.start_from}-{config.part}") if config.starts_from_a_run else Path("runs") / (arguments.preset or "tiny")
-            if one and not config.starts_from_a_run:
-                name = name.with_name(f"{name.name}-seed{config.seed}")
-            folder = arguments.out or (new_folder(name) if one else name)
-        options: dict[str, Any] = {name: getattr(arguments, name) for name in ("quiet", "profile", "mlp_baseline", "ablation")}
-        if arguments.seeds is not None:
-            return train_seeds(config, parsed_seeds(arguments.seeds), folder, **options)
-        trainer = Trainer(config, out=folder, resume=resume, **options)
-        trainer.fit()
-        return trainer.exit_code
-    except (ConfigError, CheckpointError, DataError, OSError) as error:
-        return fail(error, 2)
-    except (NonFiniteLoss, NonFiniteState, KernelError) as error:
-        return fail(error, 1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    if arguments.resume is not None and arguments.out is not None:
+        raise ConfigError(f"--out {arguments.out} is not accepted with --resume: a run stays in its folder")
+    if arguments.seeds is not None and (arguments.resume is not None or "seed" in fields):
+        raise ConfigError("--seeds is not accepted with --resume or --seed: the same command with --seeds goes on with what is not complete")
+    if arguments.seeds is not None and world.size > 1:
+        raise ConfigError("--seeds is not accepted with mlx.launch: start one run after another")
+    resume = arguments.resume is not None
+    if resume:
+        folder = arguments.resume
+        config = _resumed_config(folder, arguments.preset, arguments.config, fields)
+    else:
+        config = layered_config(arguments.preset, arguments.config, fields)
+        one = arguments.seeds is None
+        name = Path(f"{config.start_from}-{config.part}") if config.starts_from_a_run else Path("runs") / (arguments.preset or "tiny")
+        if one and not config.starts_from_a_run:
+            name = name.with_name(f"{name.name}-seed{config.seed}")
+        folder = arguments.out or (new_folder(name) if one else name)
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in ("quiet", "profile", "mlp_baseline", "ablation")}
+    if arguments.seeds is not None:
+        return train_seeds(config, parsed_seeds(arguments.seeds), folder, **options)
+    trainer = Trainer(config, out=folder, resume=resume, world=world, **options)
+    trainer.fit()
+    return trainer.exit_code
 
 
 def _parser(argv: Sequence[str] | None) -> Parser:
@@ -69,11 +83,25 @@ def _parser(argv: Sequence[str] | None) -> Parser:
     )
     parser.add_argument("--seeds", metavar="N,N,...", help="train with each of these seeds, in RUN-seedN, and compare what they reach")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="leave a trace of a few steps in this folder")
+    parser.add_argument(
+        "--collective-timeout", type=_seconds, default=TIMEOUT, metavar="SECONDS",
+        help="with mlx.launch: end the run if a process does not go on for so long; the first step may compile kernels for minutes (default: %(default)g)",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print the final table alone")
     parser.add_argument("--mlp-baseline", action="store_true", help="train an MLP of the model's size for the final table")
     parser.add_argument("--ablation", action="store_true", help="train the model with its flow left out for the final table")
     add_config_flags(parser, argv)
     return parser
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: it takes a number of seconds above 0")
+    return value
 
 
 def _resumed_config(

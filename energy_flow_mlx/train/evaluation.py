@@ -1,6 +1,8 @@
 """How good predictions are on a split: cosine, retrieval, and for a model what its flows did."""
 
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -8,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..config import RunConfig
 from ..data.source import PairBatch, PairDataset
+from ..distributed import ALONE, World
 from ..models.energy_flow import EnergyFlow, EnergyFlowOutput
 from ..nn.mode import evaluating
 from ..scores import Evaluation, Scores
@@ -19,13 +22,14 @@ ROWS = 1024  # pairs read at a time
 Floats = NDArray[np.float32]
 
 
-def evaluate(model: EnergyFlow, data: PairDataset, config: RunConfig) -> Evaluation:
+def evaluate(model: EnergyFlow, data: PairDataset, config: RunConfig, world: World = ALONE) -> Evaluation:
     """The model in evaluation mode (no dropout, no noise) over all pairs of `data`; its mode is put back.
 
-    config: gives the batch size and the weights of the loss.
+    Args:
+        config: gives the batch size and the weights of the loss.
+        world: processes that hold the same model; each takes every `world.size`-th batch, and all get the same result.
     """
-    sums = np.zeros(5)  # loss, surface, distance, sideways, decoding; over pairs
-    counts = np.zeros(3)  # arrived, ended, collided
+    summed: list[tuple[float, ...]] = []  # of each batch: loss, surface, distance, sideways, decoding, over pairs; arrived, ended, collided
     cells = model.config.surface_dim
 
     def predict(batch: PairBatch) -> Floats:
@@ -33,15 +37,17 @@ def evaluate(model: EnergyFlow, data: PairDataset, config: RunConfig) -> Evaluat
         loss, parts = loss_of(out, model, config, batch)
         mx.eval(out, loss, parts)
         means = (loss, parts.surface, parts.arrival, out.flow.sideways, parts.decoding)
-        sums[:] += len(batch.indices) * np.array([number(mean) for mean in means])
-        counts[:] += number(parts.arrived), number(parts.ended), _collided(out)
+        of_pairs = (len(batch.indices) * number(mean) for mean in means)
+        summed.append((*of_pairs, number(parts.arrived), number(parts.ended), _collided(out)))
         return np.array(out.embedding)
 
     with evaluating(model):
-        scores = score(predict, data, config.batch_size)
+        scores = score(predict, data, config.batch_size, world)
         exact = exact_share(model, data, config.text_max_length) if config.text_decoder_loss_weight else 0.0
-    loss, surface, arrival, sideways, decoding = (float(value) for value in sums / len(data))
-    arrived, ended, collided = (float(value) for value in counts)
+    of_batches = _in_order(world.gather(np.array(summed).reshape(-1, 8)), 1)
+    sums = np.sum(of_batches, axis=0)
+    loss, surface, arrival, sideways, decoding = (float(value) for value in sums[:5] / len(data))
+    arrived, ended, collided = (float(value) for value in sums[5:])
     return Evaluation(
         **vars(scores),
         loss=loss,
@@ -55,14 +61,16 @@ def evaluate(model: EnergyFlow, data: PairDataset, config: RunConfig) -> Evaluat
     )
 
 
-def score(predict: Callable[[PairBatch], Floats], data: PairDataset, batch_size: int = ROWS) -> Scores:
-    """The scores of `predict`, which gives predictions [B, E] for a batch of B pairs."""
+def score(
+    predict: Callable[[PairBatch], Floats], data: PairDataset, batch_size: int = ROWS, world: World = ALONE
+) -> Scores:
+    """The scores of `predict`, which gives predictions [B, E] for a batch of B pairs. For `world` see `evaluate`."""
     predicted: list[Floats] = []
     targets: list[Floats] = []
-    for batch in batches(data, batch_size):
+    for batch in batches(data, batch_size, world):
         predicted.append(normalised(predict(batch)))
         targets.append(normalised(batch.target_embedding))
-    p, t = np.concatenate(predicted), np.concatenate(targets)
+    p, t = (_all_rows(rows, data, batch_size, world) for rows in (predicted, targets))
     own = np.sum(p * t, axis=1)
     # By an epsilon: equal targets must not outrank each other by rounding.
     better = np.concatenate(
@@ -74,10 +82,25 @@ def score(predict: Callable[[PairBatch], Floats], data: PairDataset, batch_size:
     return Scores(float(np.mean(own)), float(np.mean(better == 0)), float(np.mean(better < 10)))
 
 
-def batches(data: PairDataset, size: int) -> Iterator[PairBatch]:
-    """All pairs in order; the last batch may be smaller."""
-    for start in range(0, len(data), size):
-        yield data.batch(np.arange(start, min(start + size, len(data))))
+def batches(data: PairDataset, size: int, world: World = ALONE) -> Iterator[PairBatch]:
+    """All pairs in order, of which each process gets every `world.size`-th batch; the last batch may be smaller."""
+    starts = range(0, len(data), size)
+    for turn in range(0, len(starts), world.size):
+        world.mark(f"pair {starts[turn]} of an evaluation")
+        if turn + world.rank < len(starts):
+            start = starts[turn + world.rank]
+            yield data.batch(np.arange(start, min(start + size, len(data))))
+
+
+def _all_rows(own: list[Floats], data: PairDataset, size: int, world: World) -> Floats:
+    """The rows [N, E] of all pairs, from those of the batches of this process."""
+    return _in_order(world.gather(np.concatenate([np.empty((0, data.dim), np.float32), *own])), size)
+
+
+def _in_order(shares: list[NDArray[Any]], size: int) -> NDArray[Any]:
+    """The rows of all batches in order, from those of each process's batches; a batch has `size` rows, the last one at most."""
+    split = [[share[at : at + size] for at in range(0, len(share), size)] for share in shares]
+    return np.concatenate([batch for turn in zip_longest(*split) for batch in turn if batch is not None])
 
 
 def _collided(out: EnergyFlowOutput) -> float:

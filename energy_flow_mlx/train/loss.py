@@ -8,6 +8,7 @@ import mlx.nn as nn
 from ..config import RunConfig
 from ..data.source import PairBatch
 from ..data.target_tokens import NO_TOKEN
+from ..distributed import ALONE, World
 from ..models.energy_flow import EnergyFlow, EnergyFlowOutput
 from ..models.text_decoder import CubeToTextDecoder
 
@@ -58,6 +59,7 @@ def energy_flow_loss(
     *,
     key: mx.array | None = None,
     training_step: int | mx.array | None = None,
+    world: World = ALONE,
 ) -> tuple[mx.array, LossParts]:
     """The training loss of a batch.
 
@@ -74,21 +76,25 @@ def energy_flow_loss(
         batch: B pairs.
         key: of the exploration noise.
         training_step: where the displacement schedule stands; None: where the model's training stopped.
+        world: the processes that share a batch, of which B pairs are this one's; see `loss_of`.
 
     Returns:
         The loss, a scalar, and its parts.
     """
     if config.part == "decoder" and not config.text_decoder_flow_share:
-        decoding, nothing = decoding_loss(None, model, config, batch), mx.array(0.0)
+        decoding, nothing = decoding_loss(None, model, config, batch, world), mx.array(0.0)
         return config.text_decoder_loss_weight * decoding, LossParts(*[nothing] * len(LossParts._fields))._replace(decoding=decoding)
     out = model(_array(batch.input_embedding), key=key, training_step=training_step)
-    return loss_of(out, model, config, batch)
+    return loss_of(out, model, config, batch, world)
 
 
 def loss_of(
-    out: EnergyFlowOutput, model: EnergyFlow, config: RunConfig, batch: PairBatch
+    out: EnergyFlowOutput, model: EnergyFlow, config: RunConfig, batch: PairBatch, world: World = ALONE
 ) -> tuple[mx.array, LossParts]:
-    """`energy_flow_loss` from what the model gave for the inputs of the batch."""
+    """`energy_flow_loss` from what the model gave for the inputs of the batch.
+
+    Several processes get losses and parts whose means, and counts whose sums, are those of the whole batch.
+    """
     targets = _array(batch.target_embedding)
     # The mapper's surfaces are targets. With a gradient it would win by drawing all surfaces together.
     target_surface = mx.stop_gradient(model.map_to_surface(targets)).reshape(out.surface.shape)
@@ -98,22 +104,35 @@ def loss_of(
         text = mx.mean(mx.square(text_surface - mx.stop_gradient(out.start)))
     surface = mx.mean(mx.square(out.surface - target_surface))
     embedding = mx.mean(1 - cosine(out.embedding, targets))
-    decoding = decoding_loss(out.surface, model, config, batch)
+    decoding = decoding_loss(out.surface, model, config, batch, world)
+    arrival, variance = out.flow.distance, mx.mean(mx.var(target_surface, axis=0))
+    if world.size > 1:
+        arrival, variance = _of_whole_batch(out, target_surface, world)
     loss = config.text_decoder_loss_weight * decoding
     if config.part == "all":
         loss = loss + (
             config.surface_loss_weight * surface
             + config.text_loss_weight * text
             + config.embedding_loss_weight * embedding
-            + config.arrival_loss_weight * out.flow.distance
+            + config.arrival_loss_weight * arrival
         )
     arrived = out.flow.reached_z0 + out.flow.reached_zdepth
     ended = arrived + out.flow.projected + out.flow.dropped
-    variance = mx.mean(mx.var(target_surface, axis=0))
-    return loss, LossParts(surface, text, embedding, out.flow.distance, decoding, variance, arrived, ended, out.flow.overflowed)
+    return loss, LossParts(surface, text, embedding, arrival, decoding, variance, arrived, ended, out.flow.overflowed)
 
 
-def decoding_loss(flows: mx.array | None, model: EnergyFlow, config: RunConfig, batch: PairBatch) -> mx.array:
+def _of_whole_batch(out: EnergyFlowOutput, target_surface: mx.array, world: World) -> tuple[mx.array, mx.array]:
+    """The parts `arrival` and `target_surface_variance`, which are no means over pairs: they take the number of flows that count, and
+    the mean target surface, of the whole batch."""
+    living = mx.stop_gradient(out.flow.living.astype(mx.float32)).reshape(1)
+    totals = world.sum(mx.concatenate([mx.mean(target_surface, axis=0) / world.size, living]))
+    arrival = out.flow.distance * (world.size * living / mx.maximum(totals[-1:], 1.0)).reshape(())
+    return arrival, mx.mean(mx.square(target_surface - totals[:-1]))
+
+
+def decoding_loss(
+    flows: mx.array | None, model: EnergyFlow, config: RunConfig, batch: PairBatch, world: World = ALONE
+) -> mx.array:
     """The text decoder's part of `energy_flow_loss`, from the surfaces that the flows left [B, S]; 0 where none learns."""
     if not config.text_decoder_loss_weight:
         return mx.array(0.0)
@@ -124,14 +143,15 @@ def decoding_loss(flows: mx.array | None, model: EnergyFlow, config: RunConfig, 
         embeddings = mx.concatenate([_array(batch.input_embedding), _array(batch.target_embedding)])
         inputs = mx.where(_array(batch.attention_mask) > 0, _array(batch.input_ids), NO_TOKEN)
         surfaces = model.map_to_surface(embeddings).reshape(len(embeddings), -1)
-        loss = (1 - share) * cross_entropy(model.text_decoder, surfaces, mx.concatenate([inputs, targets]))
+        loss = (1 - share) * cross_entropy(model.text_decoder, surfaces, mx.concatenate([inputs, targets]), world)
     if share > 0 and flows is not None:
-        loss = loss + share * cross_entropy(model.text_decoder, flows, targets)
+        loss = loss + share * cross_entropy(model.text_decoder, flows, targets, world)
     return loss
 
 
-def cross_entropy(decoder: CubeToTextDecoder, surfaces: mx.array, ids: mx.array) -> mx.array:
-    """The mean cross-entropy of tokens, in nats, where the decoder is given a text's surface and all tokens before.
+def cross_entropy(decoder: CubeToTextDecoder, surfaces: mx.array, ids: mx.array, world: World = ALONE) -> mx.array:
+    """The mean cross-entropy of tokens, in nats, where the decoder is given a text's surface and all tokens before. Several processes
+    get values whose mean is that over all tokens of the whole batch.
 
     Args:
         surfaces: [B, S].
@@ -140,4 +160,4 @@ def cross_entropy(decoder: CubeToTextDecoder, surfaces: mx.array, ids: mx.array)
     known, following = mx.maximum(ids[:, :-1], 0), ids[:, 1:]
     there = (following != NO_TOKEN).astype(mx.float32)
     losses = nn.losses.cross_entropy(decoder(surfaces, known), mx.maximum(following, 0))
-    return mx.sum(losses * there) / mx.maximum(mx.sum(there), 1)
+    return world.size * mx.sum(losses * there) / mx.maximum(world.sum(mx.sum(there).reshape(1)).reshape(()), 1)

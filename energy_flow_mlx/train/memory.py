@@ -93,9 +93,28 @@ def parameters(config: EnergyConfig) -> int:
     return surfaces + gru + heads + text + h * (h + F)
 
 
-def within_budget(config: EnergyConfig) -> EnergyConfig:
-    """`within` the memory_budget of the configuration; the configuration unchanged if it has none."""
-    return within(config, config.memory_budget * GB) if config.memory_budget else config
+def within_budget(config: EnergyConfig, processes: int = 1) -> EnergyConfig:
+    """`within` the memory_budget of the configuration; the configuration unchanged if it has none.
+
+    processes: the number that share a batch; each has the budget.
+    """
+    if not config.memory_budget:
+        return config
+    return within(share(config, processes), config.memory_budget * GB).replace(batch_size=config.batch_size)
+
+
+def share(config: EnergyConfig, processes: int) -> EnergyConfig:
+    """The configuration of the micro-batch that each of several processes has.
+
+    Raises:
+        ConfigError: the batch cannot be divided.
+    """
+    if config.batch_size % processes:
+        raise ConfigError(
+            f"batch_size={config.batch_size} is not accepted: {processes} processes share it equally, so that it must be a multiple "
+            f"of {processes}"
+        )
+    return config.replace(batch_size=config.batch_size // processes)
 
 
 def within(config: EnergyConfig, budget: float) -> EnergyConfig:

@@ -130,9 +130,9 @@ def _add_decoder(model: EnergyFlow, config: EnergyConfig) -> None:
         )
 
 
-def header(run: Prepared) -> str:
+def header(run: Prepared, processes: int = 1) -> str:
     """Two lines before the first step: data and device, and the memory that a step is expected to take. Of a complete run one."""
-    config = run.config
+    config = memory.share(run.config, processes)
     if run.state.step == config.training_steps:
         return f"{run.folder} is complete: all {run.state.step} steps are done (--training-steps goes on)"
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
@@ -141,7 +141,8 @@ def header(run: Prepared) -> str:
     how = f"flows stored {steps} and recomputed" if config.gradient_checkpointing else "nothing recomputed"
     queue = memory.queued(config) / memory.GB
     queueing = f", and about {queue:.2f} GB of results that queue" if queue else ""
+    several = f", {processes} processes" if processes > 1 else ""
     return (
-        f"{run.folder}: {run.data.name}, {len(run.data.train)} pairs, {mx.default_device()}{products}\n"
+        f"{run.folder}: {run.data.name}, {len(run.data.train)} pairs, {mx.default_device()}{products}{several}\n"
         f"memory of a step: {memory.predicted(config).total / memory.GB:.2f} GB expected ({how}){queueing}"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..cli import reason
 from ..config import EnergyConfig
 from ..data.source import PairData
+from ..distributed import ALONE, World
 from ..files import write_aside
 from ..models.energy_flow import EnergyFlow
 from ..results import Results, made_by
@@ -18,18 +19,19 @@ CURVES = "curves.png"
 
 
 def held_out(
-    model: EnergyFlow, data: PairData, config: EnergyConfig, *, mlp: bool = False, ablation: bool = False
+    model: EnergyFlow, data: PairData, config: EnergyConfig, *, mlp: bool = False, ablation: bool = False, world: World = ALONE
 ) -> Results:
     """The results of a model: baselines and the model on the test split, the model on the validation split.
 
     Args:
         mlp: train an MLP of the model's size for as many steps.
         ablation: train the model with its flow left out for as many steps.
+        world: its other processes evaluate the model on the test split too.
     """
     began = time.perf_counter()
     rows = simple_baselines(data)
     name = f"energy flow ({model.trained_steps} steps)"
-    rows[name] = evaluate(model, data.test, config)
+    rows[name] = evaluate(model, data.test, config, world)
     for wanted, train in ((mlp, mlp_baseline), (ablation, without_flow)):
         if wanted:
             other, scores = train(model, data, config)

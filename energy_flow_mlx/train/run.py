@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,9 +13,10 @@ import mlx.core as mx
 from ..config import EnergyConfig
 from ..data.prefetch import Prefetch
 from ..data.source import PairBatch
+from ..distributed import ALONE, World
 from ..lock import locked
 from ..scores import Evaluation
-from . import checkpoint, memory
+from . import checkpoint, memory, together
 from .callbacks import Callback, Callbacks
 from .evaluation import evaluate
 from .interrupt import StopRequest
@@ -39,6 +41,7 @@ def train(
     ablation: bool = False,
     callbacks: Sequence[Callback] = (),
     stop: StopRequest | None = None,
+    world: World = ALONE,
 ) -> int:
     """Train until `config.training_steps`, from the checkpoint in `folder` if `resume`.
 
@@ -48,6 +51,7 @@ def train(
         ablation: afterwards train the model with its flow left out, for the final table.
         callbacks: hear of steps, validations and checkpoints.
         stop: once it is requested, the run is saved and ends.
+        world: the processes that train together; this is the first of them, and the others are in `together.follow`.
 
     Returns:
         The exit code: 0, or 130 for a run that a signal stopped and that was saved.
@@ -59,12 +63,13 @@ def train(
     folder = Path(folder)
     trace = Profile(None if profile is None else Path(profile))
     with locked(folder):
-        memory.limit(config)
+        memory.limit(memory.share(config, world.size))
         run = prepare(config, folder, resume=resume)
         if not quiet:
-            print(header(run), flush=True)
+            print(header(run, world.size), flush=True)
+        together.lead(world, run)
         began_at, began = run.state.step, time.perf_counter()
-        loop(run, trace, quiet, Callbacks(callbacks), stop or StopRequest())
+        loop(run, trace, quiet, Callbacks(callbacks), stop or StopRequest(), world)
         seconds = time.perf_counter() - began
         if profile is not None:
             print(f"{trace.written} has the trace" if trace.written else f"{profile}: the run was too short for a trace")
@@ -75,7 +80,7 @@ def train(
             print(f"memory of the run: {mx.get_peak_memory() / memory.GB:.2f} GB at most")
         try:
             try_curves(folder)  # now, because the table may take long and be interrupted
-            results = held_out(run.model, run.data, run.config, mlp=mlp_baseline, ablation=ablation)
+            results = held_out(run.model, run.data, run.config, mlp=mlp_baseline, ablation=ablation, world=world)
             results = dataclasses.replace(results, seconds={"training": seconds, **results.seconds}, resumed_at=began_at)
             results.save(folder)
             try_curves(folder, results.splits["test"])
@@ -86,27 +91,54 @@ def train(
     return 0
 
 
-def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop: StopRequest) -> None:
+def follow(world: World) -> int:
+    """What `train` is to the first process, for another one: it trains its share of each batch, and writes nothing.
+
+    Returns:
+        The exit code, that of `train`.
+
+    Raises:
+        As `train`.
+    """
+    run = together.follow(world)
+    loop(run, Profile(None), True, Callbacks(()), StopRequest(), world)
+    if run.state.step < run.config.training_steps:
+        return 130
+    evaluate(run.model, run.data.test, run.config, world)
+    return 0
+
+
+def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop: StopRequest, world: World) -> None:
     """The training loop, up to the last step or to the first Ctrl-C; it ends with everything saved."""
     config, state, model = run.config, run.state, run.model
-    step = TrainStep(model, run.optimiser, config, state.scaling())
+    step = TrainStep(model, run.optimiser, config, state.scaling(), world, lambda: stop.requested)
+    order = together.OwnPairs(run.order, world)
     validated = state.step
+    asked_to_stop = False
 
     def read(step: int) -> list[PairBatch]:
-        return micro_batches(run.data.train, run.order, step, config.gradient_accumulation_steps)
+        return micro_batches(run.data.train, order, step, config.gradient_accumulation_steps)
 
     def report(launched: Launched | None) -> None:
+        nonlocal asked_to_stop
         if launched is not None:
             metrics = step.settle(launched)
-            model.processor.log_overflow(int(number(metrics.parts.overflowed)))
+            if world.size > 1:
+                asked_to_stop = asked_to_stop or number(launched.stops) > 0
+            if world.first:
+                model.processor.log_overflow(int(number(metrics.parts.overflowed)))
             progress.trained(launched, metrics)
+
+    def stopping() -> bool:
+        # Several processes learn from a step's numbers that one was asked to stop, and stop after the same step.
+        return stop.requested if world.size == 1 else asked_to_stop
 
     def due() -> bool:
         return state.step == config.training_steps or state.step % config.validation_interval == 0
 
-    def validate() -> Evaluation:
+    def validate(among: World = world) -> Evaluation:
         nonlocal validated
-        result = evaluate(model, run.data.validation, config)
+        result = evaluate(model, run.data.validation, config, among)
         state.observe(result.loss, result.cosine, config)
         validated = state.step
         return result
@@ -118,28 +150,33 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
 
     def save_early(folder: Path) -> None:
         if due() and validated < state.step:  # a resumed run goes on after this step's validation
-            validate()
+            validate(ALONE)  # the other processes do not know of the error
         save(folder)
 
     ahead = Prefetch(read, config.training_steps - 1)
-    progress = Progress(run.folder, config, state.step, quiet, callbacks)
-    with stop, ahead, rescued(run, step, save_early), progress:
+    progress = Progress(run.folder, config, state.step, quiet, callbacks) if world.first else together.Unheard()
+    saves = rescued(run, step, save_early) if world.first else nullcontext()
+    advice = f"; {run.folder} keeps its last checkpoint, go on with:\n  python -m energy_flow_mlx.train --resume {run.folder}"
+    with world.watched(advice), stop, ahead, saves, progress:
         launched: Launched | None = None
         while state.step < config.training_steps:
+            world.mark(f"step {state.step}")
             with trace.step(state.step, step):
                 rate = learning_rate(config, state.step, state.plateau)
                 before, launched = launched, step.launch(state.step, ahead(state.step), rate)
             state.step += 1
             report(before)  # the numbers of the step before, while the device works on this one
             validating = due()
-            saving = state.step == config.training_steps or state.step % config.checkpoint_interval == 0 or stop.requested
+            saving = state.step == config.training_steps or state.step % config.checkpoint_interval == 0 or stopping()
             if validating or saving:
                 report(launched)
                 launched = None
             if validating:
                 progress.validated(state.step, validate())
             if saving:
-                save(run.folder)
+                world.require_same("the weights", model.trainable_parameters())
+                if world.first:
+                    save(run.folder)
                 progress.saved(state.step)
-            if saving and stop.requested:
+            if saving and stopping():
                 break

@@ -11,7 +11,8 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ..config import EnergyConfig
-from ..data.source import EpochOrder, PairBatch, PairDataset
+from ..data.source import Order, PairBatch, PairDataset
+from ..distributed import ALONE, World
 from ..models.energy_flow import EnergyFlow
 from ..ops.compilation import compiled, compiles, plan_kernels
 from ..ops.kernel import as_type
@@ -57,6 +58,7 @@ class Launched(NamedTuple):
     names: list[str]
     batches: Sequence[PairBatch]
     learning_rate: float
+    stops: mx.array  # []: how many processes were asked to stop before they launched the step
 
 
 def step_keys(seed: int, step: int, micro_batch: int) -> tuple[int, mx.array]:
@@ -65,7 +67,7 @@ def step_keys(seed: int, step: int, micro_batch: int) -> tuple[int, mx.array]:
     return int(dropout), mx.random.key(int(noise))
 
 
-def micro_batches(data: PairDataset, order: EpochOrder, step: int, count: int) -> list[PairBatch]:
+def micro_batches(data: PairDataset, order: Order, step: int, count: int) -> list[PairBatch]:
     """The `count` batches of optimiser step `step`."""
     return [data.batch(order.indices(step * count + micro_batch)) for micro_batch in range(count)]
 
@@ -82,12 +84,21 @@ class TrainStep:
         optimiser: its learning rate is set anew by each call.
         config: of the run.
         loss_scale: where a resumed run's float16 scaling stood.
+        world: the processes that share each batch. Their gradients are averaged once a step; then all do the same update.
+        stopping: whether this process was asked to stop, which the others learn from the next step's result.
     """
 
     def __init__(
-        self, model: EnergyFlow, optimiser: AdamW, config: EnergyConfig, loss_scale: LossScale | None = None
+        self,
+        model: EnergyFlow,
+        optimiser: AdamW,
+        config: EnergyConfig,
+        loss_scale: LossScale | None = None,
+        world: World = ALONE,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.model, self.optimiser, self.config = model, optimiser, config
+        self.world, self._stopping = world, stopping
         self.scaled = config.compute_dtype == "float16"
         self.loss_scale = loss_scale or LossScale.start(config.gradient_scale_init if self.scaled else 1.0)
         self._alive = mx.array(True)
@@ -96,7 +107,8 @@ class TrainStep:
         def loss(
             model: EnergyFlow, batch: PairBatch, key: mx.array, step: int, scale: mx.array | float
         ) -> tuple[mx.array, tuple[mx.array, LossParts]]:
-            value, parts = energy_flow_loss(model, config, batch, key=key, training_step=step)
+            with world.sharing():
+                value, parts = energy_flow_loss(model, config, batch, key=key, training_step=step, world=world)
             return value * scale, (value, parts)
 
         self._loss_and_gradients = nn.value_and_grad(model, loss)
@@ -119,6 +131,7 @@ class TrainStep:
     def launch(self, step: int, batches: Sequence[PairBatch], learning_rate: float) -> Launched:
         """Launch step `step` on the device and return at once; `settle` waits for the result."""
         loss, parts, gradients = self._sums(step, batches)
+        loss, parts, stops = _pooled(loss, parts, self._stopping(), self.world)
         rate = mx.array(learning_rate, dtype=mx.float32)
         norms, total, checked, skipped, self._alive, scaling = self._update(
             gradients, loss, rate, self._alive, self.loss_scale, len(batches)
@@ -127,8 +140,8 @@ class TrainStep:
         metrics = metrics._replace(gradient_norm=total, skipped=skipped, loss_scale=self.loss_scale.scale)
         self.loss_scale = LossScale(*scaling)
         self.model.trained_steps = step + 1
-        mx.async_eval(metrics, checked, norms, self.model.parameters(), self.optimiser.state, self.loss_scale, self._alive)
-        return Launched(step, metrics, checked, norms, list(named_arrays(gradients)), batches, learning_rate)
+        mx.async_eval(metrics, stops, checked, norms, self.model.parameters(), self.optimiser.state, self.loss_scale, self._alive)
+        return Launched(step, metrics, checked, norms, list(named_arrays(gradients)), batches, learning_rate, stops)
 
     def _update_weights(
         self, gradients: Any, loss: mx.array, rate: mx.array, alive: mx.array, scaling: LossScale, count: int
@@ -141,7 +154,7 @@ class TrainStep:
         """
         scaling = LossScale(*scaling)
         # Gradients may be slices of a larger array: copied once here instead of in every kernel that reads them.
-        gradients = tree_map(mx.contiguous, gradients)
+        gradients = tree_map(mx.contiguous, self.world.mean(gradients))
         shrink = 1.0 / (count * scaling.scale) if self.scaled else mx.array(1.0 / count)
         norms = gradient_norms(gradients)[1] * shrink
         total = mx.linalg.norm(norms)
@@ -221,12 +234,15 @@ class TrainStep:
     def _non_finite(self, launched: Launched, loss: float) -> NonFiniteLoss:
         norms = np.array(launched.norms)
         largest = int(np.argmax(np.where(np.isnan(norms), np.inf, norms)))  # NaN counts as the largest
-        indices = [int(index) for batch in launched.batches for index in batch.indices]
-        where = self._where(launched)
+        own = [[int(index) for index in batch.indices] for batch in launched.batches]
+        found = self.world.exchange([self._where(launched), own])  # all processes are here, as they have the same loss and norms
+        indices = [index for of_batch in zip(*(own for _, own in found), strict=True) for share in of_batch for index in share]
+        where = next((where for where, _ in found if where), "") or self._beyond(launched)
         return NonFiniteLoss(launched.step, loss, indices, where, launched.names[largest], float(norms[largest]))
 
     def _where(self, launched: Launched) -> str:
-        """What in a launched step was not finite first. The weights are still those before it: its forward pass can be made again."""
+        """What up to the end of the forward pass was not finite first; empty: nothing. The weights are still those before the step: its
+        forward pass can be made again."""
         for batch in launched.batches:
             for name in ("input_embedding", "target_embedding"):
                 finite = np.isfinite(np.asarray(getattr(batch, name))).all(axis=1)
@@ -239,11 +255,27 @@ class TrainStep:
             seed, key = step_keys(self.config.seed, launched.step, micro_batch)
             mx.random.seed(seed)
             forward = partial(energy_flow_loss, self.model, self.config, batch, key=key, training_step=launched.step)
-            if stage := first_not_finite(forward):
-                return f"the first output that is not finite is that of the stage {stage}"
+            with self.world.sharing():
+                if stage := first_not_finite(forward):
+                    return f"the first output that is not finite is that of the stage {stage}"
+        return ""
+
+    def _beyond(self, launched: Launched) -> str:
+        """What was not finite where the forward pass is."""
         norms = np.array(launched.norms)
         bad = [name for name, norm in zip(launched.names, norms, strict=True) if not np.isfinite(norm)]
         return f"every stage's output is finite, and not the gradient of {listing(bad)}" if bad else "the sum over all gradients is not finite"
+
+
+def _pooled(loss: mx.array, parts: LossParts, stop: bool, world: World) -> tuple[mx.array, LossParts, mx.array]:
+    """Loss and parts of the whole batch from those of the processes' shares, and how many processes were asked to stop; one collective."""
+    if world.size == 1:
+        return loss, parts, mx.array(float(stop))
+    shares = [part / world.size if name in MEANS else part for name, part in parts._asdict().items()]
+    mine = mx.stack([mx.array(value, dtype=mx.float32) for value in (loss / world.size, *shares, mx.array(float(stop)))])
+    loss, *pooled, stops = world.sum(mine)
+    whole = [value.astype(part.dtype) for value, part in zip(pooled, parts, strict=True)]
+    return loss, LossParts(*whole), stops
 
 
 def _means(loss: mx.array, parts: LossParts, count: int) -> StepMetrics:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import ConfigError, EnergyConfig
+from ..distributed import ALONE, World
 from ..files import INCOMING
 from ..lock import LOCK
 from ..ops.failures import kernel_errors
@@ -33,6 +34,7 @@ class Trainer:
         profile: folder for a trace of a few steps.
         mlp_baseline: afterwards train an MLP of the model's size, for the final table.
         ablation: afterwards train the model with its flow left out, for the final table.
+        world: processes that train together, of which this is the first; the others call `run.follow`.
 
     Attributes:
         exit_code: of the last `fit`: 0, or 130 where it was stopped.
@@ -55,20 +57,24 @@ class Trainer:
         profile: str | os.PathLike[str] | None = None,
         mlp_baseline: bool = False,
         ablation: bool = False,
+        world: World = ALONE,
     ) -> None:
         if data is not None:
             config = config.replace(data=os.fspath(data))
         if resume and out is None:
             raise ConfigError("resume=True came without out, the folder of the run to resume")
         self.folder = Path(out) if out is not None else new_folder(Path("runs") / f"{Path(config.data).stem}-seed{config.seed}")
+        memory.share(config, world.size)  # or it is refused
+        if profile is not None and world.size > 1:
+            raise ConfigError(f"profile={os.fspath(profile)!r} is not accepted: a trace is of one process, {world.size} came")
         if resume:
             _require_same(self.folder, config)
         else:
-            config = memory.within_budget(config)
+            config = memory.within_budget(config, world.size)
             _refuse_used(self.folder)
         self.config = config
         self.exit_code = 0
-        self._callbacks, self._resume, self._stop = callbacks, resume, StopRequest()
+        self._callbacks, self._resume, self._stop, self._world = callbacks, resume, StopRequest(), world
         self._quiet, self._profile, self._mlp_baseline, self._ablation = quiet, profile, mlp_baseline, ablation
 
     def fit(self) -> Run:
@@ -90,6 +96,7 @@ class Trainer:
                 ablation=self._ablation,
                 callbacks=self._callbacks,
                 stop=self._stop,
+                world=self._world,
             )
         self._resume, self._stop = True, StopRequest()
         run = Run.load(self.folder)
