@@ -6,7 +6,6 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -28,15 +27,6 @@ def run(tmp_path):
     folder.mkdir()
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES) + '{"step": 3, "lo')
     return folder
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    before = matplotlib.get_backend()
-    matplotlib.use("Agg")
-    yield
-    plt.close("all")
-    matplotlib.use(before)
 
 
 def test_metrics_are_arrays_in_step(run):
