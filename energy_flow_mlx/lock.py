@@ -65,7 +65,7 @@ def _lock(path: Path, file: IO[str]) -> None:
             return
         file.seek(0)
         holder = file.read().strip() or "another process"
-        raise BlockingIOError(f"{path.parent} is in use by {holder}: stop that first, or choose another folder") from None
+        raise BlockingIOError(f"{path.parent} is in use by {holder}: wait for it or stop it, or choose another folder") from None
 
 
 def _is_at(path: Path, file: IO[str]) -> bool:

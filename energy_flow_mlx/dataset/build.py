@@ -91,6 +91,7 @@ def build(settings: Settings, folder: Path, *, quiet: bool = False) -> DatasetFo
         FileNotFoundError: a source or the teacher is missing.
         ValueError (DataError): a source is invalid, no training pairs remain, embedding sizes differ, or the folder
             holds something else.
+        BlockingIOError: another process is building the folder.
     """
     # Test, validation, training: a pair that is in several sources belongs to the first of these.
     specs = {name: (value,) for name, value in settings.held_out().items() if isinstance(value, str)}
@@ -114,7 +115,6 @@ def build(settings: Settings, folder: Path, *, quiet: bool = False) -> DatasetFo
             finally:
                 shutil.rmtree(folder / _SPOOL, ignore_errors=True)
             write_aside(folder / "dataset.json", lambda aside: write_json(aside, {"format": FORMAT, "plan": key, **about}))
-    (folder / PLAN).unlink(missing_ok=True)
     return DatasetFolder(folder)
 
 

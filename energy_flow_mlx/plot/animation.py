@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ..figures import GREY
 from ..files import write_aside
-from .flows import MOST, Flows, drawn, limits, prepare_3d
+from ..flows import Flows
+from .flows import MOST, drawn, limits, prepare_3d
 from .styling import ENERGY, style
 
 HOLD = 15  # frames for which the end stays

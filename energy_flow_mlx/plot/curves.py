@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from ..figures import BLUE, GREEN, GREY, ORANGE, PINK
 from ..metrics import Metrics, columns, read_lines
+from ..results import Results
+from ..scores import Evaluation, Scores
 from .styling import canvas, style
 
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
@@ -25,7 +28,7 @@ def curves(
     """One metric of several runs over the steps.
 
     Args:
-        runs: folders of runs, objects with `metrics`, or metrics themselves: arrays by name, in step with "step", NaN where there is none.
+        runs: folders of runs, runs, or metrics themselves: arrays by name, in step with "step", NaN where there is none.
         labels: of the runs; None: the names of their folders.
         smooth: 0 to 0.999, weight of the past in an exponential mean; the raw values stay behind it, pale.
     """
@@ -47,18 +50,21 @@ def curves(
     return ax
 
 
-def scores(
-    rows: Mapping[str, Any], *, metric: str = "cosine", ours: Sequence[str] | None = None, ax: Axes | None = None
-) -> Axes:
+def scores(rows: Any, *, metric: str = "cosine", ours: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
     """Held-out scores beside those of baselines, the best at the top; bars of models with flows stand out.
 
     Args:
-        rows: by name a number, several numbers (seeds: their mean, with their range), or an object with `metric`, such as a run's
-            `evaluation` or the rows of its `results.splits["test"]`.
-        ours: names of the models with flows; None: those that begin with "energy flow".
+        rows: the folder of a run, or the run, or its results: the rows of its table that have `metric`. Or a mapping, by name a number, an
+            object with `metric` such as a run's `evaluation`, a run as above, or several of these (seeds: their mean, with their range).
+        ours: names of the models with flows; None: those that begin with "energy flow", and the runs.
+
+    Raises:
+        FileNotFoundError, ValueError: a run has no results.json, or it does not parse; or there is no such metric.
     """
-    ours = [name for name in rows if name.startswith("energy flow")] if ours is None else ours
-    values = {name: np.atleast_1d(np.asarray(getattr(row, metric, row), dtype=np.float64)) for name, row in rows.items()}
+    found = {name: [_scored(one) for one in np.atleast_1d(np.asarray(row, dtype=object))] for name, row in _named(rows, metric).items()}
+    if ours is None:
+        ours = [name for name, each in found.items() if name.startswith("energy flow") or isinstance(each[0], Evaluation)]
+    values = {name: np.array([_number(one, metric) for one in each]) for name, each in found.items()}
     order = sorted(values, key=lambda name: float(values[name].mean()))
     with canvas(ax, size=(3.3, 0.6 + 0.24 * len(order))) as ax:
         for place, name in enumerate(order):
@@ -73,6 +79,26 @@ def scores(
         ax.grid(axis="y", visible=False)
         ax.tick_params(axis="y", length=0)
     return ax
+
+
+def _named(rows: Any, metric: str) -> Mapping[str, Any]:
+    """Rows by name; of a run's table those that have the metric, and its model's in any case."""
+    if isinstance(rows, Mapping):
+        return rows
+    results = Results.load(rows) if isinstance(rows, str | os.PathLike) else getattr(rows, "results", rows)
+    return {name: each for name, each in results.splits["test"].items() if hasattr(each, metric) or isinstance(each, Evaluation)}
+
+
+def _scored(row: Any) -> Any:
+    """The model's scores where a row is a run; else the row."""
+    return getattr(Results.load(row) if isinstance(row, str | os.PathLike) else row, "evaluation", row)
+
+
+def _number(row: Any, metric: str) -> float:
+    value = getattr(row, metric, row)
+    if isinstance(value, Scores):
+        raise ValueError(f"metric={metric!r} came, accepted are {', '.join(each.name for each in fields(value))}")
+    return float(value)
 
 
 def training(run: Any, baselines: Mapping[str, float] | None = None) -> Figure:

@@ -1,7 +1,7 @@
 """Pictures of a trace: where flows are, where they land, and what becomes of their energy."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,32 +11,10 @@ from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from numpy.typing import NDArray
 
 from ..figures import BLUE, GREEN, GREY, ORANGE, PINK
+from ..flows import Flows
 from .styling import ENERGY, RED, canvas, colour_bar, style
 
 MOST = 600  # flows drawn as lines
-
-
-class Flows(Protocol):
-    """What is drawn of a trace; `models.trace.Trace` says what the arrays are."""
-
-    position: NDArray[np.float32]
-    energy: NDArray[np.float32]
-    active: NDArray[np.bool_]
-    arrived: NDArray[np.bool_]
-    born: NDArray[np.int32]
-    parent: NDArray[np.int32]
-    cell: NDArray[np.int32]
-    weight: NDArray[np.float32]
-    start: NDArray[np.float32]
-    surface: NDArray[np.float32]
-    width: int
-    height: int
-    depth: int
-
-    @property
-    def exists(self) -> NDArray[np.bool_]:
-        """Which flows are there at each step [T, B, C]."""
-        ...
 
 
 def surfaces(trace: Flows, *, sample: int = 0, target: Any = None, ax: Axes | None = None) -> Axes:

@@ -2,6 +2,8 @@
 
 import math
 import os
+import resource
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import mlx.core as mx
@@ -20,6 +22,9 @@ OPERATIONS = {(9, 0): 100, (10, 0): 100, (12, 0): 100}
 OTHERS_OPERATIONS = 20
 BUFFERS = 10
 VARIABLE = "MLX_MAX_OPS_PER_BUFFER"
+# What threads and libraries of a run on a CPU reserve of the address space beside its arrays, and each core of it: OpenBLAS's buffer of
+# 128 MiB. Where a limit leaves less, OpenBLAS tries for its buffer without an end, and MLX writes to memory that it did not get.
+LIBRARIES, A_CORE = 0.25e9, 0.14e9
 
 
 class Memory(NamedTuple):
@@ -137,6 +142,31 @@ def within(config: EnergyConfig, budget: float) -> EnergyConfig:
             f"{predicted(best).total / GB:.1f} GB; lower batch_size={config.batch_size} or raise the budget"
         )
     return best
+
+
+def check_room(config: EnergyConfig) -> None:
+    """Refuse a run on a CPU that would not fit into the address space which the process may take (`ulimit -v`).
+
+    Raises:
+        ConfigError: says how much it takes and how much there is.
+    """
+    room = _address_room()
+    if room is None or mx.default_device().type != mx.DeviceType.cpu:
+        return
+    step, beside = predicted(config).total, LIBRARIES + A_CORE * (os.cpu_count() or 1)
+    if step + beside > room:
+        raise ConfigError(
+            f"a step takes about {step / GB:.2f} GB and the libraries {beside / GB:.2f} GB, but this process may take {max(room, 0) / GB:.2f} GB "
+            f"more (ulimit -v): raise that limit, lower batch_size={config.batch_size}, or set memory_budget"
+        )
+
+
+def _address_room() -> float | None:
+    """Bytes of address space that this process may still take; None where nothing limits it or no system tells it."""
+    most, statm = resource.getrlimit(resource.RLIMIT_AS)[0], Path("/proc/self/statm")
+    if most == resource.RLIM_INFINITY or not statm.is_file():
+        return None
+    return float(most - int(statm.read_text().split()[0]) * resource.getpagesize())
 
 
 def limit(config: EnergyConfig) -> None:

@@ -40,7 +40,7 @@ class Trainer:
         exit_code: of the last `fit`: 0, or 130 where it was stopped.
 
     Raises:
-        ConfigError: the run does not fit into memory, or `config` is not that of the run to resume.
+        ConfigError: the run does not fit into memory or address space, or `config` is not that of the run to resume.
         FileExistsError: `out` is not empty.
         FileNotFoundError: there is no run in `out` to resume.
     """
@@ -72,6 +72,7 @@ class Trainer:
         else:
             config = memory.within_budget(config, world.size)
             _refuse_used(self.folder)
+        memory.check_room(config)
         self.config = config
         self.exit_code = 0
         self._callbacks, self._resume, self._stop, self._world = callbacks, resume, StopRequest(), world

@@ -2,84 +2,35 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from data.encoders import random_model, save
+from hub import COMMIT, Hub, running_hub
 
 from energy_flow_mlx.data.sentence_folder import OPTIONAL
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODULES = json.dumps(
     [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in (("Transformer", ""), ("Pooling", "1_Pooling"))]
 )
 
 
-class Hub(ThreadingHTTPServer):
-    """Serves the files of `folder` as the repositories some/teacher and short, and notes what it was asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder = folder
-        self.asked: list[str] = []
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        self.server.asked.append(self.path)
-        repository, _, rest = self.path.strip("/").partition("/resolve/")
-        path = self.server.folder / rest.partition("/")[2]
-        known = repository in ("some/teacher", "short")
-        if not known or not path.is_file():
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.end_headers()
-            return
-        data = path.read_bytes()
-        self.send_response(200)
-        self.send_header("ETag", f'"{path.name}-{len(data)}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+TEACHER = "some/teacher"
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
-    server = Hub(save(random_model("distilbert"), tmp_path / "repository"))
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running_hub() as server:
+        folder = save(random_model("distilbert"), tmp_path / "repository")
+        server.repositories[TEACHER] = {path.name: path.read_bytes() for path in folder.iterdir()}
+        yield server
 
 
 def files_asked(hub: Hub) -> list[str]:
-    return [path for path in hub.asked if path.startswith("/some/teacher/")]
+    return [path for path in hub.asked if path.startswith(f"/{TEACHER}/")]
 
 
 def run(code: str, endpoint: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -129,9 +80,7 @@ def test_without_network(tmp_path: Path) -> None:
 
 def test_modules_of_sentence_transformers(hub: Hub, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    (hub.folder / "1_Pooling").mkdir()
-    (hub.folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
-    (hub.folder / "modules.json").write_text(MODULES)
+    hub.repositories[TEACHER] |= {"1_Pooling/config.json": b'{"pooling_mode": "max"}', "modules.json": MODULES.encode()}
     done = run("print(open_teacher('some/teacher').name)", hub.endpoint, cache)
     assert done.stdout.strip() == "some/teacher (distilbert, max, unit length, float32, 40 tokens)", done.stderr
     offline = run("print(open_teacher('some/teacher').name)", "http://127.0.0.1:9", cache)
@@ -146,7 +95,7 @@ def test_a_cache_that_holds_a_part(hub: Hub, tmp_path: Path) -> None:
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        shutil.copy(hub.folder / name, snapshot)
+        (snapshot / name).write_bytes(hub.repositories[TEACHER][name])
     said = run(OPEN, "http://127.0.0.1:9", cache)
     assert said.stdout.startswith("some/teacher (distilbert, mean, "), said.stderr
     assert "does not tell whether the repository has modules.json, sentence_bert_config.json" in said.stderr
@@ -160,7 +109,7 @@ def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
     code = "try: open_teacher({!r})\nexcept {} as error: print(error)"
     unknown = run(code.format("nobody/nothing", "FileNotFoundError"), hub.endpoint, tmp_path / "cache")
     assert "teacher='nobody/nothing': no such folder" in unknown.stdout, unknown.stderr
-    (hub.folder / "model.safetensors").unlink()
+    hub.repositories["short"] = {name: data for name, data in hub.repositories[TEACHER].items() if name != "model.safetensors"}
     lacking = run(code.format("short", "ValueError"), hub.endpoint, tmp_path / "cache")
     assert "the repository lacks one of config.json, model.safetensors" in lacking.stdout, lacking.stderr
     for spec in ("../up", "/no/such", "a/b/c", "", "~nobody/x"):

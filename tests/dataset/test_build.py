@@ -1,7 +1,9 @@
 """Building dataset folders: what goes in, how it is split, and what a kill leaves."""
 
+import errno
 import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,11 +20,13 @@ from hypothesis import strategies as st
 from energy_flow_mlx.data.teacher import HashedNgramTeacher
 from energy_flow_mlx.dataset import build as build_module
 from energy_flow_mlx.dataset.build import Settings, build
+from energy_flow_mlx.dataset.claim import PLAN, claimed
 from energy_flow_mlx.dataset.folder import PARTS, DatasetFolder, read_folder
 from energy_flow_mlx.dataset.formats import write_file
 from energy_flow_mlx.dataset.formats.rows import Selection
 from energy_flow_mlx.dataset.records import DataError, Record
 from energy_flow_mlx.dataset.split import choose, split_groups
+from energy_flow_mlx.lock import locked
 from energy_flow_mlx.text.tokeniser import WordPieceTokeniser
 
 
@@ -198,12 +202,44 @@ def test_a_finished_folder_is_kept_and_another_is_not_overwritten(tmp_path):
 
 def test_two_builds_do_not_share_a_folder(tmp_path):
     source = write_pairs(tmp_path / "a.jsonl", [(f"a{n}", "b") for n in range(30)])
-    (tmp_path / "out").mkdir()
-    with open(tmp_path / "out" / ".build.json", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another process is building it"):
-            build(small(source), tmp_path / "out", quiet=True)
+    with locked(tmp_path / "out"), pytest.raises(BlockingIOError, match=f"out is in use by process {os.getpid()} on .*: wait for it"):
+        build(small(source), tmp_path / "out", quiet=True)
     build(small(source), tmp_path / "out", quiet=True)
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
+    def none(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    source = write_pairs(tmp_path / "a.jsonl", [(f"a{n}", "b") for n in range(30)])
+    assert build(small(source, validation=0, test=0), tmp_path / "out", quiet=True).sizes["train"] == 30
+    assert "this file system has no locks (No locks available)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".build.json"]], ids=["empty", "no plan yet", "half a plan"])
+def test_what_a_build_killed_at_its_start_leaves_is_taken(tmp_path, left):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in left:
+        (out / name).write_text('{"plan": "')
+    source = write_pairs(tmp_path / "a.jsonl", [(f"a{n}", "b") for n in range(30)])
+    with pytest.raises(ValueError, match="no training pairs remain"):
+        build(small(source, test=30), out, quiet=True)
+    assert not list(out.iterdir())
+    folder = build(small(source), out, quiet=True)
+    assert {path.name for path in out.iterdir()} == {*folder.about["files"], "dataset.json"}
+
+
+def test_the_plan_of_a_build_that_goes_on_is_not_written_again(tmp_path):
+    """A kill that cut it off would let another plan go on with these shards."""
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "out", "plan", lambda: True) as note:
+            note("teacher", "one")
+            changed = (tmp_path / "out" / PLAN).stat().st_mtime_ns
+            os.utime(tmp_path / "out" / PLAN, ns=(0, 0))
+            raise KeyboardInterrupt
+    assert changed == 0
 
 
 def test_a_refused_build_leaves_nothing(tmp_path):

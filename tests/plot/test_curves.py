@@ -6,12 +6,13 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
-from energy_flow_mlx import plot
+from energy_flow_mlx import EnergyConfig, Evaluation, Results, Run, Scores, plot
+from energy_flow_mlx.figures import BLUE
 from energy_flow_mlx.metrics import columns, read_lines
 from energy_flow_mlx.plot.curves import smoothed
 
@@ -28,15 +29,6 @@ def run(tmp_path):
     folder.mkdir()
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES) + '{"step": 3, "lo')
     return folder
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    before = matplotlib.get_backend()
-    matplotlib.use("Agg")
-    yield
-    plt.close("all")
-    matplotlib.use(before)
 
 
 def test_metrics_are_arrays_in_step(run):
@@ -79,6 +71,36 @@ def test_scores_are_in_order_and_the_flow_stands_out():
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.4, 0.6, 0.8])
     colours = [bar.get_facecolor() for bar in ax.patches]
     assert colours[0] == colours[2] != colours[1]
+
+
+FLOW = Evaluation(0.5, 0.25, 1.0, 0.9, 0.1, 0.01, 0.875, 0.125, 0.4)
+
+
+def bars(ax):
+    """Heights by name, from below; and which of them stand out."""
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    values = dict(zip(names, (bar.get_width() for bar in ax.patches), strict=True))
+    return values, {name for name, bar in zip(names, ax.patches, strict=True) if bar.get_facecolor() == to_rgba(BLUE)}
+
+
+def test_runs_are_curves_and_scores(run):
+    EnergyConfig.tiny().to_json(run / "config.json")
+    loaded, rows = Run.load(run), {"input itself": Scores(0.4, 0.0, 0.5), "energy flow (2 steps)": FLOW}
+    with pytest.raises(FileNotFoundError, match=r"results\.json: no such file"):
+        plot.scores(loaded)
+    Results("mine", {"test": 4}, {"test": rows}, 2).save(run)
+    assert [line.get_label() for line in plot.curves(loaded).lines] == ["tiny-seed0"]
+    for given in (loaded, str(run), run, loaded.results):
+        assert bars(plot.scores(given)) == ({"input itself": 0.4, "energy flow (2 steps)": 0.5}, {"energy flow (2 steps)"})
+        assert bars(plot.scores(given, metric="arrived")) == ({"energy flow (2 steps)": 0.875}, {"energy flow (2 steps)"})
+        with pytest.raises(ValueError, match="metric='los' came, accepted are cosine, top1, top10, loss"):
+            plot.scores(given, metric="los")
+    mixed = {"ridge": rows["input itself"], "one": loaded, "a folder": run, "seeds": [loaded, str(run), FLOW, 0.9], "array": np.array([0.2, 0.4])}
+    values, blue = bars(plot.scores(mixed))
+    assert values == pytest.approx({"array": 0.3, "ridge": 0.4, "one": 0.5, "a folder": 0.5, "seeds": 0.6})
+    assert blue == {"one", "a folder", "seeds"}
+    with pytest.raises(ValueError, match="metric='arrived' came, accepted are cosine, top1, top10$"):
+        plot.scores(mixed, metric="arrived")
 
 
 def test_a_run_in_four_panels(run):

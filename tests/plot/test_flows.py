@@ -23,16 +23,6 @@ def trace():
     return lively_model(**SPAWNING).trace(np.random.default_rng(0).normal(size=(3, 10)))
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    """Draw without a display, and close what was drawn."""
-    before = matplotlib.get_backend()
-    matplotlib.use("Agg")
-    yield
-    plt.close("all")
-    matplotlib.use(before)
-
-
 def shown(ax):
     ax.figure.canvas.draw()
     return np.asarray(ax.figure.canvas.buffer_rgba())[..., :3]

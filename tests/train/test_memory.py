@@ -1,6 +1,9 @@
 """Memory: checkpointing keeps less, the prediction is near what is measured, and a budget chooses."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -161,3 +164,26 @@ def test_command_buffers_never_grow(limits: list[int], monkeypatch: pytest.Monke
 def test_nothing_queues_without_cuda() -> None:
     if not mx.cuda.is_available():
         assert memory.queued(EnergyConfig.preset("reference-experiment")) == 0
+
+
+@on_cpu
+def test_a_run_beyond_the_address_space_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EnergyConfig.debug()
+    beside = memory.LIBRARIES + memory.A_CORE * os.cpu_count()
+    for room, fits in ((None, True), (memory.predicted(config).total + beside, True), (memory.predicted(config).total + beside - 1e6, False)):
+        monkeypatch.setattr(memory, "_address_room", lambda room=room: room)
+        if fits:
+            memory.check_room(config)
+        else:
+            with pytest.raises(ConfigError, match=r"a step takes about 2\.00 GB and the libraries .* may take .* GB more \(ulimit -v\).*batch_size=32"):
+                memory.check_room(config)
+
+
+@on_cpu
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="the system does not tell a process its size in /proc")
+def test_a_limit_of_the_shell_is_heard_before_anything_is_made(tmp_path: Path) -> None:
+    """Without the check this run ends by a signal: MLX does not look whether it got the memory that it writes to."""
+    command = f"ulimit -v 2500000; exec {sys.executable} -m energy_flow_mlx.train --preset debug --train-pairs 40 --out {tmp_path / 'run'}"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    assert ended.returncode == 2 and ended.stderr.startswith("error: a step takes about 2.00 GB"), ended.stderr
+    assert not (tmp_path / "run").exists()
