@@ -97,8 +97,7 @@ def follow(world: World) -> int:
     Returns:
         The exit code, that of `train`.
 
-    Raises:
-        As `train`.
+    Raises as `train`.
     """
     run = together.follow(world)
     loop(run, Profile(None), True, Callbacks(()), StopRequest(), world)

@@ -31,7 +31,7 @@ def follow(world: World) -> Prepared:
     The data are opened by the name that the first process has for them.
 
     Raises:
-        As `prepare`; OSError: the checkpoint does not fit into the folder for temporary files.
+        OSError: the checkpoint does not fit into the folder for temporary files. Other errors are those of `prepare`.
     """
     shown, fields, names = world.exchange(None)[0]
     config = EnergyConfig.from_dict(fields)
