@@ -33,21 +33,24 @@ class RoundTrip:
         teacher: embeds what came back; and what goes in, for a model whose output is what it adds to its input.
         search: how texts are looked for.
         max_length: tokens of a text that the text encoder reads.
+        rounds: of correction, at most; takes a model with a text corrector, and a teacher.
     """
 
-    def __init__(self, model: EnergyFlow, teacher: Teacher | None, search: Search, max_length: int) -> None:
-        self._model, self._teacher, self._search, self._max_length = model, teacher, search, max_length
+    def __init__(self, model: EnergyFlow, teacher: Teacher | None, search: Search, max_length: int, rounds: int = 0) -> None:
+        self._model, self._teacher, self._search, self._max_length, self._rounds = model, teacher, search, max_length, rounds
 
     def __call__(self, texts: Sequence[str]) -> list[Returned]:
         """N texts, none of them empty.
 
         Raises:
-            ValueError: the model has no tokeniser or no text decoder, or its decoder has none.
+            ValueError: the model has no tokeniser or no text decoder, or its decoder has none; or as `EnergyFlow.correct`.
         """
         model = self._model
         surface = model.text_encoder.encode(texts, self._max_length).astype(mx.float32)
         there = model.from_surface(surface, self._embed(texts) if model.config.input_residual else None)
         generated = model.decode(there.surface, search=self._search)
+        if self._rounds:
+            generated = model.correct(generated, there.embedding, self._teacher, rounds=self._rounds, search=self._search)
         tokens = model.text_encoder.fitting_tokeniser().encode(texts, self._max_length + 1)
         cut = [bool(mask.all()) for mask in tokens.attention_mask]
         cosines = self._cosines(there.embedding, generated)

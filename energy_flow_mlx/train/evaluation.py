@@ -41,8 +41,8 @@ class Evaluation(Scores):
     arrived: float
     collisions: float
     sideways: float
-    decoding: float
-    exact: float
+    decoding: float = 0.0
+    exact: float = 0.0
 
 
 def evaluate(model: EnergyFlow, data: PairDataset, config: RunConfig) -> Evaluation:

@@ -13,6 +13,7 @@ from ..data.source import PairBatch
 from ..lock import locked
 from . import checkpoint, memory
 from .callbacks import Callback, Callbacks
+from .correction import Corrected
 from .evaluation import Evaluation, evaluate
 from .interrupt import StopRequest
 from .loss import number
@@ -86,7 +87,7 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
     validated = state.step
 
     def read(step: int) -> list[PairBatch]:
-        return micro_batches(run.data.train, run.order, step, config.gradient_accumulation_steps)
+        return micro_batches(run.pairs, run.order, step, config.gradient_accumulation_steps)
 
     def report(launched: Launched | None) -> None:
         if launched is not None:
@@ -97,9 +98,9 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
     def due() -> bool:
         return state.step == config.training_steps or state.step % config.validation_interval == 0
 
-    def validate() -> Evaluation:
+    def validate() -> Evaluation | Corrected:
         nonlocal validated
-        result = evaluate(model, run.data.validation, config)
+        result = evaluate(model, run.data.validation, config) if run.lessons is None else run.lessons.evaluate(model, config)
         state.observe(result.loss, result.cosine, config)
         validated = state.step
         return result
