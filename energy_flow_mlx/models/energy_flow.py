@@ -27,7 +27,7 @@ from .collector import OutputCollector
 from .corrector_files import RECORD as CORRECTOR_RECORD
 from .corrector_files import TENSORS as CORRECTOR_TENSORS
 from .corrector_files import corrector_writers, read_corrector
-from .decoder_files import RECORD, TENSORS, decoder_writers, read_decoder
+from .decoder_files import RECORD, TENSORS, TOKENISER, decoder_writers, read_decoder
 from .initial import carry_energy
 from .mapper import EmbeddingMapper
 from .neuron import SimpleNeuron
@@ -43,7 +43,8 @@ MOST_STEPS = 2**31 - 1  # the device counts steps in int32
 _LAYERS = {"carrier.gru.": "carrier_num_layers", "text_encoder.transformer_encoder.layers.": "text_num_layers"}
 
 _FILES = ("config.json", "model.safetensors")
-_BESIDE = ("text_decoder.", "text_corrector.")  # parameters with files of their own
+OPTIONAL_FILES = ("tokenizer.json", RECORD, TENSORS, TOKENISER, CORRECTOR_RECORD, CORRECTOR_TENSORS)
+BESIDE = ("text_decoder.", "text_corrector.")  # parameters with files of their own
 
 
 class EnergyFlowOutput(NamedTuple):
@@ -229,7 +230,7 @@ class EnergyFlow(nn.Module):
             raise ValueError(f"bits={bits!r} is not accepted: it takes {' or '.join(map(str, BITS))}")
         if self.quantised_bits:
             raise ValueError(f"the model is quantised already, to {self.quantised_bits} bits")
-        nn.quantize(self, bits=bits, class_predicate=lambda name, module: hasattr(module, "to_quantized") and not name.startswith(_BESIDE))
+        nn.quantize(self, bits=bits, class_predicate=lambda name, module: hasattr(module, "to_quantized") and not name.startswith(BESIDE))
 
     @property
     def _dtype(self) -> mx.Dtype:
@@ -352,7 +353,7 @@ class EnergyFlow(nn.Module):
     def flow_parameters(self) -> dict[str, mx.array]:
         """The parameters by name, without those of text decoder and corrector, which have files of their own."""
         parameters: dict[str, mx.array] = dict(tree_flatten(self.parameters()))
-        return {name: array for name, array in parameters.items() if not name.startswith(_BESIDE)}
+        return {name: array for name, array in parameters.items() if not name.startswith(BESIDE)}
 
     def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:
         """Write model.safetensors: `flow_parameters`, and in its metadata `trained_steps` and, if quantised, `quantised_bits`."""
@@ -468,7 +469,7 @@ def model_folder(spec: str | os.PathLike[str]) -> Path:
 
     name, folder = os.fspath(spec), Path(spec)
     if is_repository(name) and not folder.parent.exists():
-        return locate("folder", name, _FILES, optional=("tokenizer.json",))
+        return locate("folder", name, _FILES, optional=OPTIONAL_FILES)
     for file in _FILES:
         if not resolve(folder, file).is_file():
             raise FileNotFoundError(f"{folder / file} is missing: a model folder holds {' and '.join(_FILES)}")

@@ -11,6 +11,7 @@ from train.test_text_decoder import DECODER, JOINT, refused, without_figures  # 
 from train.test_train import stop_after
 
 from energy_flow_mlx import EnergyFlow
+from energy_flow_mlx.convert import __main__ as convert
 from energy_flow_mlx.data import HashedNgramTeacher, TextPair, Tokeniser, open_teacher
 from energy_flow_mlx.data.source import ArrayPairs, PairData
 from energy_flow_mlx.train import command as train
@@ -82,6 +83,16 @@ def test_it_resumes_to_the_bit_with_the_hypotheses_that_were_drawn(decoded, corr
     assert "hypotheses.json" in refused(capsys, "--resume", tmp_path / "without")
     (tmp_path / "without/text_corrector.json").unlink()
     assert "text_corrector.json missing" in refused(capsys, "--resume", tmp_path / "without")
+
+
+def test_pytorch_gets_what_it_has(decoded, corrected, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    for run, named in ((decoded, ["text decoder: left out; it reads 3 vectors"]), (corrected, ["text decoder", "text corrector: left out"])):
+        assert convert.main([str(run), "--to-torch", "--to", str(tmp_path / run.name)]) == 0
+        said = capsys.readouterr().out
+        assert all(words in said for words in named)
+        checkpoint = torch.load(tmp_path / run.name / "checkpoint.pt", weights_only=False)
+        assert "text_decoder_state_dict" not in checkpoint and "model_state_dict" in checkpoint
 
 
 def test_refused(decoded, corrected, tmp_path, capsys):
