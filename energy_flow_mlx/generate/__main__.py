@@ -18,7 +18,7 @@ from ..cli import Parser, fail, run_command
 from ..config import EnergyConfig
 from ..dataset.teacher import UnknownTeacher, teacher_of_run
 from ..files import resolve
-from ..models.energy_flow import EnergyFlow
+from ..models.energy_flow import NEIGHBOURS, EnergyFlow
 from ..ops.failures import KernelError, kernel_errors
 from ..strict_json import to_json
 from ..text.search import EARLY_STOPPING, Search
@@ -58,6 +58,10 @@ def _parser() -> Parser:
         "--rounds", type=int, default=0, metavar="INT",
         help="of correction at most: each keeps the text that the teacher finds nearest to what was meant (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--neighbours", type=int, default=NEIGHBOURS, metavar="INT",
+        help="likely tokens that a round tries in each place, where no beam is nearer; 0: none (default: %(default)s)",
+    )  # fmt: skip
     group = parser.add_argument_group("search")
     default = Search()
     for name, type_, text in (
@@ -88,8 +92,9 @@ def _generate(arguments: argparse.Namespace) -> None:
     )
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be 1 or more, got {arguments.batch_size}")
-    if arguments.rounds < 0:
-        raise ValueError(f"--rounds must be 0 or more, got {arguments.rounds}")
+    for name in ("rounds", "neighbours"):
+        if getattr(arguments, name) < 0:
+            raise ValueError(f"--{name} must be 0 or more, got {getattr(arguments, name)}")
     if arguments.texts and arguments.file is not None:
         raise ValueError(f"--file {arguments.file} is not accepted together with texts")
     model = EnergyFlow.from_pretrained(arguments.run)
@@ -111,7 +116,7 @@ def _generate(arguments: argparse.Namespace) -> None:
             raise
         teacher = None
         print(f"note: no cosines: {error}", file=sys.stderr)
-    round_trip = RoundTrip(model, teacher, search, config.text_max_length, arguments.rounds)
+    round_trip = RoundTrip(model, teacher, search, config.text_max_length, arguments.rounds, arguments.neighbours)
     texts, total = _texts(arguments)
     # Somebody who types wants an answer to each line.
     size = 1 if total is None and sys.stdin.isatty() else arguments.batch_size

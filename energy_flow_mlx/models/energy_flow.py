@@ -38,6 +38,7 @@ from .text_decoder import CubeToTextDecoder
 from .text_encoder import TextToCubeEncoder
 from .trace import Trace, record
 
+NEIGHBOURS = 8  # likely tokens that correction tries in each place
 MOST_STEPS = 2**31 - 1  # the device counts steps in int32
 
 _LAYERS = {"carrier.gru.": "carrier_num_layers", "text_encoder.transformer_encoder.layers.": "text_num_layers"}
@@ -280,6 +281,7 @@ class EnergyFlow(nn.Module):
         *,
         embedding: mx.array | None = None,
         rounds: int = 0,
+        neighbours: int = NEIGHBOURS,
         teacher: TextEmbedder | None = None,
         search: Search | None = None,
         **settings: Any,
@@ -290,6 +292,7 @@ class EnergyFlow(nn.Module):
             surface: [B, S] or [B, H, W].
             embedding: [B, E], in place of a surface: its mapped surface is decoded, without flows.
             rounds: of correction at most, by the model's text corrector, towards `embedding` or what the collector reads of `surface`.
+            neighbours: see `correct`.
             teacher: the one that the model was trained with; needed for correction.
             search: how texts are looked for; or its fields as arguments: num_beams=1, max_length=20, …
 
@@ -318,10 +321,17 @@ class EnergyFlow(nn.Module):
                 return texts
             if embedding is None:
                 embedding = self.collector.collect(rows.astype(self._dtype)).astype(mx.float32)
-        return self.correct(texts, embedding, teacher, rounds=rounds, search=search)
+        return self.correct(texts, embedding, teacher, rounds=rounds, neighbours=neighbours, search=search)
 
     def correct(
-        self, texts: Sequence[str], wanted: Array, teacher: TextEmbedder | None, *, rounds: int = 20, search: Search | None = None
+        self,
+        texts: Sequence[str],
+        wanted: Array,
+        teacher: TextEmbedder | None,
+        *,
+        rounds: int = 20,
+        neighbours: int = NEIGHBOURS,
+        search: Search | None = None,
     ) -> list[str]:
         """Texts whose embeddings are nearer to the wanted ones. Each round writes candidates, embeds them with the teacher and keeps the
         nearest; a text that a round does not improve is done.
@@ -331,6 +341,8 @@ class EnergyFlow(nn.Module):
             wanted: [B, E].
             teacher: the one that the model was trained with.
             rounds: at most.
+            neighbours: where no candidate is nearer, a round tries the texts that differ in one token: with one left out, or with one of
+                so many likely ones in its stead or before it. 0: it does not.
             search: how candidates are looked for; each beam gives one.
 
         Raises:
@@ -341,13 +353,14 @@ class EnergyFlow(nn.Module):
         if teacher is None:
             raise ValueError("teacher: None came; correction embeds its texts with the teacher that the model was trained with")
         check_int("rounds", rounds, 0)
+        check_int("neighbours", neighbours, 0, self.text_corrector.settings.t5.vocab_size - 1)
         wanted = as_array("wanted", wanted)
         expect_shape("wanted", wanted, (len(texts), self.config.embedding_dim))
         known, tokeniser = teacher, self.text_decoder.fitting_tokeniser()
         with evaluating(self):
             return correct(
                 self.text_corrector, tokeniser, lambda some: _unit(self._embedded("texts", list(some), known)), _unit(wanted), texts,
-                rounds, search or Search(),
+                search or Search(), rounds=rounds, neighbours=neighbours,
             )  # fmt: skip
 
     def flow_parameters(self) -> dict[str, mx.array]:

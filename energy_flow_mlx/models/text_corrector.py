@@ -1,7 +1,7 @@
 """TextCorrector: a text becomes one whose embedding is nearer to the wanted one (Morris et al. 2023, arXiv 2310.06816)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..nn import PositionalEncoding, T5Decoder, T5Settings, TransformerEncoder
 from ..ops.embedding import embedding
-from ..text.rows import token_rows
+from ..text.rows import NO_TOKEN, token_rows
 from ..text.search import Search, search_all
 from ..text.tokeniser import Tokeniser
 from .prefix import prefix_layers, prefix_of
@@ -76,6 +76,27 @@ class TextCorrector(nn.Module):
         size = self.settings.t5.vocab_size
         return search_all(step, cache, wanted.shape[0], size, settings, start=self.settings.start, end=self.settings.end)
 
+    def neighbours(self, wanted: mx.array, found: mx.array, hypothesis: mx.array, count: int) -> list[list[list[int]]]:
+        """Texts as token ids that differ from a text in one token: with one left out, or with one of the `count` likeliest in a place, in
+        the stead of what is there or before it."""
+        rows = np.array(hypothesis)
+        logits = self(wanted, found, hypothesis, mx.maximum(hypothesis[:, :-1], 0))  # of the token at each place but the first
+        likely = np.array(mx.argpartition(-logits, count, axis=-1)[..., :count])  # [B, T - 1, count]
+        return [list(_one_apart(row[row != NO_TOKEN].tolist(), tokens.tolist(), len(row))) for row, tokens in zip(rows, likely, strict=True)]
+
+
+def _one_apart(ids: list[int], likely: list[list[int]], most: int) -> Iterator[list[int]]:
+    """Of a text with its start and its end, at most `most` tokens long."""
+    for place in range(1, len(ids)):
+        before, after = ids[:place], ids[place:]
+        for token in likely[place - 1]:
+            if len(ids) < most:
+                yield [*before, token, *after]
+            if len(after) > 1:  # the end stays
+                yield [*before, token, *after[1:]]
+        if len(after) > 1:
+            yield [*before, *after[1:]]
+
 
 def correct(
     corrector: TextCorrector,
@@ -83,36 +104,52 @@ def correct(
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
     wanted: NDArray[np.float32],
     texts: Sequence[str],
-    rounds: int,
     settings: Search,
+    *,
+    rounds: int,
+    neighbours: int,
 ) -> list[str]:
     """Texts whose embeddings are as near to the wanted ones as some rounds bring them. In a round the candidates of all beams are
-    embedded, and the nearest one stays; a text that no candidate improves is done.
+    embedded, and the nearest one stays. Where none is nearer than the text so far, those are tried that differ from it in one token; and
+    where none of these is, the text is done.
 
     Args:
-        embed: the teacher's.
+        embed: the teacher's, to rows of length 1.
         wanted: [N, E], of length 1.
         texts: N, to begin with.
-        rounds: at most.
         settings: how candidates are looked for.
+        rounds: at most.
+        neighbours: likeliest tokens that are put in each place, and between any two; 0: no such texts are tried.
     """
     best = list(texts)
     nearest = embed(best) if best else np.zeros_like(wanted)
-    open_ = np.arange(len(best))
-    for _ in range(rounds):
-        if not open_.size:
-            break
-        rows = token_rows(tokeniser, [best[at] for at in open_], corrector.settings.max_length)
-        found = corrector.candidates(mx.array(wanted[open_]), mx.array(nearest[open_]), mx.array(rows), settings)
+
+    def given(places: Sequence[int]) -> tuple[mx.array, mx.array, mx.array]:
+        rows = token_rows(tokeniser, [best[at] for at in places], corrector.settings.max_length)
+        return mx.array(wanted[places]), mx.array(nearest[places]), mx.array(rows)
+
+    def take(places: Sequence[int], offered: Sequence[Sequence[list[int]]]) -> list[int]:
+        """The places whose text became better by what is offered for it."""
         known = tokeniser.vocab_size
-        offered = [[tokeniser.decode([id for id in ids if id < known]) for ids in beams] for beams in found]
-        embedded = np.split(embed([text for beams in offered for text in beams]), np.cumsum([len(beams) for beams in offered])[:-1])
-        improved = []
-        for at, beams, vectors in zip(open_.tolist(), offered, embedded, strict=True):
-            cosines = vectors @ wanted[at]
-            first = int(np.argmax(cosines))
-            if cosines[first] > nearest[at] @ wanted[at] + _ALIKE:
-                best[at], nearest[at] = beams[first], vectors[first]
+        written = [list(dict.fromkeys(tokeniser.decode([id for id in ids if id < known]) for ids in each)) for each in offered]
+        vectors = embed([text for each in written for text in each])
+        improved, start = [], 0
+        for at, each in zip(places, written, strict=True):
+            own = vectors[start : start + len(each)]
+            start += len(each)
+            first = int(np.argmax(own @ wanted[at])) if each else 0
+            if each and own[first] @ wanted[at] > nearest[at] @ wanted[at] + _ALIKE:
+                best[at], nearest[at] = each[first], own[first]
                 improved.append(at)
-        open_ = np.array(improved, np.int64)
+        return improved
+
+    open_ = list(range(len(best)))
+    for _ in range(rounds):
+        if not open_:
+            break
+        improved = take(open_, corrector.candidates(*given(open_), settings))
+        stuck = [at for at in open_ if at not in improved]
+        if neighbours and stuck:
+            improved += take(stuck, corrector.neighbours(*given(stuck), neighbours))
+        open_ = sorted(improved)
     return best

@@ -32,7 +32,7 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class Corrected:
-    """Of a corrector on validation pairs: the mean loss; and of the first WATCHED, after one round without beams, the mean cosine with
+    """Of a corrector on validation pairs: the mean loss; and of the first WATCHED, after one round of one candidate, the mean cosine with
     what was wanted and the share that is the wanted text. exact_before: that share of the hypotheses."""
 
     loss: float
@@ -58,7 +58,7 @@ class Lessons:
         pairs = [self.validation.texts(at) for at in range(min(WATCHED, len(self.validation)))]
         wanted = self.validation.batch(np.arange(len(pairs))).target_embedding
         search = Search(num_beams=1, max_length=config.text_max_length)
-        texts = model.correct([pair.input for pair in pairs], mx.array(wanted), self.teacher, rounds=1, search=search)
+        texts = model.correct([pair.input for pair in pairs], mx.array(wanted), self.teacher, rounds=1, neighbours=0, search=search)
         return Corrected(
             loss=sum(losses) / len(self.validation),
             cosine=float((self.teacher.embed(texts) * wanted).sum(axis=1).mean()),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import mlx.core as mx
@@ -92,13 +93,39 @@ def test_a_round_keeps_the_nearest_and_ends_where_nothing_improves() -> None:
 
     def corrected(rounds: int) -> list[str]:
         scripted.asked.clear()
-        return correct(scripted, tokeniser, embed, teacher.embed(["a b c", "e"]), ["a", "e"], rounds, Search())  # type: ignore[arg-type]
+        wanted = teacher.embed(["a b c", "e"])
+        return correct(scripted, tokeniser, embed, wanted, ["a", "e"], Search(), rounds=rounds, neighbours=0)  # type: ignore[arg-type]
 
     assert corrected(0) == ["a", "e"] and corrected(1) == ["a b", "e"]
     assert calls[-1] == ["f", "a b", "c", "f"]  # the candidates of all texts at once
     assert corrected(20) == ["a b c", "e"]
     assert scripted.asked == [["a", "e"], ["a b"], ["a b c"]]  # a text that a round does not improve is left alone
-    assert correct(scripted, tokeniser, embed, np.zeros((0, 64), np.float32), [], 3, Search()) == []  # type: ignore[arg-type]
+    assert correct(scripted, tokeniser, embed, np.zeros((0, 64), np.float32), [], Search(), rounds=3, neighbours=0) == []  # type: ignore[arg-type]
+
+
+def test_where_no_beam_is_nearer_one_token_is_changed() -> None:
+    """Likely are a, b and c everywhere; each text needs another kind of change, or several."""
+    tokeniser, teacher = Tokeniser.whitespace(["a b c d e f"], 20), HashedNgramTeacher(64)
+    logits = np.zeros((20,), np.float32)
+    logits[[tokeniser.token_id(token) for token in "abc"]] = 5.0
+
+    class Likely(Scripted):
+        def __call__(self, wanted: mx.array, found: mx.array, hypothesis: mx.array, ids: mx.array) -> mx.array:
+            return mx.broadcast_to(mx.array(logits), (*ids.shape, 20))
+
+        neighbours = TextCorrector.neighbours
+
+    texts, wanted = ["a d c", "a c", "a d b c", "d", "e"], ["a b c", "a b c", "a b c", "a b c", "e"]
+    scripted = Likely(defaultdict(lambda: ["e"]), tokeniser)
+
+    def corrected(rounds: int, neighbours: int) -> list[str]:
+        return correct(  # type: ignore[arg-type]
+            scripted, tokeniser, teacher.embed, teacher.embed(wanted), texts, Search(), rounds=rounds, neighbours=neighbours
+        )
+
+    assert corrected(5, 0) == texts
+    assert corrected(1, 3)[:3] == ["a b c"] * 3  # in its stead, before it, left out
+    assert corrected(8, 3) == [*["a b c"] * 4, "e"]
 
 
 @pytest.fixture
