@@ -6,7 +6,7 @@ from .fields import ConfigError, Fields, field
 from .model import MOST_LAYERS, MOST_NUMBERS, TRAINING
 
 LOSS, DECODER, DATA = "loss", "text decoder", "data"
-PARTS = ("all", "decoder")
+PARTS = ("all", "decoder", "corrector")
 NOTHING = "none"
 
 
@@ -20,7 +20,7 @@ class RunConfig(Fields):
 
     # Training
     part: str = field(
-        "all", "what learns: all that a term of the loss reaches, or the text decoder alone, of a run that is done (start_from)",
+        "all", "what learns: all that a term of the loss reaches; or, on a run that is done (start_from), the text decoder alone, or its corrector",
         group=TRAINING, choices=PARTS,
     )  # fmt: skip
     start_from: str = field(NOTHING, "folder of the run whose model this one starts from; none: random weights", group=TRAINING)
@@ -81,6 +81,11 @@ class RunConfig(Fields):
     text_decoder_dim: int = field(128, "width of the decoder", group=DECODER, low=2, high=MOST_NUMBERS)
     text_decoder_heads: int = field(4, "attention heads; must divide text_decoder_dim", group=DECODER, low=1, high=MOST_NUMBERS)
     text_decoder_layers: int = field(2, "layers of the decoder", group=DECODER, low=1, high=MOST_LAYERS)
+    text_corrector_pairs: int = field(20_000, "training pairs whose texts the corrector learns from", group=DECODER, low=1)
+    text_corrector_temperature: float = field(
+        1.0, "at which the decoder draws the texts that the corrector learns to correct; 0: the best tokens", group=DECODER, low=0, high=10
+    )
+    text_corrector_teacher: str = field(NOTHING, "folder or hub id of the run's teacher; none: as its data tell", group=DECODER)
 
     # The data
     data: str = field(
@@ -106,6 +111,8 @@ class RunConfig(Fields):
             raise ConfigError(f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: at least one must be positive")
         if self.part == "decoder" and not (self.text_decoder_loss_weight and self.starts_from_a_run):
             raise ConfigError("part=decoder needs start_from, the folder of a run, and a positive text_decoder_loss_weight")
+        if self.part == "corrector" and not self.starts_from_a_run:
+            raise ConfigError("part=corrector needs start_from, the folder of a run with a text decoder")
         if self.text_decoder_dim % self.text_decoder_heads:
             raise ConfigError(f"text_decoder_heads={self.text_decoder_heads} must divide text_decoder_dim={self.text_decoder_dim}")
 

@@ -18,6 +18,9 @@ from ..config import EnergyConfig, RunConfig
 from ..files import naming, resolve, write_aside, write_folder
 from ..metrics import FILE as METRICS
 from ..metrics import read_lines
+from ..models.corrector_files import RECORD as CORRECTOR_RECORD
+from ..models.corrector_files import TENSORS as CORRECTOR_TENSORS
+from ..models.corrector_files import corrector_writers
 from ..models.decoder_files import RECORD, TENSORS, decoder_writers
 from ..models.energy_flow import EnergyFlow
 from ..strict_json import read_json, to_json, write_json
@@ -96,6 +99,8 @@ def save(run: Path, model: EnergyFlow, optimiser: optim.Optimizer, config: Energ
     # One that does not learn is written once: it may be large.
     if model.text_decoder is not None and (config.text_decoder_loss_weight or not resolve(run, RECORD).is_file()):
         writers |= decoder_writers(model.text_decoder)
+    if model.text_corrector is not None and (config.part == "corrector" or not resolve(run, CORRECTOR_RECORD).is_file()):
+        writers |= corrector_writers(model.text_corrector)
     write_folder(run, writers)
 
 
@@ -112,8 +117,9 @@ def require(run: Path) -> None:
         config = EnergyConfig.from_json(resolve(run, "config.json"))
         if missing == ["tokenizer.json"] and not config.text_loss_weight:
             missing = []  # trained on data without texts
-        if config.text_decoder_loss_weight:
-            missing += [name for name in (RECORD, TENSORS) if not resolve(run, name).is_file()]
+        needed = [RECORD, TENSORS] if config.text_decoder_loss_weight or config.part == "corrector" else []
+        needed += [CORRECTOR_RECORD, CORRECTOR_TENSORS] if config.part == "corrector" else []
+        missing += [name for name in needed if not resolve(run, name).is_file()]
     if missing:
         raise FileNotFoundError(f"{run} holds no checkpoint to resume: {', '.join(missing)} missing")
 

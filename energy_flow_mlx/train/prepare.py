@@ -8,13 +8,14 @@ import mlx.core as mx
 
 from .. import blas
 from ..config import ConfigError, EnergyConfig, ModelConfig, field_names
-from ..data.source import EpochOrder, PairData
+from ..data.source import EpochOrder, PairData, PairDataset
 from ..dataset.open import data_of_run
 from ..files import settle
 from ..models.energy_flow import EnergyFlow
 from ..models.text_decoder import CubeToTextDecoder
 from . import checkpoint, memory
 from .checkpoint import CheckpointError, TrainerState
+from .correction import Lessons, add_corrector, open_lessons
 from .decoding import decoder_settings
 from .loss import number
 from .optimiser import AdamW, start_training
@@ -30,6 +31,12 @@ class Prepared(NamedTuple):
     model: EnergyFlow
     optimiser: AdamW
     state: TrainerState
+    lessons: Lessons | None  # what a text corrector learns from, in place of the data
+
+    @property
+    def pairs(self) -> PairDataset:
+        """What the steps read."""
+        return self.data.train if self.lessons is None else self.lessons.train
 
 
 def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
@@ -48,13 +55,18 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
     if data.tokeniser is None and config.text_loss_weight:
         print(f"{data.name} has no texts: text_loss_weight is 0 instead of {config.text_loss_weight:g}", file=sys.stderr)
         config = config.replace(text_loss_weight=0)
-    try:
-        order = EpochOrder(len(data.train), config.batch_size, config.seed)
-    except ValueError as error:
-        raise ConfigError(f"{data.name}: {error}") from error
     model = _new_model(config, data) if saved is None else saved
     if not resume:
         _add_decoder(model, config)
+    lessons = None
+    if config.part == "corrector":
+        if not resume:
+            add_corrector(model, config)
+        lessons = open_lessons(model, data, config, folder, resume=resume)
+    try:
+        order = EpochOrder(len(data.train if lessons is None else lessons.train), config.batch_size, config.seed)
+    except ValueError as error:
+        raise ConfigError(f"{data.name}: {error}") from error
     optimiser = start_training(model, config)
     if resume:
         state = checkpoint.load(folder, model, optimiser)
@@ -70,7 +82,7 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
     else:
         state = TrainerState(data_fingerprint=data.fingerprint)
         checkpoint.save(folder, model, optimiser, config, state)
-    return Prepared(folder, config, data, order, model, optimiser, state)
+    return Prepared(folder, config, data, order, model, optimiser, state, lessons)
 
 
 def _saved_model(folder: Path) -> EnergyFlow:
@@ -106,7 +118,8 @@ def _started_model(source: Path, config: EnergyConfig) -> tuple[EnergyFlow, Ener
         other = "; ".join(f"{name} is {theirs} there, {ours} here" for name, theirs, ours in pairs if theirs != ours)
         raise ConfigError(f"start_from={config.start_from} does not fit: {other}")
     model.load_weights(list(there.flow_parameters().items()))
-    model.text_encoder.tokeniser, model.text_decoder = there.text_encoder.tokeniser, there.text_decoder
+    model.text_encoder.tokeniser = there.text_encoder.tokeniser
+    model.text_decoder, model.text_corrector = there.text_decoder, there.text_corrector
     return model, config
 
 

@@ -14,6 +14,7 @@ from ..config import EnergyConfig
 from ..scores import Evaluation
 from .callbacks import Callbacks
 from .checkpoint import append_metrics
+from .correction import Corrected
 from .loss import number
 from .step import Launched, StepMetrics
 
@@ -65,10 +66,10 @@ class Progress:
             append_metrics(self._folder, line)
             self._callbacks.on_step(done, line)
 
-    def validated(self, step: int, result: Evaluation) -> None:
+    def validated(self, step: int, result: Evaluation | Corrected) -> None:
         """Note a validation after `step` steps; its time does not count towards the samples per second."""
         shown = {"val cosine": f"{result.cosine:.4f}"}
-        if self._config.text_decoder_loss_weight:
+        if self._config.text_decoder_loss_weight or self._config.part == "corrector":
             shown["val exact"] = f"{result.exact:.1%}"
         self._shown = {"loss": self._shown["loss"], **shown, **self._shown, **shown}
         self._bar.set_postfix(self._shown, refresh=False)

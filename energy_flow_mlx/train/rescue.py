@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..cli import reason
 from .checkpoint import METRICS
+from .correction import FILE as HYPOTHESES
 from .prepare import Prepared
 from .step import TrainStep
 
@@ -55,7 +56,8 @@ def _saved(run: Prepared, save: Callable[[Path], None]) -> Path:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
             continue
-        with contextlib.suppress(OSError):
-            shutil.copyfile(run.folder / METRICS, folder / METRICS)
+        for name in (METRICS, HYPOTHESES):
+            with contextlib.suppress(OSError):
+                shutil.copyfile(run.folder / name, folder / name)
         return folder
     raise last

@@ -18,6 +18,7 @@ from ..lock import locked
 from ..scores import Evaluation
 from . import checkpoint, memory, together
 from .callbacks import Callback, Callbacks
+from .correction import Corrected
 from .evaluation import evaluate
 from .interrupt import StopRequest
 from .loss import number
@@ -116,7 +117,7 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
     asked_to_stop = False
 
     def read(step: int) -> list[PairBatch]:
-        return micro_batches(run.data.train, order, step, config.gradient_accumulation_steps)
+        return micro_batches(run.pairs, order, step, config.gradient_accumulation_steps)
 
     def report(launched: Launched | None) -> None:
         nonlocal asked_to_stop
@@ -135,9 +136,12 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
     def due() -> bool:
         return state.step == config.training_steps or state.step % config.validation_interval == 0
 
-    def validate(among: World = world) -> Evaluation:
+    def validate(among: World = world) -> Evaluation | Corrected:
         nonlocal validated
-        result = evaluate(model, run.data.validation, config, among)
+        if run.lessons is None:
+            result: Evaluation | Corrected = evaluate(model, run.data.validation, config, among)
+        else:
+            result = run.lessons.evaluate(model, config)
         state.observe(result.loss, result.cosine, config)
         validated = state.step
         return result

@@ -18,7 +18,7 @@ from .interrupt import StopRequest
 from .run import train
 
 # What a resumed run may change: how long it goes on, how often it looks and writes, and where its data now lies.
-RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "log_interval", "data")
+RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "log_interval", "data", "text_corrector_teacher")
 
 
 class Trainer:
