@@ -4,8 +4,10 @@ import functools
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from .differentiable import Differentiable
+from . import host
+from .differentiable import Differentiable, by_numpy
 from .kernel import as_type, call, columns_of_a_thread, setting, suited, use_kernel
 from .numerics import sanitise
 
@@ -44,6 +46,10 @@ def gru_gates(
         [N, Hd], of the dtype of `hidden`.
     """
     if not use_kernel("gru_gates", kernels):
+        arrays = (input_gates, hidden_gates, bias, hidden_bias, hidden, *(() if active is None else (active,)))
+        if host.use_host("gru_gates", kernels, *arrays):
+            result: mx.array = _on_host(bound)(*arrays)
+            return result
         return gru_gates_reference(input_gates, hidden_gates, bias, hidden_bias, hidden, active, bound=bound)
     masked = active is not None
     # Biases stay float32: they are small, and their gradients are sums over all rows.
@@ -73,6 +79,128 @@ def gru_gates_reference(
     if active is not None:
         new = mx.where(active[:, None], new, hidden)
     return new if bound is None else sanitise(new, bound)
+
+
+@functools.cache
+def _on_host(bound: float | None) -> Any:
+    """The gates by NumPy, as a differentiable function of its arrays."""
+    return by_numpy(functools.partial(host_forward, bound=bound), functools.partial(host_backward, bound=bound))
+
+
+def host_forward(
+    input_gates: mx.array,
+    hidden_gates: mx.array,
+    bias: mx.array,
+    hidden_bias: mx.array,
+    hidden: mx.array,
+    active: mx.array | None = None,
+    *,
+    bound: float | None,
+) -> mx.array:
+    """`gru_gates` by NumPy."""
+    result, new = host.new(hidden.shape)
+    of_input, of_hidden, own, own_hidden, before = map(host.read, (input_gates, hidden_gates, bias, hidden_bias, hidden))
+    moving = None if active is None else host.read(active, mx.bool_)
+
+    def block(rows: slice) -> None:
+        _, update, candidate, _ = _gates(of_input[rows], of_hidden[rows], own, own_hidden)
+        _blend(update, candidate, before[rows], new[rows])
+        if moving is not None and not moving[rows].all():
+            np.copyto(new[rows], before[rows], where=~moving[rows, None])
+        if bound is not None and not _within(new[rows], bound):
+            _sanitise(new[rows], bound)
+
+    host.in_blocks(block, *hidden.shape)
+    return as_type(result, hidden.dtype)
+
+
+def host_backward(
+    cotangent: mx.array,
+    input_gates: mx.array,
+    hidden_gates: mx.array,
+    bias: mx.array,
+    hidden_bias: mx.array,
+    hidden: mx.array,
+    active: mx.array | None = None,
+    *,
+    bound: float | None,
+) -> list[mx.array]:
+    """The gradients of `gru_gates` by NumPy, in the order of its arrays. The gates are computed anew."""
+    size = hidden.shape[1]
+    (d_input, of_r_z_n), (d_hidden_gates, of_gates), (d_hidden, of_before) = (
+        host.new(array.shape) for array in (input_gates, hidden_gates, hidden)
+    )
+    arrays = (cotangent, input_gates, hidden_gates, bias, hidden_bias, hidden)
+    above, of_input, of_hidden, own, own_hidden, before = map(host.read, arrays)
+    moving = None if active is None else host.read(active, mx.bool_)
+
+    def block(rows: slice) -> tuple[Any, Any]:
+        reset, update, candidate, inner = _gates(of_input[rows], of_hidden[rows], own, own_hidden)
+        d = above[rows]
+        if bound is not None:
+            new = np.empty_like(candidate)
+            _blend(update, candidate, before[rows], new)
+            if moving is not None:
+                np.copyto(new, before[rows], where=~moving[rows, None])
+            if not _within(new, bound):
+                d = np.where(np.abs(new) <= bound, d, np.float32(0))  # NaN is not
+        through = d if moving is None or moving[rows].all() else d * moving[rows, None]
+        of_r, of_z, of_n = (of_r_z_n[rows, at * size : (at + 1) * size] for at in range(3))
+        np.multiply(through, update, out=of_before[rows])
+        np.subtract(through, of_before[rows], out=of_n)
+        np.subtract(before[rows], candidate, out=of_z)
+        np.square(candidate, out=candidate)
+        np.subtract(np.float32(1), candidate, out=candidate)
+        of_n *= candidate
+        of_z *= of_before[rows]
+        np.subtract(np.float32(1), update, out=update)
+        of_z *= update
+        if through is not d:
+            of_before[rows] += d - through
+        np.multiply(of_n, reset, out=of_gates[rows, 2 * size :])
+        np.multiply(of_gates[rows, 2 * size :], inner, out=of_r)
+        np.subtract(np.float32(1), reset, out=reset)
+        of_r *= reset
+        of_gates[rows, : 2 * size] = of_r_z_n[rows, : 2 * size]
+        return of_r_z_n[rows].sum(axis=0), of_gates[rows, 2 * size :].sum(axis=0)
+
+    sums = host.in_blocks(block, *hidden.shape)
+    of_bias, of_hidden_bias = (mx.array(np.sum(parts, axis=0, dtype=np.float32)) for parts in zip(*sums, strict=True))
+    gradients = [d_input, d_hidden_gates, of_bias, of_hidden_bias, d_hidden]
+    gradients = [as_type(d, array.dtype) for d, array in zip(gradients, arrays[1:], strict=True)]
+    return gradients if active is None else [*gradients, mx.zeros_like(active)]
+
+
+def _gates(of_input: host.Rows, of_hidden: host.Rows, bias: host.Rows, hidden_bias: host.Rows) -> tuple[Any, Any, Any, Any]:
+    """r, z, n and h_n + hidden_bias, each [rows, Hd]."""
+    size = hidden_bias.shape[0]
+    r_z = of_input[:, : 2 * size] + of_hidden[:, : 2 * size]
+    r_z += bias[: 2 * size]
+    host.sigmoid(r_z)
+    inner = of_hidden[:, 2 * size :] + hidden_bias
+    candidate = r_z[:, :size] * inner
+    candidate += of_input[:, 2 * size :]
+    candidate += bias[2 * size :]
+    np.tanh(candidate, out=candidate)
+    return r_z[:, :size], r_z[:, size:], candidate, inner
+
+
+def _blend(update: host.Rows, candidate: host.Rows, hidden: host.Rows, new: host.Rows) -> None:
+    """Write n + z (h - n) to `new`."""
+    np.subtract(hidden, candidate, out=new)
+    np.multiply(new, update, out=new)
+    np.add(new, candidate, out=new)
+
+
+def _within(x: host.Rows, bound: float) -> bool:
+    """Whether all of x are numbers from -bound to bound; NaN is not."""
+    return bool(x.max() <= bound and x.min() >= -bound)
+
+
+def _sanitise(x: host.Rows, bound: float) -> None:
+    """`numerics.sanitise`, in place."""
+    np.nan_to_num(x, copy=False, nan=0.0, posinf=10.0, neginf=-10.0)
+    np.clip(x, -bound, bound, out=x)
 
 
 @functools.cache

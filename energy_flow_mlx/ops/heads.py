@@ -3,9 +3,9 @@
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from .differentiable import Differentiable
+from .gelu import Gelu, gelu, gelu_reference
 from .kernel import call, suited, use_kernel
 
 # Rows of a SIMD-group of the forward kernel, which reads the weights once for all of them.
@@ -42,7 +42,7 @@ def heads(
     """
     weights = (bias, energy_weight, displacement_weight, out_bias)
     if not use_kernel("heads", kernels):
-        return heads_reference(inner, *weights, scale)
+        return heads_reference(inner, *weights, scale, gelu=gelu if kernels is None else gelu_reference)
     floats = [weight.astype(mx.float32) for weight in weights]
     run: Any = _heads
     energy, displacement = run(inner, *floats, scale)
@@ -56,10 +56,12 @@ def heads_reference(
     displacement_weight: mx.array,
     out_bias: mx.array,
     scale: mx.array,
+    *,
+    gelu: Gelu = gelu_reference,
 ) -> tuple[mx.array, mx.array]:
-    """`heads` in plain MLX: the specification."""
+    """`heads` in plain MLX: the specification. `gelu`: how GELU(x + bias) is computed."""
     columns = energy_weight.shape[0]
-    a = nn.gelu(inner.astype(mx.float32) + bias)
+    a = gelu(inner.astype(mx.float32), bias)
     energy = mx.tanh(a[:, :columns] @ energy_weight[:, None] + out_bias[:1])
     return energy, mx.stop_gradient(scale) * (a[:, columns:] @ displacement_weight.T + out_bias[1:])
 

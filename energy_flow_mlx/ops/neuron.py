@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from .differentiable import Differentiable
+from .gelu import Gelu, gelu, gelu_reference
 from .kernel import as_type, call, setting, suited, use_kernel, whole
 from .numerics import sanitise
 
@@ -51,7 +51,8 @@ def neuron(
     """
     hidden, features = weights[2].shape[0], weights[-1].shape[0]
     if not wanted(hidden, features, kernels):
-        return neuron_reference(position, energy, weights, padded=padded, bound=bound, dtype=dtype)
+        activation = gelu if kernels is None else gelu_reference
+        return neuron_reference(position, energy, weights, padded=padded, bound=bound, dtype=dtype, gelu=activation)
     kernel = NeuronKernel(hidden, features, padded or features, bound, dtype)
     return run_packed(kernel, position, energy, pack(weights))
 
@@ -74,12 +75,13 @@ def neuron_reference(
     padded: int | None = None,
     bound: float | None = None,
     dtype: mx.Dtype = mx.float32,
+    gelu: Gelu = gelu_reference,
 ) -> mx.array:
-    """`neuron` in plain MLX: the specification."""
+    """`neuron` in plain MLX: the specification. `gelu`: how the GELU is computed."""
     coord, coord_bias, first, first_bias, gamma, beta, second, second_bias, gamma2, beta2, last, last_bias = weights
     x = mx.concatenate([mx.addmm(coord_bias, position, coord.T), energy], axis=1)
-    x = nn.gelu(mx.fast.layer_norm(mx.addmm(first_bias, x, first.T), gamma, beta, 1e-5))
-    x = nn.gelu(mx.fast.layer_norm(mx.addmm(second_bias, x, second.T), gamma2, beta2, 1e-5))
+    x = gelu(mx.fast.layer_norm(mx.addmm(first_bias, x, first.T), gamma, beta, 1e-5))
+    x = gelu(mx.fast.layer_norm(mx.addmm(second_bias, x, second.T), gamma2, beta2, 1e-5))
     x = mx.addmm(last_bias, x, last.T)
     features = last.shape[0]
     if padded is not None and padded > features:
