@@ -104,7 +104,7 @@ def host_forward(
 
     def block(rows: slice) -> None:
         _, update, candidate, _ = _gates(of_input[rows], of_hidden[rows], own, own_hidden)
-        _blend(update, candidate, before[rows], new[rows])
+        _blend(update, candidate, before[rows], out=new[rows])
         if moving is not None and not moving[rows].all():
             np.copyto(new[rows], before[rows], where=~moving[rows, None])
         if bound is not None and not _within(new[rows], bound):
@@ -127,69 +127,72 @@ def host_backward(
 ) -> list[mx.array]:
     """The gradients of `gru_gates` by NumPy, in the order of its arrays. The gates are computed anew."""
     size = hidden.shape[1]
-    (d_input, of_r_z_n), (d_hidden_gates, of_gates), (d_hidden, of_before) = (
+    (d_input, of_gates), (d_hidden_gates, of_products), (d_hidden, of_before) = (
         host.new(array.shape) for array in (input_gates, hidden_gates, hidden)
     )
     arrays = (cotangent, input_gates, hidden_gates, bias, hidden_bias, hidden)
     above, of_input, of_hidden, own, own_hidden, before = map(host.read, arrays)
     moving = None if active is None else host.read(active, mx.bool_)
 
-    def block(rows: slice) -> tuple[Any, Any]:
+    def block(rows: slice) -> tuple[Any, ...]:
         reset, update, candidate, inner = _gates(of_input[rows], of_hidden[rows], own, own_hidden)
-        d = above[rows]
+        d, kept = above[rows], None
         if bound is not None:
-            new = np.empty_like(candidate)
-            _blend(update, candidate, before[rows], new)
+            new = _blend(update, candidate, before[rows])
             if moving is not None:
                 np.copyto(new, before[rows], where=~moving[rows, None])
             if not _within(new, bound):
                 d = np.where(np.abs(new) <= bound, d, np.float32(0))  # NaN is not
-        through = d if moving is None or moving[rows].all() else d * moving[rows, None]
-        of_r, of_z, of_n = (of_r_z_n[rows, at * size : (at + 1) * size] for at in range(3))
-        np.multiply(through, update, out=of_before[rows])
-        np.subtract(through, of_before[rows], out=of_n)
-        np.subtract(before[rows], candidate, out=of_z)
-        np.square(candidate, out=candidate)
-        np.subtract(np.float32(1), candidate, out=candidate)
-        of_n *= candidate
-        of_z *= of_before[rows]
-        np.subtract(np.float32(1), update, out=update)
-        of_z *= update
-        if through is not d:
-            of_before[rows] += d - through
-        np.multiply(of_n, reset, out=of_gates[rows, 2 * size :])
-        np.multiply(of_gates[rows, 2 * size :], inner, out=of_r)
-        np.subtract(np.float32(1), reset, out=reset)
-        of_r *= reset
-        of_gates[rows, : 2 * size] = of_r_z_n[rows, : 2 * size]
-        return of_r_z_n[rows].sum(axis=0), of_gates[rows, 2 * size :].sum(axis=0)
+        if moving is not None and not moving[rows].all():
+            kept = d * ~moving[rows, None]
+            d = d * moving[rows, None]
+        # In each gate's own array until it is done: columns of the result are slower to go through.
+        of_update = before[rows] - candidate
+        of_candidate = d * (1 - update)
+        d_before = np.multiply(d, update, out=of_before[rows])
+        of_update *= d_before
+        of_update *= 1 - update
+        candidate *= candidate
+        of_candidate *= np.subtract(1, candidate, out=candidate)
+        of_product = of_candidate * reset
+        of_reset = np.multiply(of_product, inner, out=inner)
+        of_reset *= np.subtract(1, reset, out=reset)
+        if kept is not None:
+            d_before += kept
+        for at, gate in enumerate((of_reset, of_update, of_candidate)):
+            of_gates[rows, at * size : (at + 1) * size] = gate
+            of_products[rows, at * size : (at + 1) * size] = gate if at < 2 else of_product
+        return tuple(gate.sum(axis=0) for gate in (of_reset, of_update, of_candidate, of_product))
 
     sums = host.in_blocks(block, *hidden.shape)
-    of_bias, of_hidden_bias = (mx.array(np.sum(parts, axis=0, dtype=np.float32)) for parts in zip(*sums, strict=True))
-    gradients = [d_input, d_hidden_gates, of_bias, of_hidden_bias, d_hidden]
+    total = np.sum(sums, axis=0).reshape(-1)
+    gradients = [d_input, d_hidden_gates, mx.array(total[: 3 * size]), mx.array(total[3 * size :]), d_hidden]
     gradients = [as_type(d, array.dtype) for d, array in zip(gradients, arrays[1:], strict=True)]
     return gradients if active is None else [*gradients, mx.zeros_like(active)]
 
 
-def _gates(of_input: host.Rows, of_hidden: host.Rows, bias: host.Rows, hidden_bias: host.Rows) -> tuple[Any, Any, Any, Any]:
+def _gates(of_input: host.Rows, of_hidden: host.Rows, bias: host.Rows, hidden_bias: host.Rows) -> tuple[host.Rows, ...]:
     """r, z, n and h_n + hidden_bias, each [rows, Hd]."""
     size = hidden_bias.shape[0]
-    r_z = of_input[:, : 2 * size] + of_hidden[:, : 2 * size]
-    r_z += bias[: 2 * size]
-    host.sigmoid(r_z)
-    inner = of_hidden[:, 2 * size :] + hidden_bias
-    candidate = r_z[:, :size] * inner
-    candidate += of_input[:, 2 * size :]
-    candidate += bias[2 * size :]
-    np.tanh(candidate, out=candidate)
-    return r_z[:, :size], r_z[:, size:], candidate, inner
+    reset, update, candidate = (slice(at * size, (at + 1) * size) for at in range(3))
+    r, z = (of_input[:, gate] + of_hidden[:, gate] for gate in (reset, update))
+    r += bias[reset]
+    z += bias[update]
+    host.sigmoid(r)
+    host.sigmoid(z)
+    inner = of_hidden[:, candidate] + hidden_bias
+    n = r * inner
+    n += of_input[:, candidate]
+    n += bias[candidate]
+    return r, z, np.tanh(n, out=n), inner
 
 
-def _blend(update: host.Rows, candidate: host.Rows, hidden: host.Rows, new: host.Rows) -> None:
-    """Write n + z (h - n) to `new`."""
-    np.subtract(hidden, candidate, out=new)
-    np.multiply(new, update, out=new)
-    np.add(new, candidate, out=new)
+def _blend(update: host.Rows, candidate: host.Rows, hidden: host.Rows, out: host.Rows | None = None) -> host.Rows:
+    """n + z (h - n)."""
+    new: host.Rows = np.subtract(hidden, candidate, out=out)
+    new *= update
+    new += candidate
+    return new
 
 
 def _within(x: host.Rows, bound: float) -> bool:
