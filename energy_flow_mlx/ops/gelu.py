@@ -1,7 +1,5 @@
 """The exact GELU, x Phi(x) with the normal distribution's integral Phi."""
 
-from collections.abc import Callable
-
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -9,8 +7,6 @@ import numpy as np
 from . import host
 from .differentiable import by_numpy
 from .kernel import as_type
-
-Gelu = Callable[..., mx.array]
 
 
 def gelu(x: mx.array, bias: mx.array | None = None) -> mx.array:
@@ -61,8 +57,8 @@ def host_backward(cotangent: mx.array, x: mx.array, bias: mx.array | None = None
         return None if own is None else outputs[rows].sum(axis=0)
 
     sums = host.in_blocks(block, *inputs.shape)
-    d_x = as_type(result, x.dtype)
-    return [d_x] if bias is None else [d_x, as_type(mx.array(np.sum(sums, axis=0, dtype=np.float32)), bias.dtype)]
+    gradients = [as_type(result, x.dtype)]
+    return gradients if bias is None else [*gradients, host.total(sums, bias.dtype)]
 
 
 _on_host = by_numpy(host_forward, host_backward)

@@ -107,7 +107,7 @@ def host_forward(
         _blend(update, candidate, before[rows], out=new[rows])
         if moving is not None and not moving[rows].all():
             np.copyto(new[rows], before[rows], where=~moving[rows, None])
-        if bound is not None and not _within(new[rows], bound):
+        if bound is not None and not host.within(new[rows], bound):
             _sanitise(new[rows], bound)
 
     host.in_blocks(block, *hidden.shape)
@@ -134,14 +134,14 @@ def host_backward(
     above, of_input, of_hidden, own, own_hidden, before = map(host.read, arrays)
     moving = None if active is None else host.read(active, mx.bool_)
 
-    def block(rows: slice) -> tuple[Any, ...]:
+    def block(rows: slice) -> host.Rows:
         reset, update, candidate, inner = _gates(of_input[rows], of_hidden[rows], own, own_hidden)
         d, kept = above[rows], None
         if bound is not None:
             new = _blend(update, candidate, before[rows])
             if moving is not None:
                 np.copyto(new, before[rows], where=~moving[rows, None])
-            if not _within(new, bound):
+            if not host.within(new, bound):
                 d = np.where(np.abs(new) <= bound, d, np.float32(0))  # NaN is not
         if moving is not None and not moving[rows].all():
             kept = d * ~moving[rows, None]
@@ -162,11 +162,10 @@ def host_backward(
         for at, gate in enumerate((of_reset, of_update, of_candidate)):
             of_gates[rows, at * size : (at + 1) * size] = gate
             of_products[rows, at * size : (at + 1) * size] = gate if at < 2 else of_product
-        return tuple(gate.sum(axis=0) for gate in (of_reset, of_update, of_candidate, of_product))
+        return np.concatenate([gate.sum(axis=0) for gate in (of_reset, of_update, of_candidate, of_product)])
 
-    sums = host.in_blocks(block, *hidden.shape)
-    total = np.sum(sums, axis=0).reshape(-1)
-    gradients = [d_input, d_hidden_gates, mx.array(total[: 3 * size]), mx.array(total[3 * size :]), d_hidden]
+    of_bias, of_hidden_bias = mx.split(host.total(host.in_blocks(block, *hidden.shape), mx.float32), [3 * size])
+    gradients = [d_input, d_hidden_gates, of_bias, of_hidden_bias, d_hidden]
     gradients = [as_type(d, array.dtype) for d, array in zip(gradients, arrays[1:], strict=True)]
     return gradients if active is None else [*gradients, mx.zeros_like(active)]
 
@@ -193,11 +192,6 @@ def _blend(update: host.Rows, candidate: host.Rows, hidden: host.Rows, out: host
     new *= update
     new += candidate
     return new
-
-
-def _within(x: host.Rows, bound: float) -> bool:
-    """Whether all of x are numbers from -bound to bound; NaN is not."""
-    return bool(x.max() <= bound and x.min() >= -bound)
 
 
 def _sanitise(x: host.Rows, bound: float) -> None:

@@ -28,7 +28,7 @@ _NORMAL = (1.80936566e-9, -1.33646964e-7, 3.97311477e-6, -5.52779529e-5, -3.2954
 _DENSITY = 1.0 / np.sqrt(2.0 * np.pi)
 
 
-def use_host(op: str, wanted: bool | None, *arrays: mx.array) -> bool:
+def use_host(op: str, wanted: bool | None, *arrays: Any) -> bool:
     """Whether `op` computes by NumPy where no kernel is used: on a CPU under Linux, if its inputs can be read.
 
     They cannot while `mx.compile`, `mx.vmap` or `mx.export_function` trace a function. ENERGY_FLOW_KERNELS is as for kernels:
@@ -36,7 +36,7 @@ def use_host(op: str, wanted: bool | None, *arrays: mx.array) -> bool:
 
     Args:
         wanted: as `ops.kernel.use_kernel` takes it; False, like True, forces something else than NumPy.
-        arrays: the inputs, which are computed here.
+        arrays: the inputs, or trees of them, which are computed here.
     """
     if wanted is not None or sys.platform != "linux" or on_gpu() or switched_off(op):
         return False
@@ -80,12 +80,22 @@ def in_blocks(function: Callable[[slice], Any], rows: int, columns: int) -> list
     return found
 
 
+def total(sums: Sequence[Rows], dtype: mx.Dtype) -> mx.array:
+    """The sum of what blocks returned, in `dtype`."""
+    return as_type(mx.array(np.add.reduce(sums, axis=0, keepdims=True)[0]), dtype)
+
+
 def sigmoid(x: Rows) -> None:
     """1 / (1 + exp(-x)), in place."""
     x *= 0.5
     np.tanh(x, out=x)
     x *= 0.5
     x += 0.5
+
+
+def within(x: Rows, bound: float) -> bool:
+    """Whether all of x are numbers from -bound to bound; NaN is not."""
+    return not x.size or bool(x.max() <= bound and x.min() >= -bound)
 
 
 def normal_integral(x: Rows) -> Rows:
