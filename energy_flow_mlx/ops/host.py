@@ -10,10 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
 from .kernel import as_type, on_gpu, switched_off
@@ -22,6 +23,8 @@ Rows: TypeAlias = NDArray[np.float32]
 
 BLOCK = 2**15  # numbers of an array that a block of rows has: 128 KiB, of which a few fit into a core's second-level cache
 
+LEAST = 2**12  # numbers of an op's largest array; of fewer, waiting for them costs what NumPy saves
+
 # Phi(x), the normal distribution's integral, is (1 + tanh(x q(x^2))) / 2 with these coefficients of q, the highest power first. They
 # were fitted to |x| < 6; beyond, q stays above 1. In float32 Phi is off by 1.3e-7 at most.
 _NORMAL = (1.80936566e-9, -1.33646964e-7, 3.97311477e-6, -5.52779529e-5, -3.29547116e-5, 3.63339111e-2, 7.97884464e-1)
@@ -29,7 +32,7 @@ _DENSITY = 1.0 / np.sqrt(2.0 * np.pi)
 
 
 def use_host(op: str, wanted: bool | None, *arrays: Any) -> bool:
-    """Whether `op` computes by NumPy where no kernel is used: on a CPU under Linux, if its inputs can be read.
+    """Whether `op` computes by NumPy where no kernel is used: on a CPU under Linux, if its inputs are many numbers and can be read.
 
     They cannot while `mx.compile`, `mx.vmap` or `mx.export_function` trace a function. ENERGY_FLOW_KERNELS is as for kernels:
     `off` and `-op` ask for MLX's own graph.
@@ -39,6 +42,8 @@ def use_host(op: str, wanted: bool | None, *arrays: Any) -> bool:
         arrays: the inputs, or trees of them, which are computed here.
     """
     if wanted is not None or sys.platform != "linux" or on_gpu() or switched_off(op):
+        return False
+    if max(cast(mx.array, array).size for _, array in tree_flatten(arrays)) < LEAST:
         return False
     try:
         mx.eval(*arrays)
