@@ -43,7 +43,7 @@ def use_host(op: str, wanted: bool | None, *arrays: Any) -> bool:
     """
     if wanted is not None or sys.platform != "linux" or on_gpu() or switched_off(op):
         return False
-    if max(cast(mx.array, array).size for _, array in tree_flatten(arrays)) < LEAST:
+    if max(array.size for _, array in cast(list[tuple[str, mx.array]], tree_flatten(arrays))) < LEAST:
         return False
     try:
         mx.eval(*arrays)
