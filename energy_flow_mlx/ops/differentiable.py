@@ -1,6 +1,6 @@
 """Kernels as differentiable functions, and a way to do without where a function around them has a backward pass of its own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,3 +36,37 @@ class Differentiable:
 
     def __call__(self, *arrays: mx.array) -> Any:
         return (self._forward if _own else self._with_vjp)(*arrays)
+
+
+def by_numpy(forward: Callable[..., Any], backward: Callable[..., Sequence[mx.array]]) -> Callable[..., Any]:
+    """`forward` as a function that is differentiable once, where both compute by NumPy.
+
+    Autodiff takes what NumPy computes for constants: asked for more than a vjp, it raises instead of leaving gradients out.
+
+    Args:
+        forward: arrays to an array or a list of them.
+        backward: cotangents and then the arrays of `forward` to the gradients of these.
+
+    Returns:
+        The function. It raises NotImplementedError where it is differentiated twice or in forward mode.
+    """
+
+    @mx.custom_function
+    def function(*arrays: mx.array) -> Any:
+        return forward(*arrays)
+
+    @mx.custom_function
+    def gradients(*arrays: mx.array) -> list[mx.array]:
+        return list(backward(*arrays))
+
+    @function.vjp
+    def vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
+        single = isinstance(cotangents, mx.array)
+        return gradients(*((cotangents,) if single else cotangents), *(primals if isinstance(primals, tuple) else (primals,)))
+
+    def refuse(*_: Any) -> Any:
+        raise NotImplementedError("computed by NumPy this has a gradient and no other derivative; ENERGY_FLOW_KERNELS=off takes a form that has")
+
+    for register in (function.jvp, gradients.jvp, gradients.vjp):
+        register(refuse)
+    return function
