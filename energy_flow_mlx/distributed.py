@@ -82,17 +82,11 @@ class World:
         found = self._all_bytes(np.ascontiguousarray(rows).tobytes())
         return [np.frombuffer(data, rows.dtype).reshape(-1, *rows.shape[1:]) for data in found]
 
-    def from_first(self, data: bytes) -> bytes:
-        """The bytes of the first process; what others give is ignored. Waits."""
-        if self.size == 1:
-            return data
-        own = np.frombuffer(data, np.uint8)
-        length = self.exchange(len(data))[0]
-        found = []
-        for start in range(0, length, PIECE):
-            piece = own[start : start + PIECE] if self.first else np.zeros(min(PIECE, length - start), np.uint8)
-            found.append(np.array(self.sum(mx.array(piece))).tobytes())
-        return b"".join(found)
+    def from_first(self, data: bytes | None, length: int) -> bytes:
+        """The `length` bytes of the first process; the others give None. Waits."""
+        own = np.zeros(length, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+        pieces = (mx.array(own[start : start + PIECE]) for start in range(0, length, PIECE))
+        return b"".join(np.array(self.sum(piece)).tobytes() for piece in pieces)
 
     def require_same(self, what: str, tree: Any) -> None:
         """See that a tree of arrays has the same bits everywhere. Waits.

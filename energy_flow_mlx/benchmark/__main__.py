@@ -12,12 +12,13 @@ import mlx.core as mx
 from .. import blas
 from ..cli import Parser, add_config_flags, check_writable, fail, given_fields, run_command
 from ..config import ConfigError, EnergyConfig
+from ..distributed import launched
 from ..figures import ENDINGS
 from ..ops.kernel import on_gpu
 from ..train import memory
-from . import output
+from . import output, scaling
 from .compare import TORCH_CPU, TORCH_CUDA, TORCH_EAGER, WHATS, Plan, measure_mlx, measure_torch, ratios, weights_file
-from .processes import MeasurementFailed, run_mlx, workshop
+from .processes import MeasurementFailed, run_mlx, run_together, workshop
 from .scenarios import SCENARIOS
 from .work import benchmark_config, compute_dtype, flow_steps, require_comparable, total_flops
 
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, OSError) as error:
         return fail(error, 2)
     try:
+        if arguments.scaling is not None:
+            return _scaling(config, arguments)
         results = _measure(config, arguments)
     except MeasurementFailed as error:
         return fail(error, 1)
@@ -76,6 +79,11 @@ def _parser(argv: Sequence[str] | None) -> Parser:
     parser.add_argument(
         "--sweep", action="store_true", help="vary B, W*H, D and Hd, and fit the growth of time and memory: some three times as long as the table"
     )
+    parser.add_argument(
+        "--scaling", nargs="?", const=scaling.COUNTS, metavar="N,…",
+        help="time the training step alone, by so many processes on this machine, each with the whole batch_size "
+        f"(default: {scaling.COUNTS}); under mlx.launch by one process and by all that it starts",
+    )  # fmt: skip
     parser.add_argument(
         "--scenario",
         action="append",
@@ -121,6 +129,8 @@ def _parser(argv: Sequence[str] | None) -> Parser:
 
 
 def _require(arguments: Namespace) -> None:
+    if arguments.scaling is not None:
+        _counts(arguments.scaling)
     for name, least in (("repeats", 1), ("warmup", 0), ("scenario_steps", 1)):
         if getattr(arguments, name) < least:
             raise ConfigError(
@@ -207,6 +217,37 @@ def _measure(config: EnergyConfig, arguments: Namespace) -> dict[str, Any]:
             job = {**basis, "what": "scenario", "scenario": scenario, "steps": arguments.scenario_steps}
             results["scenarios"].append(run_mlx(folder, job))
     return results
+
+
+def _scaling(config: EnergyConfig, arguments: Namespace) -> int:
+    job = {
+        "what": "scaling",
+        "config": config.to_dict(),
+        "repeats": arguments.repeats,
+        "warmup": arguments.warmup,
+        "limit_s": arguments.seconds,
+        "dropout": arguments.as_trained,
+    }
+    if launched():
+        rows = scaling.scaling_rows(job)
+    else:
+        rows = []
+        with workshop() as folder:
+            for count in _counts(arguments.scaling):
+                _say(f"{count} processes …")
+                rows.append(run_together(folder, job, count))
+    if rows is not None:
+        print(scaling.text(rows, config.batch_size))
+        if arguments.json is not None:
+            output.save(arguments.json, {"config": config.to_dict(), "scaling": rows})
+    return 0
+
+
+def _counts(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--scaling {text} is not accepted: it takes numbers of processes joined by commas, such as {scaling.COUNTS}")
+    return [int(part) for part in parts]
 
 
 def _beside_limit(stage: Mapping[str, Any], ceilings: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from ..cli import flag, layered_config
 from ..config import ConfigError, EnergyConfig, read_mapping
 from ..data.source import PairBatch
+from ..distributed import ALONE, World
 from ..models.carrier import DISPLACEMENT_WIDTH
 from ..models.energy_flow import EnergyFlow
 from ..models.mapper import intermediate_size
@@ -104,11 +105,11 @@ def make_model(config: EnergyConfig, *, training: bool, dropout: bool) -> Energy
     return model
 
 
-def make_step(config: EnergyConfig, model: EnergyFlow) -> TrainStep:
+def make_step(config: EnergyConfig, model: EnergyFlow, world: World = ALONE) -> TrainStep:
     """The training step with its optimiser, as in training."""
     optimiser = make_optimiser(config)
     optimiser.init(model.trainable_parameters())
-    return TrainStep(model, optimiser, config)
+    return TrainStep(model, optimiser, config, world=world)
 
 
 def product_flops(config: EnergyConfig) -> dict[str, float]:

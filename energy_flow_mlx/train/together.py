@@ -19,10 +19,11 @@ def lead(world: World, run: Prepared) -> None:
     """Give the run of the first process, whose folder holds its checkpoint, to the others."""
     if world.size == 1:
         return
-    names = [name for name in checkpoint.FILES if resolve(run.folder, name).is_file()]
-    world.exchange([str(run.folder), run.config.to_dict(), names])
-    for name in names:
-        world.from_first(resolve(run.folder, name).read_bytes())
+    paths = (resolve(run.folder, name) for name in checkpoint.FILES)
+    files = {path.name: path.read_bytes() for path in paths if path.is_file()}
+    world.exchange([str(run.folder), run.config.to_dict(), {name: len(data) for name, data in files.items()}])
+    for data in files.values():
+        world.from_first(data, len(data))
 
 
 def follow(world: World) -> Prepared:
@@ -33,14 +34,14 @@ def follow(world: World) -> Prepared:
     Raises:
         OSError: the checkpoint does not fit into the folder for temporary files. Other errors are those of `prepare`.
     """
-    shown, fields, names = world.exchange(None)[0]
+    shown, fields, sizes = world.exchange(None)[0]
     config = EnergyConfig.from_dict(fields)
     memory.limit(memory.share(config, world.size))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / Path(shown).name
         folder.mkdir()
-        for file in names:
-            (folder / file).write_bytes(world.from_first(b""))
+        for name, size in sizes.items():
+            (folder / name).write_bytes(world.from_first(None, size))
         return prepare(config, folder, resume=True)._replace(folder=Path(shown))
 
 

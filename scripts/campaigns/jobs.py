@@ -196,7 +196,11 @@ class Training(Job):
         self.elsewhere.mkdir()
         os.environ["TMPDIR"] = str(self.elsewhere)
         with after(checkpoint, "save", lambda *arguments: announce(arguments[-1].step)):
-            return training.main([*how, "--quiet"])
+            return self.main([*how, "--quiet"])
+
+    def main(self, arguments: list[str]) -> int:
+        """The command with these arguments."""
+        return training.main(arguments)
 
     def fields(self) -> list[str]:
         return flags(
