@@ -15,7 +15,7 @@ import sys
 import threading
 import traceback
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -32,6 +32,7 @@ from .watchdog import Door, Watch, enter
 TIMEOUT = 300.0  # seconds, see `joined`
 PIECE = 2**26  # bytes of a file that are sent at a time
 Tree = TypeVar("Tree")
+T = TypeVar("T")
 
 
 class World:
@@ -87,6 +88,15 @@ class World:
         own = np.zeros(length, np.uint8) if data is None else np.frombuffer(data, np.uint8)
         pieces = (mx.array(own[start : start + PIECE]) for start in range(0, length, PIECE))
         return b"".join(np.array(self.sum(piece)).tobytes() for piece in pieces)
+
+    def in_turn(self, call: Callable[[], T]) -> T:
+        """What `call` gives, called by the first process before the others: they find on disk what it left there."""
+        if not self.first:
+            self.exchange(None)
+        found = call()
+        if self.first:
+            self.exchange(None)
+        return found
 
     def require_same(self, what: str, tree: Any) -> None:
         """See that a tree of arrays has the same bits everywhere. Waits.
@@ -210,6 +220,10 @@ def joined(timeout: float = TIMEOUT) -> Iterator[World]:
     missing.cancel()
     try:
         yield world
+    except KeyboardInterrupt as error:
+        if world.size == 1:
+            raise
+        raise SystemExit(world.failed(error, "interrupted", 130)) from error
     except Exception as error:  # nothing that a command reports: a fault of the program
         world.lost(error)
         traceback.print_exc()

@@ -92,7 +92,7 @@ def run_torch(folder: Path, job: Mapping[str, Any], *, cold: bool = True, limit:
 
 def save_batches(path: Path, batches: Sequence[PairBatch]) -> None:
     """Write batches (arrays as in `PairBatch`) to an .npz file for the torch process."""
-    arrays = {f"{name}.{k}": value for k, batch in enumerate(batches) for name, value in batch._asdict().items()}
+    arrays = {f"{name}.{k}": value for k, batch in enumerate(batches) for name, value in batch._asdict().items() if value is not None}
     np.savez(path, count=np.array(len(batches)), **arrays)
 
 

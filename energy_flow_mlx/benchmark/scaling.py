@@ -50,7 +50,7 @@ def scaling_row(job: Mapping[str, Any], world: World) -> dict[str, Any]:
     first = None
     if config.batch_size % world.size == 0:
         model = make_model(config, training=True, dropout=job["dropout"])
-        shares = [PairBatch(*(None if rows is None else world.own(rows) for rows in batch)) for batch in make_batches(config)]
+        shares = [_own(batch, world) for batch in make_batches(config)]
         first = number(make_step(config, model, world)(0, shares, config.learning_rate).loss)
     batches = make_batches(config, seed=world.rank)
     model = make_model(config, training=True, dropout=job["dropout"])
@@ -98,3 +98,7 @@ def text(rows: Sequence[Mapping[str, Any]], batch: int) -> str:
             f"{row['peak_bytes'] / 2**30:.2f}",
         ))  # fmt: skip
     return f"scaling, {batch} pairs in each process, {rows[0]['device']}\n{table(header, lines)}"
+
+
+def _own(batch: PairBatch, world: World) -> PairBatch:
+    return batch._replace(**{name: world.own(rows) for name, rows in batch._asdict().items() if rows is not None})
