@@ -1,9 +1,9 @@
 """The rows of the table: each way from a held-out sentence to a text, and how much of the sentence is in that text."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
@@ -11,14 +11,11 @@ from ..checks import is_blank
 from ..config import RunConfig
 from ..data.source import PairData
 from ..data.teacher import Teacher
-from ..models.energy_flow import EnergyFlow, EnergyFlowOutput
+from ..models.energy_flow import EnergyFlow
 from ..text.scores import TextScores, scores_by_length
 from ..text.search import Search
 from ..train.evaluation import Floats, normalised
 from .sentences import held_out, nearest_targets
-
-# What the model makes of B inputs, and the teacher's embeddings [B, E] of the B texts that are wanted -> B texts.
-Route = Callable[[EnergyFlowOutput, mx.array], list[str]]
 
 
 @dataclass(frozen=True)
@@ -31,14 +28,6 @@ class Recovery:
     too_long: int
     left_out: dict[str, int]
     scores: dict[str, dict[str, TextScores]]
-
-
-def routes(model: EnergyFlow, search: Search) -> dict[str, Route]:
-    """Every way through a model's text decoder, by its name in the table."""
-    return {
-        "through the lattice": lambda out, wanted: model.decode(out.surface, search=search),
-        "from the teacher's embedding": lambda out, wanted: model.decode(embedding=wanted, search=search),
-    }
 
 
 def recover(
@@ -63,18 +52,18 @@ def recover(
     numbers, left_out = held_out(data, most, config.seed)
     if not len(numbers):
         raise ValueError(f"{data.name}: no sentence of its {len(data.test)} test pairs is left: {listed(left_out)}")
-    ways = routes(model, search)
-    came: dict[str, list[str]] = {name: [] for name in ways}
+    came: dict[str, list[str]] = defaultdict(list)
     wanted, predicted = [], []
-    with tqdm(total=len(numbers) * len(ways), unit="text", disable=None, dynamic_ncols=True) as bar:  # None: on a terminal only
+    with tqdm(total=len(numbers), unit="sentence", disable=None, dynamic_ncols=True) as bar:  # None: on a terminal only
         for at in range(0, len(numbers), batch_size):
             batch = data.test.batch(numbers[at : at + batch_size])
             out = model(batch.input_embedding)
-            predicted.append(np.array(out.embedding))
+            surfaces = {"through the lattice": out.surface, "from the teacher's embedding": model.map_to_surface(batch.target_embedding)}
+            for name, surface in surfaces.items():
+                came[name] += model.decode(surface, search=search)
             wanted.append(batch.target_embedding)
-            for name, way in ways.items():
-                came[name] += way(out, mx.array(batch.target_embedding))
-                bar.update(len(batch.indices))
+            predicted.append(np.array(out.embedding))
+            bar.update(len(batch.indices))
     came["nearest training sentence"] = nearest_targets(np.concatenate(predicted), data.train)
     texts = [data.test.texts(int(number)).target for number in numbers]
     targets = np.concatenate(wanted)

@@ -101,10 +101,10 @@ def test_a_decoder_that_knows_its_text_is_perfect_and_an_empty_answer_is_worth_n
     data = data_of([("a cat sits", "an animal sits")], [("a dog runs.", "an animal runs."), ("two men read", "people read")])
     texts = [data.test.texts(number).target for number in range(2)]
 
-    def decode(self: EnergyFlow, surface: mx.array | None = None, *, embedding: mx.array | None = None, search: Search) -> list[str]:
-        if embedding is None:
-            return ["\u200b"] * len(surface)
-        return [texts[at] for at in np.argmax(np.array(embedding) @ TEACHER.embed(texts).T, axis=1)]
+    def decode(self: EnergyFlow, surface: mx.array, *, search: Search) -> list[str]:
+        known = [np.array(self.map_to_surface(TEACHER.embed([text]))).ravel() for text in texts]
+        rows = np.array(surface).reshape(len(surface), -1)
+        return [next((text for text, mapped in zip(texts, known, strict=True) if np.allclose(row, mapped, atol=1e-5)), "\u200b") for row in rows]
 
     monkeypatch.setattr(EnergyFlow, "decode", decode)
     scores = recover(lively_model(), data, TEACHER, Search(), SMALL, most=9, batch_size=9).scores
