@@ -53,7 +53,10 @@ def benchmark_config(
     """
     given = {**(read_mapping(file) if file is not None else {}), **fields}
     still = {} if as_trained else {name: value for name, value in STILL.items() if name not in given}
-    return layered_config(preset, file, {**still, **fields})
+    config = layered_config(preset, file, {**still, **fields})
+    if config.text_decoder_loss_weight or config.part != "all":
+        raise ConfigError("text_decoder_loss_weight must be 0 and part all: the benchmark's model has no text decoder")
+    return config
 
 
 def require_comparable(config: EnergyConfig) -> None:

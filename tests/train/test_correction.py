@@ -10,7 +10,7 @@ from train.small import arguments, arrays, assert_same_arrays
 from train.test_text_decoder import DECODER, JOINT, refused, without_figures  # noqa: F401
 from train.test_train import stop_after
 
-from energy_flow_mlx import EnergyFlow
+from energy_flow_mlx import ConfigError, EnergyFlow
 from energy_flow_mlx.convert import __main__ as convert
 from energy_flow_mlx.data import HashedNgramTeacher, TextPair, Tokeniser, open_teacher
 from energy_flow_mlx.data.source import ArrayPairs, PairData
@@ -83,6 +83,35 @@ def test_it_resumes_to_the_bit_with_the_hypotheses_that_were_drawn(decoded, corr
     assert "hypotheses.json" in refused(capsys, "--resume", tmp_path / "without")
     (tmp_path / "without/text_corrector.json").unlink()
     assert "text_corrector.json missing" in refused(capsys, "--resume", tmp_path / "without")
+
+
+@pytest.mark.parametrize("part", ["all", "decoder", "corrector"])
+def test_compiled_steps_do_the_same(part, decoded, corrected, tmp_path):
+    """Each part goes on from a run that has all three."""
+    runs = []
+    for mode in ("off", "on"):
+        runs.append(tmp_path / mode)
+        share = {"text_decoder_flow_share": 0.0} if part == "decoder" else {}
+        fields = {**STAGE, **DECODER, **share, "part": part, "compile_step": mode, "validation_interval": 4, "checkpoint_interval": 4}
+        flags = [word for name, value in fields.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        assert train.main(["--start-from", str(corrected), "--out", str(runs[-1]), "--quiet", *flags]) == 0
+    eager, compiled = (corrector_arrays(run) for run in runs)
+    before, learns = corrector_arrays(corrected), {"all": "model.", "decoder": "text_decoder.", "corrector": "decoder.layers."}[part]
+    assert any(name.startswith(learns) and not np.array_equal(array, before[name]) for name, array in eager.items() if name in before)
+    for name, array in eager.items():
+        np.testing.assert_allclose(array, compiled[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_the_ablation_of_a_run_with_a_decoder_has_none(tmp_path, capsys):
+    assert train.main([*arguments(tmp_path / "run", **JOINT, training_steps=1), "--ablation", "--mlp-baseline"]) == 0
+    assert "flow left out (1 steps)" in capsys.readouterr().out
+
+
+def test_the_benchmark_has_no_decoder():
+    from energy_flow_mlx.benchmark.work import benchmark_config
+
+    with pytest.raises(ConfigError, match="text_decoder_loss_weight must be 0"):
+        benchmark_config("tiny", None, {"text_decoder_loss_weight": 1.0}, as_trained=True)
 
 
 def test_pytorch_gets_what_it_has(decoded, corrected, tmp_path, capsys):
