@@ -183,7 +183,8 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None
                 flag(field.name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
             )
         else:
-            group.add_argument(flag(field.name), default=argparse.SUPPRESS, metavar=_METAVARS[field.type], help=text)
+            flags = filter(None, (flag(field.name), field.metadata["also"]))
+            group.add_argument(*flags, default=argparse.SUPPRESS, metavar=_METAVARS[field.type], help=text)
 
 
 def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:

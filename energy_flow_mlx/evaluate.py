@@ -10,7 +10,7 @@ from .dataset.records import DataError
 from .files import resolve
 from .models.energy_flow import EnergyFlow
 from .ops.failures import KernelError, kernel_errors
-from .results import FILE
+from .results import FILE, Results
 from .strict_json import to_json
 from .train.report import held_out
 
@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         trained = EnergyConfig.from_json(resolve(arguments.run, "config.json"))
         config = trained.replace(**{name: value for name, value in changes.items() if value is not None})
         data = data_of_run(config, model.text_encoder.tokeniser)
+        own = config.data == trained.data
+        saving = own and not _held(arguments.run, model.trained_steps)
     except (ValueError, OSError) as error:
         return fail(error, 2)
     try:
@@ -40,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = config.replace(text_loss_weight=0)
         with kernel_errors():
             results = held_out(model, data, config, mlp=arguments.mlp_baseline, ablation=arguments.ablation)
-        own = config.data == trained.data
-        if own and not resolve(arguments.run, FILE).is_file():
+        if saving:
             results.save(arguments.run)
     except KernelError as error:
         return fail(error, 1)
@@ -54,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not own:
         print(f"(the energy flow was trained on {trained.data}, the other rows are fitted on the training pairs of {config.data})")
     return 0
+
+
+def _held(run: Path, steps: int) -> bool:
+    """Whether a run's folder has results already, and of a model of so many steps."""
+    return (run / FILE).is_file() and Results.load(run).steps == steps
 
 
 if __name__ == "__main__":

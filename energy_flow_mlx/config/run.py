@@ -52,6 +52,10 @@ class RunConfig(Fields):
     )
     validation_interval: int = field(100, "steps between validations", group=TRAINING, low=1)
     checkpoint_interval: int = field(100, "steps between checkpoints", group=TRAINING, low=1)
+    keep_checkpoints: int = field(
+        0, "checkpoints kept in steps/ of the run folder, the last ones; 0: none, the folder itself has the last", group=TRAINING, low=0,
+        also="--keep",
+    )  # fmt: skip
     log_interval: int = field(10, "steps between lines of metrics.jsonl", group=TRAINING, low=1)
 
     # The loss

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..cli import reason
 from .checkpoint import METRICS
+from .keeping import copy_best
 from .prepare import Prepared
 from .step import TrainStep
 
@@ -57,5 +58,7 @@ def _saved(run: Prepared, save: Callable[[Path], None]) -> Path:
             continue
         with contextlib.suppress(OSError):
             shutil.copyfile(run.folder / METRICS, folder / METRICS)
+        with contextlib.suppress(OSError):
+            copy_best(run.folder, folder)
         return folder
     raise last

@@ -14,7 +14,7 @@ from ..data.prefetch import Prefetch
 from ..data.source import PairBatch
 from ..lock import locked
 from ..scores import Evaluation
-from . import checkpoint, memory
+from . import checkpoint, keeping, memory
 from .callbacks import Callback, Callbacks
 from .evaluation import evaluate
 from .interrupt import StopRequest
@@ -61,6 +61,8 @@ def train(
     with locked(folder):
         memory.limit(config)
         run = prepare(config, folder, resume=resume)
+        if resume:  # what a kill left undone
+            keeping.keep(folder, run.state.step, config.keep_checkpoints)
         if not quiet:
             print(header(run), flush=True)
         began_at, began = run.state.step, time.perf_counter()
@@ -111,9 +113,14 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
         validated = state.step
         return result
 
+    def keep_best(folder: Path) -> None:
+        if 0 < state.best_step == state.step:
+            keeping.save_best(folder, model, config)
+
     def save(folder: Path) -> None:
         if step.scaled:
             state.keep_scaling(step.loss_scale)
+        keep_best(folder)
         checkpoint.save(folder, model, run.optimiser, config, state)
 
     def save_early(folder: Path) -> None:
@@ -138,8 +145,11 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
                 launched = None
             if validating:
                 progress.validated(state.step, validate())
+                if not saving:
+                    keep_best(run.folder)
             if saving:
                 save(run.folder)
+                keeping.keep(run.folder, state.step, config.keep_checkpoints)
                 progress.saved(state.step)
             if saving and stop.requested:
                 break

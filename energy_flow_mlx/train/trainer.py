@@ -16,8 +16,8 @@ from .callbacks import Callback
 from .interrupt import StopRequest
 from .run import train
 
-# What a resumed run may change: how long it goes on, how often it looks and writes, and where its data now lies.
-RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "log_interval", "data")
+# What a resumed run may change: how long it goes on, how often it looks, what it writes, and where its data now lies.
+RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "keep_checkpoints", "log_interval", "data")
 
 
 class Trainer:
