@@ -51,6 +51,9 @@ class RunConfig(Fields):
         "auto", "trace the training step once and replay it; auto: on a GPU", group=TRAINING, choices=("auto", "on", "off")
     )
     validation_interval: int = field(100, "steps between validations", group=TRAINING, low=1)
+    early_stopping: int = field(
+        0, "validations without a better cosine after which the run ends; 0: it goes on to training_steps", group=TRAINING, low=0
+    )
     checkpoint_interval: int = field(100, "steps between checkpoints", group=TRAINING, low=1)
     keep_checkpoints: int = field(
         0, "checkpoints kept in steps/ of the run folder, the last ones; 0: none, the folder itself has the last", group=TRAINING, low=0,

@@ -10,10 +10,11 @@ from .. import blas
 from ..config import ConfigError, EnergyConfig
 from ..data.source import EpochOrder, PairData
 from ..dataset.open import data_of_run
-from ..files import settle
+from ..files import resolve, settle
 from ..models.energy_flow import EnergyFlow
 from . import checkpoint, memory
 from .checkpoint import CheckpointError, TrainerState
+from .keeping import BEST
 from .optimiser import AdamW, start_training
 
 
@@ -80,11 +81,21 @@ def _new_model(config: EnergyConfig, data: PairData) -> EnergyFlow:
     return model
 
 
+def ended_early(run: Prepared) -> str:
+    """Of a run that early stopping ended: when, why, and where its best model is."""
+    config, state = run.config, run.state
+    best = f"the best cosine is {state.best_validation_cosine:.4f}, of step {state.best_step}" if state.best_step else "none had a cosine"
+    where = f"; its model is in {run.folder / BEST}" if resolve(run.folder / BEST, "config.json").is_file() else ""
+    return f"ended at step {state.step}: {config.early_stopping} validations without a better cosine; {best}{where}"
+
+
 def header(run: Prepared) -> str:
     """Two lines before the first step: data and device, and the memory that a step is expected to take. Of a complete run one."""
     config = run.config
     if run.state.step == config.training_steps:
         return f"{run.folder} is complete: all {run.state.step} steps are done (--training-steps goes on)"
+    if run.state.exhausted(config):
+        return f"{run.folder} is complete: early_stopping={config.early_stopping} ended it at step {run.state.step} (--early-stopping 0 goes on)"
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     products = f", products by {blas.description()}" if on_cpu and blas.description() else ""
     steps = "every step" if config.checkpoint_steps == 1 else f"every {config.checkpoint_steps} steps"

@@ -20,7 +20,7 @@ from .evaluation import evaluate
 from .interrupt import StopRequest
 from .loss import number
 from .optimiser import learning_rate
-from .prepare import Prepared, header, prepare
+from .prepare import Prepared, ended_early, header, prepare
 from .profile import Profile
 from .progress import Progress
 from .report import held_out, try_curves
@@ -70,9 +70,11 @@ def train(
         seconds = time.perf_counter() - began
         if profile is not None:
             print(f"{trace.written} has the trace" if trace.written else f"{profile}: the run was too short for a trace")
-        if run.state.step < config.training_steps:
+        if not run.state.finished(config):
             print(f"stopped and saved at step {run.state.step}; go on with:\n  python -m energy_flow_mlx.train --resume {folder}")
             return 130
+        if run.state.step < config.training_steps:
+            print(ended_early(run), flush=True)
         if not quiet:
             print(f"memory of the run: {mx.get_peak_memory() / memory.GB:.2f} GB at most")
         try:
@@ -89,7 +91,7 @@ def train(
 
 
 def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop: StopRequest) -> None:
-    """The training loop, up to the last step or to the first Ctrl-C; it ends with everything saved."""
+    """The training loop, up to the last step, to early stopping or to the first Ctrl-C; it ends with everything saved."""
     config, state, model = run.config, run.state, run.model
     step = TrainStep(model, run.optimiser, config, state.scaling())
     validated = state.step
@@ -129,10 +131,10 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
         save(folder)
 
     ahead = Prefetch(read, config.training_steps - 1)
-    progress = Progress(run.folder, config, state.step, quiet, callbacks)
+    progress = Progress(run.folder, config, state.step, quiet or state.finished(config), callbacks)
     with stop, ahead, rescued(run, step, save_early), progress:
         launched: Launched | None = None
-        while state.step < config.training_steps:
+        while not state.finished(config):
             with trace.step(state.step, step):
                 rate = learning_rate(config, state.step, state.plateau)
                 before, launched = launched, step.launch(state.step, ahead(state.step), rate)
@@ -145,6 +147,7 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
                 launched = None
             if validating:
                 progress.validated(state.step, validate())
+                saving = saving or state.exhausted(config)
                 if not saving:
                     keep_best(run.folder)
             if saving:

@@ -17,7 +17,9 @@ from .interrupt import StopRequest
 from .run import train
 
 # What a resumed run may change: how long it goes on, how often it looks, what it writes, and where its data now lies.
-RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "keep_checkpoints", "log_interval", "data")
+RESUMABLE = (
+    "training_steps", "validation_interval", "early_stopping", "checkpoint_interval", "keep_checkpoints", "log_interval", "data",
+)  # fmt: skip
 
 
 class Trainer:
@@ -72,7 +74,7 @@ class Trainer:
         self._quiet, self._profile, self._mlp_baseline, self._ablation = quiet, profile, mlp_baseline, ablation
 
     def fit(self) -> Run:
-        """Train until `config.training_steps`, or until an interrupt or `stop()`, which save the run first; calling it again goes on.
+        """Train until `config.training_steps` or early stopping, or until an interrupt or `stop()`, which save the run first; calling it again goes on.
 
         Raises:
             NonFiniteLoss: the folder holds the last checkpoint before it.

@@ -1,6 +1,5 @@
 """Checkpoints beside the last one: the best, and the last few."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -8,29 +7,20 @@ import shutil
 import mlx.core as mx
 import numpy as np
 import pytest
-from train.small import arguments, arrays, assert_same_arrays
+from train.small import arguments, arrays, assert_same_arrays, validate_as
 
 from energy_flow_mlx import EnergyFlow, Run, evaluate
-from energy_flow_mlx.train import checkpoint, keeping, progress, report, rescue
+from energy_flow_mlx.train import checkpoint, keeping, progress, rescue
 from energy_flow_mlx.train import command as train
-from energy_flow_mlx.train import run as training_run
 
 FULL = OSError(28, "No space left on device", "somewhere")
-COSINES = {2: 0.1, 4: 0.3, 6: 0.2}  # of the validations, by step
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """Without the curves and the other rows of the table; validations whose best is in the middle."""
-    real = training_run.evaluate
-
-    def evaluated(model, *others):
-        return dataclasses.replace(real(model, *others), cosine=COSINES.get(model.trained_steps, 0.0))
-
+    """Validations whose best is in the middle."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_run, "try_curves", lambda *_: None)
-        patch.setattr(report, "simple_baselines", lambda data: {})
-        patch.setattr(training_run, "evaluate", evaluated)
+        validate_as(patch, {2: 0.1, 4: 0.3, 6: 0.2})
         yield
 
 
