@@ -193,18 +193,23 @@ def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name in names}
 
 
-def layered_config(preset: str | None, file: Path | None, fields: Mapping[str, Any]) -> EnergyConfig:
+def layered_config(
+    preset: str | None, file: Path | None, fields: Mapping[str, Any], model: Callable[[str], Mapping[str, Any]] | None = None
+) -> EnergyConfig:
     """The configuration from preset, file and flags, each overriding the one before.
+
+    model: gives the fields of the model that `init_from` of file or flags names; they override the preset's. None: there is no such model.
 
     Raises:
         ConfigError: a value or a key is not accepted, or the file does not parse.
         FileNotFoundError: there is no such file.
     """
     values = EnergyConfig.preset(preset or "tiny").to_dict()
-    if file is not None:
-        values.update(read_fields(file))
+    given = {**(read_fields(file) if file is not None else {}), **fields}
+    if model is not None and isinstance(named := given.get("init_from"), str) and named not in ("", values["init_from"]):
+        values.update(model(named))
     # Checked only once all are merged, because a value of the file may be valid only together with a flag's.
-    return EnergyConfig.from_dict({**values, **fields}, source=str(file or "flags"))
+    return EnergyConfig.from_dict({**values, **given}, source=str(file or "flags"))
 
 
 _METAVARS: dict[Any, str] = {int: "INT", float: "NUMBER", str: "NAME"}

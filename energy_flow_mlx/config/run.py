@@ -18,6 +18,11 @@ class RunConfig(Fields):
 
     # Training
     seed: int = field(0, "seed of weights, data, order, dropout and noise", group=TRAINING, low=0, high=2**31 - 1)
+    init_from: str = field(
+        "none",
+        "model whose weights a new run starts from: a run, its best/, a model's folder or OWNER/NAME of the hub; none: random weights",
+        group=TRAINING,
+    )
     training_steps: int = field(600, "optimiser steps in a run", group=TRAINING, low=1)
     batch_size: int = field(32, "pairs in a micro-batch", group=TRAINING, low=1)
     gradient_accumulation_steps: int = field(1, "micro-batches in one optimiser step", group=TRAINING, low=1)

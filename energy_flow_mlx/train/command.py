@@ -12,6 +12,7 @@ from ..files import resolve
 from ..ops.failures import KernelError
 from . import checkpoint
 from .checkpoint import CheckpointError, NonFiniteState
+from .init_from import model_fields
 from .seeds import parsed_seeds, train_seeds
 from .step import NonFiniteLoss
 from .trainer import RESUMABLE, Trainer, new_folder
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = arguments.resume
             config = _resumed_config(folder, arguments.preset, arguments.config, fields)
         else:
-            config = layered_config(arguments.preset, arguments.config, fields)
+            config = layered_config(arguments.preset, arguments.config, fields, model_fields)
             name = Path("runs") / (arguments.preset or "tiny")
             one = arguments.seeds is None
             folder = arguments.out or (new_folder(name.with_name(f"{name.name}-seed{config.seed}")) if one else name)

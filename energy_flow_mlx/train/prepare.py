@@ -14,6 +14,7 @@ from ..files import resolve, settle
 from ..models.energy_flow import EnergyFlow
 from . import checkpoint, memory
 from .checkpoint import CheckpointError, TrainerState
+from .init_from import initial_model
 from .keeping import BEST
 from .optimiser import AdamW, start_training
 
@@ -34,13 +35,13 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
     """A new run, saved before its first step so that a kill leaves a run to resume; or the one saved in `folder`.
 
     Raises:
-        ConfigError: the data do not fit the configuration, or a resumed run has done more steps than it asks for.
+        ConfigError: the data, or the model of `init_from`, do not fit the configuration, or a resumed run has done more steps than it asks for.
         CheckpointError: `folder` holds no complete checkpoint, or one that was trained on other data.
     """
     if resume:
         settle(folder)
-    saved = _saved_model(folder) if resume else None
-    data = data_of_run(config, None if saved is None else saved.text_encoder.tokeniser)
+    given = _given_model(config, folder if resume else None)
+    data = data_of_run(config, None if given is None else given.text_encoder.tokeniser)
     if data.tokeniser is None and config.text_loss_weight:
         print(f"{data.name} has no texts: text_loss_weight is 0 instead of {config.text_loss_weight:g}", file=sys.stderr)
         config = config.replace(text_loss_weight=0)
@@ -48,7 +49,9 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
         order = EpochOrder(len(data.train), config.batch_size, config.seed)
     except ValueError as error:
         raise ConfigError(f"{data.name}: {error}") from error
-    model = _new_model(config, data) if saved is None else saved
+    model = _new_model(config) if given is None else given
+    if model.text_encoder.tokeniser is None:
+        model.text_encoder.tokeniser = data.tokeniser
     optimiser = start_training(model, config)
     if resume:
         state = checkpoint.load(folder, model, optimiser)
@@ -67,18 +70,21 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
     return Prepared(folder, config, data, order, model, optimiser, state)
 
 
-def _saved_model(folder: Path) -> EnergyFlow:
+def _given_model(config: EnergyConfig, saved: Path | None) -> EnergyFlow | None:
+    """The model that was `saved`, or the one that `init_from` names; None: there is none, and weights are random."""
     try:
-        return EnergyFlow.from_pretrained(folder)
+        if saved is not None:
+            return EnergyFlow.from_pretrained(saved)
+        return None if config.init_from == "none" else initial_model(config)
+    except ConfigError:
+        raise
     except ValueError as error:  # the message names the file
         raise CheckpointError(str(error)) from error
 
 
-def _new_model(config: EnergyConfig, data: PairData) -> EnergyFlow:
+def _new_model(config: EnergyConfig) -> EnergyFlow:
     mx.random.seed(config.seed)
-    model = EnergyFlow(config)
-    model.text_encoder.tokeniser = data.tokeniser
-    return model
+    return EnergyFlow(config)
 
 
 def ended_early(run: Prepared) -> str:
