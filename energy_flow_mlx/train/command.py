@@ -12,13 +12,14 @@ from ..files import resolve
 from ..ops.failures import KernelError
 from . import checkpoint
 from .checkpoint import CheckpointError, NonFiniteState
+from .found import NAMED, found_run
 from .init_from import model_fields
 from .seeds import parsed_seeds, train_seeds
 from .step import NonFiniteLoss
 from .trainer import RESUMABLE, Trainer, new_folder
 
 _USAGE = (
-    "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN] [--seeds N,N,...] "
+    "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN|latest|best] [--seeds N,N,...] "
     "[--profile DIR] [--mlp-baseline] [--ablation] [--quiet]"
 )
 _DESCRIPTION = (
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError("--seeds is not accepted with --resume or --seed: the same command with --seeds goes on with what is not complete")
         resume = arguments.resume is not None
         if resume:
-            folder = arguments.resume
+            folder = _run_to_resume(arguments.resume)
             config = _resumed_config(folder, arguments.preset, arguments.config, fields)
         else:
             config = layered_config(arguments.preset, arguments.config, fields, model_fields)
@@ -62,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser(argv: Sequence[str] | None) -> Parser:
     parser = Parser(prog="python -m energy_flow_mlx.train", usage=_USAGE, description=_DESCRIPTION)
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder, bit-identically")
+    parser.add_argument(
+        "--resume", metavar="RUN|latest|best",
+        help="go on with the run in this folder, bit-identically; or with that in runs/ which was saved last, or has the best validation",
+    )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, metavar="RUN", help="new folder for the run (default: runs/<preset>-seed<seed>, or with -2, -3, … after it)"
     )
@@ -73,6 +77,14 @@ def _parser(argv: Sequence[str] | None) -> Parser:
     parser.add_argument("--ablation", action="store_true", help="train the model with its flow left out for the final table")
     add_config_flags(parser, argv)
     return parser
+
+
+def _run_to_resume(named: str) -> Path:
+    if named not in NAMED:
+        return Path(named)
+    run, told = found_run(named)
+    print(told, file=sys.stderr)
+    return run
 
 
 def _resumed_config(

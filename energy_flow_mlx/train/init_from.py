@@ -3,12 +3,12 @@
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from ..config import ConfigError, EnergyConfig, ModelConfig, field_names, flag, read_config
 from ..files import resolve
 from ..models.energy_flow import EnergyFlow, model_folder
 from ..nn import blank_weights
+from .optimiser import named_arrays
 
 # What the weights are made for: their sizes, and what gives them their meaning.
 ARCHITECTURE = (
@@ -48,6 +48,6 @@ def initial_model(config: EnergyConfig) -> EnergyFlow:
         raise ConfigError(f"init_from={config.init_from}: the weights of that model cannot take {', '.join(differing)}")
     with blank_weights():
         model = EnergyFlow(config)
-    model.load_weights([(name, array.astype(mx.float32)) for name, array in tree_flatten(source.parameters())])
+    model.load_weights([(name, array.astype(mx.float32)) for name, array in named_arrays(source.parameters()).items()])
     model.text_encoder.tokeniser = source.text_encoder.tokeniser
     return model
