@@ -6,6 +6,7 @@ from .fields import ConfigError, Fields, field
 from .model import TRAINING
 
 LOSS, DATA = "loss", "data"
+REPORTERS = ("jsonl", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,9 @@ class RunConfig(Fields):
         also="--keep",
     )  # fmt: skip
     log_interval: int = field(10, "steps between lines of metrics.jsonl", group=TRAINING, low=1)
+    report_to: str = field(
+        "jsonl", f"where numbers go, with commas between: {', '.join(REPORTERS)}; metrics.jsonl is always written", group=TRAINING
+    )
 
     # The loss
     surface_loss_weight: float = field(1.0, "weight of the surface term", group=LOSS, low=0)
@@ -94,7 +98,15 @@ class RunConfig(Fields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        unknown = [name for name in self.reporters if name not in REPORTERS]
+        if unknown:
+            raise ConfigError(f"report_to={self.report_to!r} is not accepted: it takes names of {', '.join(REPORTERS)} with commas between them")
         if self.surface_loss_weight == self.text_loss_weight == self.embedding_loss_weight == 0:
             raise ConfigError(
                 "surface_loss_weight, text_loss_weight and embedding_loss_weight are all 0: at least one must be positive"
             )
+
+    @property
+    def reporters(self) -> list[str]:
+        """The names in `report_to`, each once."""
+        return list(dict.fromkeys(name.strip() for name in self.report_to.split(",")))

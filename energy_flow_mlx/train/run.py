@@ -24,6 +24,7 @@ from .prepare import Prepared, ended_early, header, prepare
 from .profile import Profile
 from .progress import Progress
 from .report import held_out, try_curves
+from .reporters import reporting
 from .rescue import rescued
 from .step import Launched, TrainStep, micro_batches
 
@@ -66,7 +67,8 @@ def train(
         if not quiet:
             print(header(run), flush=True)
         began_at, began = run.state.step, time.perf_counter()
-        loop(run, trace, quiet, Callbacks(callbacks), stop or StopRequest())
+        with reporting(config, folder, run.state.step) as reporters:
+            loop(run, trace, quiet, Callbacks([*reporters, *callbacks]), stop or StopRequest())
         seconds = time.perf_counter() - began
         if profile is not None:
             print(f"{trace.written} has the trace" if trace.written else f"{profile}: the run was too short for a trace")

@@ -14,11 +14,13 @@ from ..runs import Run
 from . import checkpoint, memory
 from .callbacks import Callback
 from .interrupt import StopRequest
+from .reporters import require
 from .run import train
 
 # What a resumed run may change: how long it goes on, how often it looks, what it writes, and where its data now lies.
 RESUMABLE = (
-    "training_steps", "validation_interval", "early_stopping", "checkpoint_interval", "keep_checkpoints", "log_interval", "data",
+    "training_steps", "validation_interval", "early_stopping", "checkpoint_interval", "keep_checkpoints", "log_interval",
+    "report_to", "data",
 )  # fmt: skip
 
 
@@ -40,7 +42,7 @@ class Trainer:
         exit_code: of the last `fit`: 0, or 130 where it was stopped.
 
     Raises:
-        ConfigError: the run does not fit into memory, or `config` is not that of the run to resume.
+        ConfigError: the run does not fit into memory, a package that `report_to` needs is missing, or `config` is not that of the run to resume.
         FileExistsError: `out` is not empty.
         FileNotFoundError: there is no run in `out` to resume.
     """
@@ -63,6 +65,7 @@ class Trainer:
         if resume and out is None:
             raise ConfigError("resume=True came without out, the folder of the run to resume")
         self.folder = Path(out) if out is not None else new_folder(Path("runs") / f"{Path(config.data).stem}-seed{config.seed}")
+        require(config)
         if resume:
             _require_same(self.folder, config)
         else:
