@@ -11,7 +11,7 @@ from .distributed import World, joined
 from .files import resolve
 from .models.energy_flow import EnergyFlow
 from .ops.failures import KernelError, kernel_errors
-from .results import FILE
+from .results import FILE, Results
 from .strict_json import to_json
 from .train.evaluation import evaluate
 from .train.report import held_out
@@ -44,6 +44,8 @@ def _evaluate(arguments: Namespace, world: World) -> int:
     trained = EnergyConfig.from_json(resolve(arguments.run, "config.json"))
     config = trained.replace(**{name: value for name, value in changes.items() if value is not None})
     data = world.in_turn(lambda: data_of_run(config, model.text_encoder.tokeniser))
+    own = config.data == trained.data
+    saving = own and not _held(arguments.run, model.trained_steps)
     if data.tokeniser is None:
         config = config.replace(text_loss_weight=0)
     with kernel_errors():
@@ -51,8 +53,7 @@ def _evaluate(arguments: Namespace, world: World) -> int:
             evaluate(model, data.test, config, world)
             return 0
         results = held_out(model, data, config, mlp=arguments.mlp_baseline, ablation=arguments.ablation, world=world)
-    own = config.data == trained.data
-    if own and not resolve(arguments.run, FILE).is_file():
+    if saving:
         results.save(arguments.run)
     if arguments.json:
         print(to_json(results.to_dict()))
@@ -61,6 +62,11 @@ def _evaluate(arguments: Namespace, world: World) -> int:
     if not own:
         print(f"(the energy flow was trained on {trained.data}, the other rows are fitted on the training pairs of {config.data})")
     return 0
+
+
+def _held(run: Path, steps: int) -> bool:
+    """Whether a run's folder has results already, and of a model of so many steps."""
+    return (run / FILE).is_file() and Results.load(run).steps == steps
 
 
 if __name__ == "__main__":

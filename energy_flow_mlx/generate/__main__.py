@@ -102,12 +102,12 @@ def _generate(arguments: argparse.Namespace) -> None:
     if model.text_decoder is None:
         raise ValueError(
             f"{arguments.run}: this model has no text decoder; one is trained on it with "
-            f"python -m energy_flow_mlx.train --start-from {arguments.run} --part decoder"
+            f"python -m energy_flow_mlx.train --init-from {arguments.run} --part decoder"
         )
     if arguments.rounds and model.text_corrector is None:
         raise ValueError(
             f"{arguments.run}: this model has no text corrector, which --rounds {arguments.rounds} needs; one is trained on it with "
-            f"python -m energy_flow_mlx.train --start-from {arguments.run} --part corrector"
+            f"python -m energy_flow_mlx.train --init-from {arguments.run} --part corrector"
         )
     try:
         teacher = teacher_of_run(arguments.run, config, arguments.teacher)

@@ -62,6 +62,15 @@ class TrainerState:
         if config.learning_rate_schedule == "plateau" and self.step % config.validation_interval == 0:
             self.plateau.observe(loss, config.plateau_patience)
 
+    def exhausted(self, config: RunConfig) -> bool:
+        """Whether `early_stopping` validations went by without a better cosine."""
+        passed = self.step // config.validation_interval - self.best_step // config.validation_interval
+        return 0 < config.early_stopping <= passed
+
+    def finished(self, config: RunConfig) -> bool:
+        """Whether the run has come to its end: all steps are done, or it is exhausted."""
+        return self.step >= config.training_steps or self.exhausted(config)
+
     def scaling(self) -> LossScale | None:
         """Where the loss scaling of a float16 run stood; None at its start, and in other dtypes."""
         if not self.loss_scale:
@@ -124,6 +133,20 @@ def require(run: Path) -> None:
         raise FileNotFoundError(f"{run} holds no checkpoint to resume: {', '.join(missing)} missing")
 
 
+def read_state(run: Path) -> TrainerState:
+    """The trainer's state in a run folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: the file holds something else; names it.
+    """
+    path = resolve(run, "trainer.json")
+    try:
+        return _trainer_state(read_json(path))
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} is not the trainer state of this version: {error!r}") from error
+
+
 def load(run: Path, model: EnergyFlow, optimiser: optim.Optimizer) -> TrainerState:
     """Set `optimiser` to the checkpoint that `model` was loaded from, and return the trainer's state.
 
@@ -133,12 +156,7 @@ def load(run: Path, model: EnergyFlow, optimiser: optim.Optimizer) -> TrainerSta
     Raises:
         CheckpointError: the files are of different steps, the optimiser's state does not fit the model, or one is not finite.
     """
-    path = resolve(run, "trainer.json")
-    try:
-        state = _trainer_state(read_json(path))
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} is not the trainer state of this version: {error!r}") from error
-
+    state = read_state(run)
     path = resolve(run, "optimizer.safetensors")
     try:
         arrays, metadata = load_arrays(path, ("U64", *LOADED))

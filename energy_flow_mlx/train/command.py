@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,20 @@ from ..files import resolve
 from ..ops.failures import KernelError, kernel_errors
 from . import checkpoint
 from .checkpoint import CheckpointError, NonFiniteState
+from .found import NAMED, found_run
+from .init_from import model_fields
 from .run import follow
 from .seeds import parsed_seeds, train_seeds
 from .step import NonFiniteLoss
 from .trainer import RESUMABLE, Trainer, new_folder
 
 _USAGE = (
-    "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN] [--seeds N,N,...] "
+    "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN|latest|best] [--seeds N,N,...] "
     "[--profile DIR] [--mlp-baseline] [--ablation] [--quiet]"
 )
 _DESCRIPTION = (
     "Train an energy-flow model and judge it on held-out pairs. Without arguments: the tiny preset on built-in data. "
-    "The preset comes first, --config goes over it, and the flags over both. With --start-from RUN the configuration of that run comes first."
+    "The preset comes first, --config goes over it, and the flags over both. With --init-from RUN the configuration of that run comes first."
 )
 
 
@@ -58,14 +61,16 @@ def _train(arguments: Any, world: World) -> int:
         raise ConfigError("--seeds is not accepted with mlx.launch: start one run after another")
     resume = arguments.resume is not None
     if resume:
-        folder = arguments.resume
+        folder = _run_to_resume(arguments.resume)
         config = _resumed_config(folder, arguments.preset, arguments.config, fields)
     else:
-        config = layered_config(arguments.preset, arguments.config, fields)
+        config = layered_config(arguments.preset, arguments.config, fields, model_fields)
         one = arguments.seeds is None
-        name = Path(f"{config.start_from}-{config.part}") if config.starts_from_a_run else Path("runs") / (arguments.preset or "tiny")
-        if one and not config.starts_from_a_run:
-            name = name.with_name(f"{name.name}-seed{config.seed}")
+        if config.part != "all":
+            name = Path(f"{config.init_from}-{config.part}")
+        else:
+            name = Path("runs") / (arguments.preset or "tiny")
+            name = name.with_name(f"{name.name}-seed{config.seed}") if one else name
         folder = arguments.out or (new_folder(name) if one else name)
     options: dict[str, Any] = {name: getattr(arguments, name) for name in ("quiet", "profile", "mlp_baseline", "ablation")}
     if arguments.seeds is not None:
@@ -77,7 +82,10 @@ def _train(arguments: Any, world: World) -> int:
 
 def _parser(argv: Sequence[str] | None) -> Parser:
     parser = Parser(prog="python -m energy_flow_mlx.train", usage=_USAGE, description=_DESCRIPTION)
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder, bit-identically")
+    parser.add_argument(
+        "--resume", metavar="RUN|latest|best",
+        help="go on with the run in this folder, bit-identically; or with that in runs/ which was saved last, or has the best validation",
+    )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, metavar="RUN", help="new folder for the run (default: runs/<preset>-seed<seed>, or with -2, -3, … after it)"
     )
@@ -102,6 +110,14 @@ def _seconds(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not accepted: it takes a number of seconds above 0")
     return value
+
+
+def _run_to_resume(named: str) -> Path:
+    if named not in NAMED:
+        return Path(named)
+    run, told = found_run(named)
+    print(told, file=sys.stderr)
+    return run
 
 
 def _resumed_config(

@@ -75,7 +75,7 @@ def add_corrector(model: EnergyFlow, config: EnergyConfig) -> None:
     """
     decoder = model.text_decoder
     if decoder is None:
-        raise ConfigError(f"start_from={config.start_from}: its model has no text decoder to correct; train one first (--part decoder)")
+        raise ConfigError(f"init_from={config.init_from}: its model has no text decoder to correct; train one first (--part decoder)")
     start, end = framing(decoder.fitting_tokeniser())
     settings = CorrectorSettings(
         embedding_dim=config.embedding_dim,
@@ -89,7 +89,7 @@ def add_corrector(model: EnergyFlow, config: EnergyConfig) -> None:
     if model.text_corrector is None:
         model.text_corrector = TextCorrector(settings)
     elif model.text_corrector.settings != settings:
-        raise ConfigError(f"start_from={config.start_from} has a text corrector of other sizes:\n{model.text_corrector.settings}\n{settings}")
+        raise ConfigError(f"init_from={config.init_from} has a text corrector of other sizes:\n{model.text_corrector.settings}\n{settings}")
 
 
 def open_lessons(model: EnergyFlow, data: PairData, config: EnergyConfig, folder: Path, *, resume: bool, quiet: bool = True) -> Lessons:

@@ -34,7 +34,7 @@ class Progress:
     def __init__(self, folder: Path, config: EnergyConfig, start: int, quiet: bool, callbacks: Callbacks) -> None:
         self._folder, self._config, self._callbacks = folder, config, callbacks
         self._lines = not quiet and not in_terminal() and not in_notebook()
-        nothing = quiet or self._lines or start == config.training_steps
+        nothing = quiet or self._lines
         steps: dict[str, Any] = {"total": config.training_steps, "initial": start}
         self._bar = tqdm(**steps, disable=nothing) if in_notebook() else Bar(**steps, quiet=nothing, bar_format=_FORMAT)
         self._pairs_a_step = config.batch_size * config.gradient_accumulation_steps

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..cli import reason
 from .checkpoint import METRICS
 from .correction import FILE as HYPOTHESES
+from .keeping import copy_best
 from .prepare import Prepared
 from .step import TrainStep
 
@@ -59,5 +60,7 @@ def _saved(run: Prepared, save: Callable[[Path], None]) -> Path:
         for name in (METRICS, HYPOTHESES):
             with contextlib.suppress(OSError):
                 shutil.copyfile(run.folder / name, folder / name)
+        with contextlib.suppress(OSError):
+            copy_best(run.folder, folder)
         return folder
     raise last

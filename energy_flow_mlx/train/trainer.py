@@ -15,10 +15,14 @@ from ..runs import Run
 from . import checkpoint, memory
 from .callbacks import Callback
 from .interrupt import StopRequest
+from .reporters import require
 from .run import train
 
-# What a resumed run may change: how long it goes on, how often it looks and writes, and where its data now lies.
-RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "log_interval", "data", "text_corrector_teacher")
+# What a resumed run may change: how long it goes on, how often it looks, what it writes, and where its data and teacher now lie.
+RESUMABLE = (
+    "training_steps", "validation_interval", "early_stopping", "checkpoint_interval", "keep_checkpoints", "log_interval",
+    "report_to", "data", "text_corrector_teacher",
+)  # fmt: skip
 
 
 class Trainer:
@@ -40,7 +44,8 @@ class Trainer:
         exit_code: of the last `fit`: 0, or 130 where it was stopped.
 
     Raises:
-        ConfigError: the run does not fit into memory or address space, or `config` is not that of the run to resume.
+        ConfigError: the run does not fit into memory or address space, a package that `report_to` needs is missing, or `config` is not that
+            of the run to resume.
         FileExistsError: `out` is not empty.
         FileNotFoundError: there is no run in `out` to resume.
     """
@@ -67,6 +72,7 @@ class Trainer:
         memory.share(config, world.size)  # or it is refused
         if profile is not None and world.size > 1:
             raise ConfigError(f"profile={os.fspath(profile)!r} is not accepted: a trace is of one process, {world.size} came")
+        require(config)
         if resume:
             _require_same(self.folder, config)
         else:
@@ -79,7 +85,7 @@ class Trainer:
         self._quiet, self._profile, self._mlp_baseline, self._ablation = quiet, profile, mlp_baseline, ablation
 
     def fit(self) -> Run:
-        """Train until `config.training_steps`, or until an interrupt or `stop()`, which save the run first; calling it again goes on.
+        """Train until `config.training_steps` or early stopping, or until an interrupt or `stop()`, which save the run first; calling it again goes on.
 
         Raises:
             NonFiniteLoss: the folder holds the last checkpoint before it.

@@ -41,8 +41,8 @@ def main() -> int:
     seconds = {}
     for folder, fields in (
         (flows, {"preset": options.preset, "seed": options.seed, "training_steps": options.flow_steps, "input_embedding_dim_from_teacher": options.embedding, **data}),
-        (decoder, {"start_from": flows, "part": "decoder", "text_decoder_flow_share": 0, **widths, **common}),
-        (corrector, {"start_from": decoder, "part": "corrector", "text_corrector_pairs": options.pairs, **common, **teacher}),
+        (decoder, {"init_from": flows, "part": "decoder", "text_decoder_flow_share": 0, **widths, **common}),
+        (corrector, {"init_from": decoder, "part": "corrector", "text_corrector_pairs": options.pairs, **common, **teacher}),
     ):
         began = time.perf_counter()
         if code := _trained(folder, fields):

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from train.small import arguments, arrays, assert_same_arrays
-from train.test_text_decoder import DECODER, JOINT, refused, without_figures  # noqa: F401
+from train.test_decoder_training import DECODER, JOINT, refused, without_figures  # noqa: F401
 from train.test_train import stop_after
 
 from energy_flow_mlx import ConfigError, EnergyFlow
@@ -30,7 +30,7 @@ def decoded(tmp_path_factory):
 
 def stage(decoded, out, **changes):
     flags = [word for name, value in {**STAGE, **changes}.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    return ["--start-from", str(decoded), "--part", "corrector", "--out", str(out), "--quiet", *flags]
+    return ["--init-from", str(decoded), "--part", "corrector", "--out", str(out), "--quiet", *flags]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_compiled_steps_do_the_same(part, decoded, corrected, tmp_path):
         share = {"text_decoder_flow_share": 0.0} if part == "decoder" else {}
         fields = {**STAGE, **DECODER, **share, "part": part, "compile_step": mode, "validation_interval": 4, "checkpoint_interval": 4}
         flags = [word for name, value in fields.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-        assert train.main(["--start-from", str(corrected), "--out", str(runs[-1]), "--quiet", *flags]) == 0
+        assert train.main(["--init-from", str(corrected), "--out", str(runs[-1]), "--quiet", *flags]) == 0
     eager, compiled = (corrector_arrays(run) for run in runs)
     before, learns = corrector_arrays(corrected), {"all": "model.", "decoder": "text_decoder.", "corrector": "decoder.layers."}[part]
     assert any(name.startswith(learns) and not np.array_equal(array, before[name]) for name, array in eager.items() if name in before)
@@ -126,7 +126,7 @@ def test_pytorch_gets_what_it_has(decoded, corrected, tmp_path, capsys):
 
 def test_refused(decoded, corrected, tmp_path, capsys):
     new = tmp_path / "new"
-    assert "part=corrector needs start_from" in refused(capsys, "--part", "corrector", "--out", new)
+    assert "part=corrector needs init_from" in refused(capsys, "--part", "corrector", "--out", new)
     plain = tmp_path / "plain"
     assert train.main(arguments(plain, training_steps=1)) == 0
     assert "has no text decoder to correct" in refused(capsys, *stage(plain, new))

@@ -22,6 +22,7 @@ from energy_flow_mlx.train import command as train
 from energy_flow_mlx.train import prepare as preparing
 from energy_flow_mlx.train import run as training_run
 from energy_flow_mlx.train.decoding import exact_share
+from energy_flow_mlx.train.init_from import starting_from
 from energy_flow_mlx.train.loss import cross_entropy, energy_flow_loss
 from energy_flow_mlx.train.prepare import prepare
 
@@ -49,7 +50,7 @@ def decoder_stage(done, out, **changes):
     """The command that trains a decoder on it."""
     fields = {"batch_size": 4, "training_steps": 4, "warmup_steps": 2, "checkpoint_interval": 2, "validation_interval": 2, **DECODER, **changes}
     flags = [word for name, value in fields.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    return ["--start-from", str(done), "--part", "decoder", "--out", str(out), "--quiet", *flags]
+    return ["--init-from", str(done), "--part", "decoder", "--out", str(out), "--quiet", *flags]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def joint(tmp_path_factory):
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_the_loss_mixes_mapped_surfaces_and_those_of_flows(joint, share, part):
     model, batch = joint.model, joint.data.train.batch(np.arange(4))
-    config = joint.config.replace(text_decoder_flow_share=share, text_decoder_loss_weight=2.0, part=part, start_from="runs/done")
+    config = joint.config.replace(text_decoder_flow_share=share, text_decoder_loss_weight=2.0, part=part, init_from="runs/done")
     loss, parts = energy_flow_loss(model, config, batch)
     inputs = np.where(batch.attention_mask > 0, batch.input_ids, NO_TOKEN)
     embeddings = mx.array(np.concatenate([batch.input_embedding, batch.target_embedding]))
@@ -150,7 +151,7 @@ def test_a_decoder_alone_resumes_to_the_bit(done, decoded, tmp_path, monkeypatch
 
 def test_a_decoder_goes_on_in_another_run_with_the_flows(decoded, tmp_path):
     """Flows not frozen: `part` is all."""
-    command = ["--start-from", str(decoded), "--out", str(tmp_path / "on"), "--training-steps", "1", "--quiet"]
+    command = ["--init-from", str(decoded), "--out", str(tmp_path / "on"), "--training-steps", "1", "--quiet"]
     assert train.main(command) == 0
     before, after = arrays(decoded), arrays(tmp_path / "on")
     for name in ("text_decoder.safetensors:surface_adapter.0.weight", "model.safetensors:mapper.projection.0.weight"):
@@ -198,11 +199,11 @@ def refused(capsys, *command):
 
 def test_refused(done, decoded, tmp_path, capsys):
     out = ("--out", tmp_path / "new", "--quiet")
-    assert "part=decoder needs start_from" in refused(capsys, "--part", "decoder", *out)
+    assert "part=decoder needs init_from" in refused(capsys, "--part", "decoder", *out)
     assert "text_decoder_heads=3 must divide text_decoder_dim=8" in refused(capsys, *decoder_stage(done, tmp_path / "new", text_decoder_heads=3))
     assert "missing/config.json" in refused(capsys, *decoder_stage(tmp_path / "missing", tmp_path / "new"))
     assert "other sizes" in refused(capsys, *decoder_stage(decoded, tmp_path / "new", text_decoder_prefix=2))
-    assert "lattice_width is 3 there, 4 here" in refused(capsys, *decoder_stage(done, tmp_path / "new", lattice_width=4))
+    assert "--lattice-width 4 (3 in that model)" in refused(capsys, *decoder_stage(done, tmp_path / "new", lattice_width=4))
     assert "part" in refused(capsys, "--resume", done, "--part", "decoder")
     assert not (tmp_path / "new/trainer.json").exists()
 
@@ -240,9 +241,7 @@ def test_a_prefix_of_several_vectors():
 
 
 def test_the_configuration_of_a_part_starts_from_the_runs(done):
-    from energy_flow_mlx.cli import layered_config
-
-    config = layered_config(None, None, {"start_from": str(done), "part": "decoder", "learning_rate": "0.5"})
+    config = starting_from(done, part="decoder", learning_rate=0.5)
     there = EnergyConfig.from_json(done / "config.json")
     assert config.lattice_width == there.lattice_width and config.train_pairs == there.train_pairs
     assert (config.learning_rate, config.text_decoder_loss_weight, config.part) == (0.5, 1.0, "decoder")
