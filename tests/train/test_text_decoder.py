@@ -117,10 +117,10 @@ def test_in_a_run_the_decoder_teaches_mapper_and_flows(tmp_path):
 
 
 def test_a_run_with_a_decoder_resumes_to_the_bit(tmp_path, monkeypatch):
-    assert train.main(arguments(tmp_path / "whole", **JOINT, dropout=0.1)) == 0
+    assert train.main(arguments(tmp_path / "whole", **JOINT, dropout=0.2)) == 0
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
-        assert train.main(arguments(tmp_path / "run", **JOINT, dropout=0.1)) == 130
+        assert train.main(arguments(tmp_path / "run", **JOINT, dropout=0.2)) == 130
     assert train.main(["--resume", str(tmp_path / "run"), "--quiet"]) == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
