@@ -175,7 +175,7 @@ def test_texts_come_back(tmp_path, monkeypatch):
     data = with_target_tokens(PairData(pairs, pairs, pairs, tokeniser, "eight", "eight"), 16)
     monkeypatch.setattr(preparing, "data_of_run", lambda config, tokeniser: data)
     fields = {
-        **FIELDS, **JOINT, "text_decoder_dim": 32, "batch_size": 8, "training_steps": 80, "learning_rate": 1e-2, "flows_enabled": False,
+        **FIELDS, **JOINT, "text_decoder_dim": 32, "batch_size": 8, "training_steps": 60, "learning_rate": 1e-2, "flows_enabled": False,
         "text_decoder_flow_share": 0.0, "use_exploration_noise": False, "validation_interval": 1000, "checkpoint_interval": 1000,
     }  # fmt: skip
     assert train.main(["--quiet", "--out", str(tmp_path / "run"), *arguments(**fields)[1:]]) == 0
