@@ -19,6 +19,7 @@ def prefix_layers(inputs: int, inner: int, vectors: int, dim: int, dropout: floa
 
 
 def prefix_of(layers: Layers, x: mx.array, vectors: int) -> mx.array:
-    """x [B, inputs] -> [B, vectors, dim]."""
+    """x [B, inputs] -> [B, vectors, dim]; B may be 0."""
     *first, norm = layers
-    return norm(run(first, x).reshape(x.shape[0], vectors, -1))
+    wide = run(first, x)
+    return norm(wide.reshape(x.shape[0], vectors, wide.shape[1] // vectors))

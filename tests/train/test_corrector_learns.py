@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from train.small import arguments, arrays, assert_same_arrays
-from train.test_decoder_training import DECODER, JOINT, refused, without_figures  # noqa: F401
+from train.test_decoder_learns import DECODER, JOINT, refused, without_figures  # noqa: F401
 from train.test_train import stop_after
 
 from energy_flow_mlx import ConfigError, EnergyFlow
@@ -148,7 +148,7 @@ def test_a_text_is_corrected(tmp_path, monkeypatch):
     )
     sizes = {**JOINT, "text_decoder_dim": 32, "batch_size": 8, "training_steps": 1, "flows_enabled": False, "use_exploration_noise": False}
     assert train.main(arguments(tmp_path / "run", **sizes)) == 0
-    changes = {"text_corrector_temperature": 0, "batch_size": 16, "training_steps": 80, "learning_rate": 5e-3, "validation_interval": 1000, "checkpoint_interval": 1000}
+    changes = {"text_corrector_temperature": 0, "batch_size": 16, "training_steps": 60, "learning_rate": 5e-3, "validation_interval": 1000, "checkpoint_interval": 1000}
     assert train.main(stage(tmp_path / "run", tmp_path / "on", **changes)) == 0
     model, wanted = EnergyFlow.from_pretrained(tmp_path / "on"), mx.array(teacher.embed(texts))
     before = model.decode(embedding=wanted, num_beams=1, max_length=16)
