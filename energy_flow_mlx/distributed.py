@@ -70,6 +70,10 @@ class World:
         """The sum of an array over the processes; lazy. Equal bits everywhere."""
         return array if self.size == 1 else mx.distributed.all_sum(array, group=self._group)
 
+    def all(self, array: mx.array) -> mx.array:
+        """The arrays [n, …] of all processes after each other, [size * n, …], by rank; lazy."""
+        return array if self.size == 1 else mx.distributed.all_gather(array, group=self._group)
+
     def exchange(self, value: Any) -> list[Any]:
         """What each process gives, as JSON keeps it, in the order of their ranks. Waits."""
         if self.size == 1:

@@ -22,7 +22,7 @@ from ..models.corrector_files import RECORD as CORRECTOR_RECORD
 from ..models.corrector_files import TENSORS as CORRECTOR_TENSORS
 from ..models.corrector_files import corrector_writers
 from ..models.decoder_files import RECORD, TENSORS, decoder_writers
-from ..models.energy_flow import EnergyFlow
+from ..models.energy_flow import OPTIONAL_FILES, EnergyFlow
 from ..strict_json import read_json, to_json, write_json
 from ..tensors import LOADED, listing, load_arrays, save_arrays
 from .loss import number
@@ -145,6 +145,12 @@ def read_state(run: Path) -> TrainerState:
         return _trainer_state(read_json(path))
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} is not the trainer state of this version: {error!r}") from error
+
+
+def files(run: Path) -> dict[str, Path]:
+    """The files of the checkpoint in `run` by name, those of a text decoder and corrector among them, also after an interrupted write."""
+    found = {name: resolve(run, name) for name in dict.fromkeys((*FILES, *OPTIONAL_FILES))}
+    return {name: path for name, path in found.items() if path.is_file()}
 
 
 def load(run: Path, model: EnergyFlow, optimiser: optim.Optimizer) -> TrainerState:

@@ -75,7 +75,7 @@ def _train(arguments: Any, world: World) -> int:
     options: dict[str, Any] = {name: getattr(arguments, name) for name in ("quiet", "profile", "mlp_baseline", "ablation")}
     if arguments.seeds is not None:
         return train_seeds(config, parsed_seeds(arguments.seeds), folder, **options)
-    trainer = Trainer(config, out=folder, resume=resume, world=world, **options)
+    trainer = Trainer(config, out=folder, resume=resume, world=world, shard_optimiser=arguments.shard_optimiser, **options)
     trainer.fit()
     return trainer.exit_code
 
@@ -95,6 +95,9 @@ def _parser(argv: Sequence[str] | None) -> Parser:
         "--collective-timeout", type=_seconds, default=TIMEOUT, metavar="SECONDS",
         help="with mlx.launch: end the run if a process does not go on for so long; the first step may compile kernels for minutes (default: %(default)g)",
     )  # fmt: skip
+    parser.add_argument(
+        "--shard-optimiser", action="store_true", help="with mlx.launch: the processes divide the moments of AdamW among them, for large models"
+    )
     parser.add_argument("--quiet", action="store_true", help="print the final table alone")
     parser.add_argument("--mlp-baseline", action="store_true", help="train an MLP of the model's size for the final table")
     parser.add_argument("--ablation", action="store_true", help="train the model with its flow left out for the final table")

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config import EnergyConfig
 from ..files import resolve, write_folder
 from ..models.energy_flow import EnergyFlow
-from .checkpoint import FILES
+from . import checkpoint
 
 BEST, STEPS = "best", "steps"
 
@@ -43,8 +43,7 @@ def keep(run: Path, step: int, number: int) -> None:
     folder = run / STEPS / f"{step:07}"
     if folder.exists():  # half written by a run that was killed, or the same: renaming does nothing between links to one file
         shutil.rmtree(folder)
-    there = [name for name in FILES if resolve(run, name).is_file()]  # data without texts have no tokeniser
-    write_folder(folder, {name: partial(_take, resolve(run, name)) for name in there})
+    write_folder(folder, {name: partial(_take, path) for name, path in checkpoint.files(run).items()})
     for old in list(_numbered(run).values())[:-number]:
         shutil.rmtree(old)
 

@@ -22,13 +22,14 @@ from .correction import Corrected
 from .evaluation import evaluate
 from .interrupt import StopRequest
 from .loss import number
-from .optimiser import learning_rate
+from .optimiser import AdamW, learning_rate
 from .prepare import Prepared, ended_early, header, prepare
 from .profile import Profile
 from .progress import Progress
 from .report import held_out, try_curves
 from .reporters import reporting
 from .rescue import rescued
+from .sharded import ShardedAdamW, whole
 from .step import Launched, TrainStep, micro_batches
 
 
@@ -44,6 +45,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     stop: StopRequest | None = None,
     world: World = ALONE,
+    shard_optimiser: bool = False,
 ) -> int:
     """Train until `config.training_steps`, from the checkpoint in `folder` if `resume`.
 
@@ -53,7 +55,8 @@ def train(
         ablation: afterwards train the model with its flow left out, for the final table.
         callbacks: hear of steps, validations and checkpoints.
         stop: once it is requested, the run is saved and ends.
-        world: the processes that train together; this is the first of them, and the others are in `together.follow`.
+        world: the processes that train together; this is the first of them, and the others are in `follow`.
+        shard_optimiser: the processes divide the moments of AdamW among them.
 
     Returns:
         The exit code: 0, or 130 for a run that a signal stopped and that was saved.
@@ -71,7 +74,7 @@ def train(
             keeping.keep(folder, run.state.step, config.keep_checkpoints)
         if not quiet:
             print(header(run, world.size), flush=True)
-        together.lead(world, run)
+        run = together.lead(world, run, shard_optimiser)
         began_at, began = run.state.step, time.perf_counter()
         with reporting(config, folder, run.state.step) as reporters:
             loop(run, trace, quiet, Callbacks([*reporters, *callbacks]), stop or StopRequest(), world)
@@ -156,21 +159,22 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
         if 0 < state.best_step == state.step:
             keeping.save_best(folder, model, config)
 
-    def save(folder: Path) -> None:
+    def save(folder: Path, optimiser: AdamW) -> None:
         if step.scaled:
             state.keep_scaling(step.loss_scale)
         keep_best(folder)
-        checkpoint.save(folder, model, run.optimiser, config, state)
+        checkpoint.save(folder, model, optimiser, config, state)
 
     def save_early(folder: Path) -> None:
         if due() and validated < state.step:  # a resumed run goes on after this step's validation
             validate(ALONE)  # the other processes do not know of the error
-        save(folder)
+        save(folder, run.optimiser)
 
     ahead = Prefetch(read, config.training_steps - 1)
     silent = quiet or state.finished(config)
     progress = Progress(run.folder, config, state.step, silent, callbacks) if world.first else together.Unheard()
-    saves = rescued(run, step, save_early) if world.first else nullcontext()
+    alone = world.first and not isinstance(run.optimiser, ShardedAdamW)  # this process can save without the others
+    saves = rescued(run, step, save_early) if alone else nullcontext()
     advice = f"; {run.folder} keeps its last checkpoint, go on with:\n  python -m energy_flow_mlx.train --resume {run.folder}"
     with world.watched(advice), stop, ahead, saves, progress:
         launched: Launched | None = None
@@ -193,9 +197,11 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
                     keep_best(run.folder)
             if saving:
                 world.require_same("the weights", model.trainable_parameters())
+                optimiser = whole(run.optimiser)
                 if world.first:
-                    save(run.folder)
+                    save(run.folder, optimiser)
                     keeping.keep(run.folder, state.step, config.keep_checkpoints)
+                del optimiser
                 progress.saved(state.step)
             if saving and stopping():
                 break

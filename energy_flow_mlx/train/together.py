@@ -10,20 +10,24 @@ from numpy.typing import NDArray
 from ..config import EnergyConfig
 from ..data.source import Order
 from ..distributed import World
-from ..files import resolve
 from . import checkpoint, memory
 from .prepare import Prepared, prepare
+from .sharded import ShardedAdamW
 
 
-def lead(world: World, run: Prepared) -> None:
-    """Give the run of the first process, whose folder holds its checkpoint, to the others."""
+def lead(world: World, run: Prepared, shard_optimiser: bool = False) -> Prepared:
+    """Give the run of the first process, whose folder holds its checkpoint, to the others.
+
+    Returns:
+        The run; with `shard_optimiser` its optimiser holds a part of the moments.
+    """
     if world.size == 1:
-        return
-    paths = (resolve(run.folder, name) for name in checkpoint.FILES)
-    files = {path.name: path.read_bytes() for path in paths if path.is_file()}
-    world.exchange([str(run.folder), run.config.to_dict(), {name: len(data) for name, data in files.items()}])
+        return run
+    files = {name: path.read_bytes() for name, path in checkpoint.files(run.folder).items()}
+    world.exchange([str(run.folder), run.config.to_dict(), {name: len(data) for name, data in files.items()}, shard_optimiser])
     for data in files.values():
         world.from_first(data, len(data))
+    return _sharded(world, run) if shard_optimiser else run
 
 
 def follow(world: World) -> Prepared:
@@ -34,7 +38,7 @@ def follow(world: World) -> Prepared:
     Raises:
         OSError: the checkpoint does not fit into the folder for temporary files. Other errors are those of `prepare`.
     """
-    shown, fields, sizes = world.exchange(None)[0]
+    shown, fields, sizes, shard_optimiser = world.exchange(None)[0]
     config = EnergyConfig.from_dict(fields)
     memory.limit(memory.share(config, world.size))
     with tempfile.TemporaryDirectory() as place:
@@ -42,7 +46,12 @@ def follow(world: World) -> Prepared:
         folder.mkdir()
         for name, size in sizes.items():
             (folder / name).write_bytes(world.from_first(None, size))
-        return prepare(config, folder, resume=True)._replace(folder=Path(shown))
+        run = prepare(config, folder, resume=True)._replace(folder=Path(shown))
+    return _sharded(world, run) if shard_optimiser else run
+
+
+def _sharded(world: World, run: Prepared) -> Prepared:
+    return run._replace(optimiser=ShardedAdamW(run.optimiser, run.model.trainable_parameters(), world))
 
 
 class OwnPairs:

@@ -39,6 +39,7 @@ class Trainer:
         mlp_baseline: afterwards train an MLP of the model's size, for the final table.
         ablation: afterwards train the model with its flow left out, for the final table.
         world: processes that train together, of which this is the first; the others call `run.follow`.
+        shard_optimiser: the processes divide the moments of AdamW among them, which takes several.
 
     Attributes:
         exit_code: of the last `fit`: 0, or 130 where it was stopped.
@@ -63,6 +64,7 @@ class Trainer:
         mlp_baseline: bool = False,
         ablation: bool = False,
         world: World = ALONE,
+        shard_optimiser: bool = False,
     ) -> None:
         if data is not None:
             config = config.replace(data=os.fspath(data))
@@ -70,8 +72,12 @@ class Trainer:
             raise ConfigError("resume=True came without out, the folder of the run to resume")
         self.folder = Path(out) if out is not None else new_folder(Path("runs") / f"{Path(config.data).stem}-seed{config.seed}")
         memory.share(config, world.size)  # or it is refused
+        if shard_optimiser and world.size == 1:
+            raise ConfigError("shard_optimiser=True is not accepted: several processes divide the moments among them, and this one is alone")
         if profile is not None and world.size > 1:
             raise ConfigError(f"profile={os.fspath(profile)!r} is not accepted: a trace is of one process, {world.size} came")
+        if config.part == "corrector" and world.size > 1:
+            raise ConfigError(f"part='corrector' is not accepted with mlx.launch: its hypotheses are drawn by one process, {world.size} came")
         require(config)
         if resume:
             _require_same(self.folder, config)
@@ -82,6 +88,7 @@ class Trainer:
         self.config = config
         self.exit_code = 0
         self._callbacks, self._resume, self._stop, self._world = callbacks, resume, StopRequest(), world
+        self._shard_optimiser = shard_optimiser
         self._quiet, self._profile, self._mlp_baseline, self._ablation = quiet, profile, mlp_baseline, ablation
 
     def fit(self) -> Run:
@@ -104,6 +111,7 @@ class Trainer:
                 callbacks=self._callbacks,
                 stop=self._stop,
                 world=self._world,
+                shard_optimiser=self._shard_optimiser,
             )
         self._resume, self._stop = True, StopRequest()
         run = Run.load(self.folder)

@@ -42,11 +42,11 @@ CONFIG = small_config(
 )
 
 
-def fit(folder: Path, world: World, *, resume: bool = False, config: EnergyConfig = CONFIG) -> int:
+def fit(folder: Path, world: World, *, resume: bool = False, config: EnergyConfig = CONFIG, shard: bool = False) -> int:
     """Train to the last step, or until a signal; the steps done."""
     if world.first:
         run = prepare(config, folder, resume=resume)
-        together.lead(world, run)
+        run = together.lead(world, run, shard)
     else:
         run = together.follow(world)
     loop(run, Profile(None), True, Callbacks(()), StopRequest(), world)
@@ -70,7 +70,7 @@ def main() -> None:
     with joined(timeout=30) as world:
         steps = [fit(folder / "half", world, resume=True)]
         if world.size == 2:
-            steps.append(fit(folder / "whole", world))
+            steps += [fit(folder / "whole", world), fit(folder / "sharded", world, shard=True)]
             if world.rank == 1:
                 interrupted_at(1)
             steps += [fit(folder / "stopped", world), fit(folder / "stopped", world, resume=True)]
