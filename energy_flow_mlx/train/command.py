@@ -20,7 +20,7 @@ from .trainer import RESUMABLE, Trainer, new_folder
 
 _USAGE = (
     "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN|latest|best] [--seeds N,N,...] "
-    "[--profile DIR] [--mlp-baseline] [--ablation] [--quiet]"
+    "[--dry-run] [--profile DIR] [--mlp-baseline] [--ablation] [--quiet]"
 )
 _DESCRIPTION = (
     "Train an energy-flow model and judge it on held-out pairs. Without arguments: the tiny preset on built-in data. "
@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--out {arguments.out} is not accepted with --resume: a run stays in its folder")
         if arguments.seeds is not None and (arguments.resume is not None or "seed" in fields):
             raise ConfigError("--seeds is not accepted with --resume or --seed: the same command with --seeds goes on with what is not complete")
+        if arguments.dry_run and arguments.seeds is not None:
+            raise ConfigError("--dry-run is not accepted with --seeds: the runs differ in their seed alone, try one of them")
         resume = arguments.resume is not None
         if resume:
             folder = _run_to_resume(arguments.resume)
@@ -50,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.seeds is not None:
             return train_seeds(config, parsed_seeds(arguments.seeds), folder, **options)
         trainer = Trainer(config, out=folder, resume=resume, **options)
+        if arguments.dry_run:
+            print(trainer.dry_run())
+            return 0
         trainer.fit()
         return trainer.exit_code
     except (ConfigError, CheckpointError, DataError, OSError) as error:
@@ -72,6 +77,7 @@ def _parser(argv: Sequence[str] | None) -> Parser:
     )
     parser.add_argument("--seeds", metavar="N,N,...", help="train with each of these seeds, in RUN-seedN, and compare what they reach")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="leave a trace of a few steps in this folder")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, in what time and memory, and what would be written; write nothing")
     parser.add_argument("--quiet", action="store_true", help="print the final table alone")
     parser.add_argument("--mlp-baseline", action="store_true", help="train an MLP of the model's size for the final table")
     parser.add_argument("--ablation", action="store_true", help="train the model with its flow left out for the final table")

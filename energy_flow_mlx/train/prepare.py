@@ -35,11 +35,25 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
     """A new run, saved before its first step so that a kill leaves a run to resume; or the one saved in `folder`.
 
     Raises:
-        ConfigError: the data, or the model of `init_from`, do not fit the configuration, or a resumed run has done more steps than it asks for.
-        CheckpointError: `folder` holds no complete checkpoint, or one that was trained on other data.
+        As `ready`.
     """
     if resume:
         settle(folder)
+    run = ready(config, folder, resume=resume)
+    if resume:
+        checkpoint.cut_metrics(folder, run.state.step)
+    else:
+        checkpoint.save(folder, run.model, run.optimiser, run.config, run.state)
+    return run
+
+
+def ready(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
+    """A new run, or the one saved in `folder`, in memory alone: nothing is written.
+
+    Raises:
+        ConfigError: the data, or the model of `init_from`, do not fit the configuration, or a resumed run has done more steps than it asks for.
+        CheckpointError: `folder` holds no complete checkpoint, or one that was trained on other data.
+    """
     given = _given_model(config, folder if resume else None)
     data = data_of_run(config, None if given is None else given.text_encoder.tokeniser)
     if data.tokeniser is None and config.text_loss_weight:
@@ -63,10 +77,8 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
         if config.training_steps < state.step:
             raise ConfigError(f"training_steps={config.training_steps} is not accepted: {folder} has done {state.step} steps already")
         state.data_fingerprint = data.fingerprint
-        checkpoint.cut_metrics(folder, state.step)
     else:
         state = TrainerState(data_fingerprint=data.fingerprint)
-        checkpoint.save(folder, model, optimiser, config, state)
     return Prepared(folder, config, data, order, model, optimiser, state)
 
 

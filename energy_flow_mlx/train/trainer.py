@@ -13,6 +13,7 @@ from ..ops.failures import kernel_errors
 from ..runs import Run
 from . import checkpoint, memory
 from .callbacks import Callback
+from .dry_run import dry_run
 from .interrupt import StopRequest
 from .reporters import require
 from .run import train
@@ -101,6 +102,16 @@ class Trainer:
         for callback in self._callbacks:
             callback.on_end(run)
         return run
+
+    def dry_run(self) -> str:
+        """What `fit` would train, how long and in how much memory, and what it would write, as text. Nothing is written.
+
+        Raises:
+            NonFiniteLoss: a step that was tried has a loss that is not finite.
+            KernelError: a kernel fails on this machine.
+        """
+        with kernel_errors():
+            return dry_run(self.config, self.folder, resume=self._resume)
 
     def stop(self) -> None:
         """From another thread or a callback: `fit` finishes its step, saves and returns."""
