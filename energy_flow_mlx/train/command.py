@@ -1,6 +1,8 @@
 """The command line of training."""
 
+import logging
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from ..cli import Parser, add_config_flags, fail, flag, given_fields, layered_co
 from ..config import ConfigError, EnergyConfig
 from ..dataset.records import DataError
 from ..files import resolve
+from ..logs import LEVELS, shown
 from ..ops.failures import KernelError
 from . import checkpoint
 from .checkpoint import CheckpointError, NonFiniteState
@@ -20,17 +23,24 @@ from .trainer import RESUMABLE, Trainer, new_folder
 
 _USAGE = (
     "%(prog)s [--preset NAME] [--config FILE] [--FIELD VALUE ...] [--out RUN | --resume RUN|latest|best] [--seeds N,N,...] "
-    "[--dry-run] [--profile DIR] [--mlp-baseline] [--ablation] [--quiet]"
+    "[--dry-run] [--profile DIR] [--mlp-baseline] [--ablation] [--log-level LEVEL] [--quiet]"
 )
 _DESCRIPTION = (
     "Train an energy-flow model and judge it on held-out pairs. Without arguments: the tiny preset on built-in data. "
     "The preset comes first, --config goes over it, and the flags over both."
 )
 
+logger = logging.getLogger(__name__)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 (the loss became non-finite, or a kernel fails here), 2 (refused), 130 (interrupted)."""
     arguments = _parser(argv).parse_args(argv)
+    with shown(arguments.log_level):
+        return _train(arguments)
+
+
+def _train(arguments: Namespace) -> int:
     fields = given_fields(arguments)
     try:
         if arguments.resume is not None and arguments.out is not None:
@@ -78,6 +88,10 @@ def _parser(argv: Sequence[str] | None) -> Parser:
     parser.add_argument("--seeds", metavar="N,N,...", help="train with each of these seeds, in RUN-seedN, and compare what they reach")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="leave a trace of a few steps in this folder")
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, in what time and memory, and what would be written; write nothing")
+    parser.add_argument(
+        "--log-level", choices=LEVELS, default="info", metavar="LEVEL",
+        help=f"the least of what is noted on standard error: {', '.join(LEVELS)} (default: info); the bar is not of it",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print the final table alone")
     parser.add_argument("--mlp-baseline", action="store_true", help="train an MLP of the model's size for the final table")
     parser.add_argument("--ablation", action="store_true", help="train the model with its flow left out for the final table")
@@ -89,7 +103,7 @@ def _run_to_resume(named: str) -> Path:
     if named not in NAMED:
         return Path(named)
     run, told = found_run(named)
-    print(told, file=sys.stderr)
+    logger.info(told)
     return run
 
 

@@ -1,6 +1,6 @@
 """What stands before the first step of a run: data, model, optimiser, and where a saved run stopped."""
 
-import sys
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ from .checkpoint import CheckpointError, TrainerState
 from .init_from import initial_model
 from .keeping import BEST
 from .optimiser import AdamW, start_training
+
+logger = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
@@ -57,7 +59,7 @@ def ready(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
     given = _given_model(config, folder if resume else None)
     data = data_of_run(config, None if given is None else given.text_encoder.tokeniser)
     if data.tokeniser is None and config.text_loss_weight:
-        print(f"{data.name} has no texts: text_loss_weight is 0 instead of {config.text_loss_weight:g}", file=sys.stderr)
+        logger.warning("%s has no texts: text_loss_weight is 0 instead of %g", data.name, config.text_loss_weight)
         config = config.replace(text_loss_weight=0)
     try:
         order = EpochOrder(len(data.train), config.batch_size, config.seed)

@@ -1,8 +1,8 @@
 """Training as a call: what the command line and a notebook have in common."""
 
 import itertools
+import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from .dry_run import dry_run
 from .interrupt import StopRequest
 from .reporters import require
 from .run import train
+
+logger = logging.getLogger(__name__)
 
 # What a resumed run may change: how long it goes on, how often it looks, what it writes, and where its data now lies.
 RESUMABLE = (
@@ -123,7 +125,7 @@ def new_folder(name: Path) -> Path:
     names = itertools.chain([name], (name.with_name(f"{name.name}-{number}") for number in itertools.count(2)))
     folder = next(each for each in names if not each.exists() or (each.is_dir() and not any(each.iterdir())))
     if folder != name:
-        print(f"{name} is not empty: this run goes to {folder} (--resume {name} goes on with the other one)", file=sys.stderr)
+        logger.warning("%s is not empty: this run goes to %s (--resume %s goes on with the other one)", name, folder, name)
     return folder
 
 
