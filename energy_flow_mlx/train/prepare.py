@@ -1,6 +1,6 @@
 """What stands before the first step of a run: data, model, optimiser, and where a saved run stopped."""
 
-import sys
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ from .decoding import decoder_settings
 from .init_from import initial_model
 from .keeping import BEST
 from .optimiser import AdamW, start_training
+
+logger = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
@@ -43,16 +45,29 @@ class Prepared(NamedTuple):
 def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
     """A new run, saved before its first step so that a kill leaves a run to resume; or the one saved in `folder`.
 
+    Raises as `ready`.
+    """
+    if resume:
+        settle(folder)
+    run = ready(config, folder, resume=resume)
+    if resume:
+        checkpoint.cut_metrics(folder, run.state.step)
+    else:
+        checkpoint.save(folder, run.model, run.optimiser, run.config, run.state)
+    return run
+
+
+def ready(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
+    """A new run, or the one saved in `folder`, in memory alone: nothing is written, but for the hypotheses of a corrector.
+
     Raises:
         ConfigError: the data, or the model of `init_from`, do not fit the configuration, or a resumed run has done more steps than it asks for.
         CheckpointError: `folder` holds no complete checkpoint, or one that was trained on other data.
     """
-    if resume:
-        settle(folder)
     given, config = _given_model(config, folder if resume else None)
     data = data_of_run(config, None if given is None else given.text_encoder.tokeniser)
     if data.tokeniser is None and config.text_loss_weight:
-        print(f"{data.name} has no texts: text_loss_weight is 0 instead of {config.text_loss_weight:g}", file=sys.stderr)
+        logger.warning("%s has no texts: text_loss_weight is 0 instead of %g", data.name, config.text_loss_weight)
         config = config.replace(text_loss_weight=0)
     model = _new_model(config) if given is None else given
     if model.text_encoder.tokeniser is None:
@@ -79,10 +94,8 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
         if config.training_steps < state.step:
             raise ConfigError(f"training_steps={config.training_steps} is not accepted: {folder} has done {state.step} steps already")
         state.data_fingerprint = data.fingerprint
-        checkpoint.cut_metrics(folder, state.step)
     else:
         state = TrainerState(data_fingerprint=data.fingerprint)
-        checkpoint.save(folder, model, optimiser, config, state)
     return Prepared(folder, config, data, order, model, optimiser, state, lessons)
 
 

@@ -1,8 +1,8 @@
 """Training as a call: what the command line and a notebook have in common."""
 
 import itertools
+import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +14,12 @@ from ..ops.failures import kernel_errors
 from ..runs import Run
 from . import checkpoint, memory
 from .callbacks import Callback
+from .dry_run import dry_run
 from .interrupt import StopRequest
 from .reporters import require
 from .run import train
+
+logger = logging.getLogger(__name__)
 
 # What a resumed run may change: how long it goes on, how often it looks, what it writes, and where its data and teacher now lie.
 RESUMABLE = (
@@ -119,6 +122,16 @@ class Trainer:
             callback.on_end(run)
         return run
 
+    def dry_run(self) -> str:
+        """What `fit` would train, how long and in how much memory, and what it would write, as text. Nothing is written.
+
+        Raises:
+            NonFiniteLoss: a step that was tried has a loss that is not finite.
+            KernelError: a kernel fails on this machine.
+        """
+        with kernel_errors():
+            return dry_run(self.config, self.folder, resume=self._resume)
+
     def stop(self) -> None:
         """From another thread or a callback: `fit` finishes its step, saves and returns."""
         self._stop.requested = True
@@ -129,7 +142,7 @@ def new_folder(name: Path) -> Path:
     names = itertools.chain([name], (name.with_name(f"{name.name}-{number}") for number in itertools.count(2)))
     folder = next(each for each in names if not each.exists() or (each.is_dir() and not any(each.iterdir())))
     if folder != name:
-        print(f"{name} is not empty: this run goes to {folder} (--resume {name} goes on with the other one)", file=sys.stderr)
+        logger.warning("%s is not empty: this run goes to %s (--resume %s goes on with the other one)", name, folder, name)
     return folder
 
 

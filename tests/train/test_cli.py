@@ -136,7 +136,7 @@ def test_a_run_without_a_name_takes_the_next_free_one_and_says_so(capsys, tmp_pa
     assert names == ["runs/tiny-seed0", "runs/tiny-seed0-2", "runs/debug-seed0", "runs/tiny-seed0-3"]
 
 
-SAID = "runs/tiny-seed0 is not empty: this run goes to runs/tiny-seed0-2 (--resume runs/tiny-seed0 goes on with the other one)\n"
+SAID = "warning: runs/tiny-seed0 is not empty: this run goes to runs/tiny-seed0-2 (--resume runs/tiny-seed0 goes on with the other one)\n"
 
 
 def test_help_shows_groups_defaults_and_what_is_accepted(capsys):
