@@ -31,8 +31,9 @@ class Recovery:
 
 
 def recover(
-    model: EnergyFlow, data: PairData, teacher: Teacher | None, search: Search, config: RunConfig, *, most: int, batch_size: int
-) -> Recovery:
+    model: EnergyFlow, data: PairData, teacher: Teacher | None, search: Search, config: RunConfig, *, rounds: int = 0,
+    most: int, batch_size: int,
+) -> Recovery:  # fmt: skip
     """How much of held-out sentences a model brings back.
 
     Args:
@@ -41,11 +42,12 @@ def recover(
         teacher: that of the data, which embeds what came back; None: there are no cosines.
         search: how texts are looked for.
         config: of the run; gives the seed and `text_max_length`.
+        rounds: of correction, at most; takes a model with a text corrector, and a teacher.
         most: the most sentences.
         batch_size: sentences at a time.
 
     Raises:
-        ValueError: the model has no text decoder; the data have no texts; or no sentence is left.
+        ValueError: the model has no text decoder, or with rounds no text corrector or no teacher; the data have no texts; or no sentence is left.
     """
     if data.tokeniser is None:
         raise ValueError(f"{data.name}: its pairs have no texts to bring back")
@@ -58,9 +60,15 @@ def recover(
         for at in range(0, len(numbers), batch_size):
             batch = data.test.batch(numbers[at : at + batch_size])
             out = model(batch.input_embedding)
-            surfaces = {"through the lattice": out.surface, "from the teacher's embedding": model.map_to_surface(batch.target_embedding)}
-            for name, surface in surfaces.items():
-                came[name] += model.decode(surface, search=search)
+            ways = {  # what the decoder reads, and the embedding that the text is to have
+                "through the lattice": (out.surface, out.embedding),
+                "from the teacher's embedding": (model.map_to_surface(batch.target_embedding), batch.target_embedding),
+            }
+            for name, (surface, meant) in ways.items():
+                back = model.decode(surface, search=search)
+                came[name] += back
+                if rounds:
+                    came[f"{name}, corrected"] += model.correct(back, meant, teacher, rounds=rounds, search=search)
             wanted.append(batch.target_embedding)
             predicted.append(np.array(out.embedding))
             bar.update(len(batch.indices))

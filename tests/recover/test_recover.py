@@ -115,6 +115,29 @@ def test_a_decoder_that_knows_its_text_is_perfect_and_an_empty_answer_is_worth_n
     assert nearest.exact == 0 and nearest.token_f1 == pytest.approx((2 * 2 / 7 + 0) / 2)
 
 
+def test_with_rounds_each_way_has_a_corrected_row(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    meant = []
+
+    def correct(
+        self: EnergyFlow, texts: list[str], wanted: mx.array, teacher: HashedNgramTeacher, *, rounds: int, search: Search
+    ) -> list[str]:
+        meant.append((np.array(wanted), teacher, rounds))
+        return ["an animal runs."] * len(texts)
+
+    assert f"{run}: text_corrector: this model has none" in refusal(capsys, run, *SHORT, "--rounds", "2")
+    monkeypatch.setattr(EnergyFlow, "correct", correct)
+    data = data_of([("a cat sits", "an animal sits")], [("a dog runs.", "an animal runs.")])
+    model = EnergyFlow.from_pretrained(run)
+    scores = recover(model, data, TEACHER, Search(num_beams=1, max_length=4), SMALL, rounds=2, most=9, batch_size=9).scores
+    assert list(scores) == ["through the lattice", "through the lattice, corrected", "from the teacher's embedding",
+                            "from the teacher's embedding, corrected", "nearest training sentence"]  # fmt: skip
+    assert [rows["all"].exact for rows in scores.values()] == [0, 1, 0, 1, 0]
+    batch = data.test.batch(np.array([0]))
+    for (wanted, *rest), expected in zip(meant, (model(batch.input_embedding).embedding, batch.target_embedding), strict=True):
+        np.testing.assert_allclose(wanted, np.array(expected), atol=1e-6)
+        assert rest == [TEACHER, 2]
+
+
 def test_the_command_prints_a_table_or_the_same_as_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sacrebleu", reason=NO_BLEU)
     assert main([str(run), *SHORT, "--json"]) == 0
