@@ -41,6 +41,7 @@ def evaluate(model: EnergyFlow, data: PairDataset, config: RunConfig, world: Wor
         summed.append((*of_pairs, number(parts.arrived), number(parts.ended), _collided(out)))
         return np.array(out.embedding)
 
+    model.processor.reset_room()
     with evaluating(model):
         scores = score(predict, data, config.batch_size, world)
         exact = exact_share(model, data, config.text_max_length) if config.text_decoder_loss_weight else 0.0
