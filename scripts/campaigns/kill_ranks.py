@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _killed(campaign: Campaign, job: Shared, victim: int, moment: float, results: dict[str, str]) -> bool:
-    """Kill a process and check; False if the training ended before."""
+    """Kill a process and check; False if the training had ended for the others, or for all."""
     safe = campaign.folder / "safe"  # what was announced in the trials before
     before = int(safe.read_text()) if safe.is_file() else -1
     ended = job.together(campaign.folder / "log", victim, moment)
@@ -93,11 +93,11 @@ def _killed(campaign: Campaign, job: Shared, victim: int, moment: float, results
     safe.write_text(str(announced))
     for fault in checked(job, announced, campaign.folder / "check"):
         campaign.fault(f"rank {victim} killed after {moment:.3f} s: {fault}")
-    if ended[victim].killed:
+    if ended[victim].killed and any(each.code for rank, each in enumerate(ended) if rank != victim):
         for fault in _faults(campaign, ended, victim):
             campaign.fault(f"rank {victim} killed after {moment:.3f} s: {fault}")
         return True
-    if [each.code for each in ended] != [0] * RANKS:
+    if any(each.code for rank, each in enumerate(ended) if rank != victim or not each.killed):
         campaign.fault(f"does not resume: {[(each.code, each.printed[-500:]) for each in ended]}")
     elif job.results() != results:
         campaign.fault("not what an uninterrupted training leaves")
