@@ -18,6 +18,7 @@ from ..ops.kernel import on_gpu
 from ..train import memory
 from . import output, scaling
 from .compare import TORCH_CPU, TORCH_CUDA, TORCH_EAGER, WHATS, Plan, measure_mlx, measure_torch, ratios, weights_file
+from .machines import MACHINES, floors
 from .processes import MeasurementFailed, run_mlx, run_together, workshop
 from .scenarios import SCENARIOS
 from .work import benchmark_config, compute_dtype, flow_steps, require_comparable, total_flops
@@ -42,10 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = memory.within_budget(config)
         if arguments.compare:
             require_comparable(config)
+        machine = _machine(arguments) if arguments.machine else None
         check_writable(arguments.json)
         check_writable(arguments.plot, ENDINGS)
     except (ConfigError, OSError) as error:
         return fail(error, 2)
+    if machine is not None:
+        print(output.floors(machine))
+        return _saved(arguments, machine)
     try:
         if arguments.scaling is not None:
             return _scaling(config, arguments)
@@ -56,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     print(output.text(results))
+    failed = int(any("error" in row for row in results["rows"] if row["framework"] == "mlx"))
+    return _saved(arguments, results) or failed
+
+
+def _saved(arguments: Namespace, results: Mapping[str, Any]) -> int:
+    """Write the files that were asked for; returns the exit code."""
     try:
         if arguments.json is not None:
             output.save(arguments.json, results)
@@ -63,7 +74,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             output.draw(arguments.plot, results)
     except OSError as error:
         return fail(error, 2)
-    return int(any("error" in row for row in results["rows"] if row["framework"] == "mlx"))
+    return 0
+
+
+def _machine(arguments: Namespace) -> dict[str, Any]:
+    """What --machine prints: the least that the presets take there."""
+    for name in ("compare", "stages", "sweep", "scenario", "plot"):
+        if getattr(arguments, name):
+            raise ConfigError(f"--{name} is not accepted with --machine, which counts and measures nothing")
+    names = [arguments.preset] if arguments.preset else ["debug", "experiment", "optimized"]
+    presets = [
+        (name, benchmark_config(name, arguments.config, given_fields(arguments), as_trained=arguments.as_trained)) for name in names
+    ]
+    return {"machine": arguments.machine, **MACHINES[arguments.machine]._asdict(), "rows": floors(arguments.machine, presets)}
 
 
 def _parser(argv: Sequence[str] | None) -> Parser:
@@ -104,6 +127,12 @@ def _parser(argv: Sequence[str] | None) -> Parser:
         default=30.0,
         metavar="S",
         help="stop timing a row after S seconds and 3 calls (default: 30)",
+    )
+    parser.add_argument(
+        "--machine",
+        choices=MACHINES,
+        metavar="CHIP",
+        help=f"measure nothing, and print what debug, experiment and optimized (or --preset) take at least on an Apple GPU: {', '.join(MACHINES)}",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to a file")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the results (.png, .svg or .pdf)")

@@ -11,8 +11,6 @@ import mlx.nn as nn
 import numpy as np
 
 from ..ops.gru_gates import gru_gates
-from ..ops.host import use_host
-from ..ops.product import product_on_host
 from .precision import weight_in
 from .quantised import QuantisedMatrix, quantised_matrix
 
@@ -96,10 +94,7 @@ def gru_step(
         The new hidden state [N, Hd], and what its gradient is computed from: the products of input and hidden state with their
         weights, [N, 3 Hd] each.
     """
-    if x.dtype == mx.float32 and use_host("gru_gates", None, x, hidden):
-        products = product_on_host(x, weights.input), product_on_host(hidden, weights.hidden)
-    else:
-        products = x @ weights.input.T, hidden @ weights.hidden.T
+    products = x @ weights.input.T, hidden @ weights.hidden.T
     return gru_gates(*products, weights.bias, weights.hidden_bias, hidden, active, bound=bound), products
 
 

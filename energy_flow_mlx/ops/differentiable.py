@@ -59,14 +59,18 @@ def by_numpy(forward: Callable[..., Any], backward: Callable[..., Sequence[mx.ar
     def vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
         primals = primals if isinstance(primals, tuple) else (primals,)
         cotangents = (cotangents,) if isinstance(cotangents, mx.array) else cotangents
-        # A corner of each: while MLX differentiates, an array keeps what it was made from, and all of a backward pass would stay.
-        corners = [primal[(slice(0, 1),) * primal.ndim] for primal in primals]
-        found = _guarded(*backward(*cotangents, *primals), *corners)
-        return tuple(found[: len(primals)])
+        return once(backward(*cotangents, *primals), primals)
 
     function.jvp(_refuse)
     guarded: Callable[..., Any] = function
     return guarded
+
+
+def once(gradients: Sequence[mx.array], primals: Sequence[mx.array]) -> tuple[mx.array, ...]:
+    """Gradients that are constants to MLX, so that differentiating them by `primals` raises NotImplementedError."""
+    # A corner of each: while MLX differentiates, an array keeps what it was made from, and all of a backward pass would stay.
+    corners = [primal[(slice(0, 1),) * primal.ndim] for primal in primals]
+    return tuple(_guarded(*gradients, *corners)[: len(gradients)])
 
 
 def _guard(*arrays: mx.array) -> list[mx.array]:

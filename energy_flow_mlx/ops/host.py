@@ -85,6 +85,13 @@ def in_blocks(function: Callable[[slice], Any], rows: int, columns: int) -> list
     return found
 
 
+def detached(array: mx.array) -> mx.array:
+    """A copy of an array's numbers. While MLX differentiates, what was computed by its operations keeps what it was computed from."""
+    if array.dtype == mx.bfloat16:  # which NumPy does not have
+        return detached(array.view(mx.uint16)).view(mx.bfloat16)
+    return mx.array(np.array(array, copy=False))
+
+
 def total(sums: Sequence[Rows], dtype: mx.Dtype) -> mx.array:
     """The sum of what blocks returned, in `dtype`."""
     return as_type(mx.array(np.add.reduce(sums, axis=0, keepdims=True)[0]), dtype)
