@@ -279,7 +279,7 @@ class EnergyFlow(nn.Module):
         self,
         surface: mx.array | None = None,
         *,
-        embedding: mx.array | None = None,
+        embedding: Array | None = None,
         rounds: int = 0,
         neighbours: int = NEIGHBOURS,
         teacher: TextEmbedder | None = None,
@@ -306,6 +306,7 @@ class EnergyFlow(nn.Module):
         if (surface is None) == (embedding is None):
             raise ValueError("decode takes either a surface or embedding=, " + ("none came" if surface is None else "both came"))
         if embedding is not None:
+            embedding = as_array("embedding", embedding)
             expect_shape("embedding", embedding, (None, self.config.embedding_dim))
             surface = self.map_to_surface(embedding)
         rows = as_rows("surface", cast(mx.array, surface), self.config.lattice_width, self.config.lattice_height)

@@ -15,7 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 
 from energy_flow_mlx import EnergyConfig, EnergyFlow
@@ -86,7 +85,7 @@ def measure(run: Path, most: int, beams: int, spec: str | None) -> dict[str, dic
 def _scores(model: EnergyFlow, teacher: Teacher, texts: list[str], search: Search, rounds: int, neighbours: int) -> dict[str, float]:
     wanted, found = teacher.embed(texts), []
     for at in range(0, len(texts), SIZE):
-        some = mx.array(wanted[at : at + SIZE])
+        some = wanted[at : at + SIZE]
         found += model.decode(embedding=some, rounds=rounds, neighbours=neighbours, teacher=teacher, search=search)
     exact = np.mean([text == came for text, came in zip(texts, found, strict=True)])
     return {"exact": float(exact), "cosine": float((teacher.embed(found) * wanted).sum(axis=1).mean())}
