@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .checks import did_you_mean
-from .config import NOTHING, PART_PRESETS, PRESETS, EnergyConfig, accepted, flag, read_fields
-from .files import resolve
+from .config import NOTHING, PART_PRESETS, PRESETS, EnergyConfig, ModelConfig, accepted, field_names, flag, read_fields
 
 HANGUP = getattr(signal, "SIGHUP", None)
 
@@ -184,7 +183,8 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None
                 flag(field.name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
             )
         else:
-            group.add_argument(flag(field.name), default=argparse.SUPPRESS, metavar=_METAVARS[field.type], help=text)
+            flags = filter(None, (flag(field.name), field.metadata["also"]))
+            group.add_argument(*flags, default=argparse.SUPPRESS, metavar=_METAVARS[field.type], help=text)
 
 
 def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -193,20 +193,25 @@ def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name in names}
 
 
-def layered_config(preset: str | None, file: Path | None, fields: Mapping[str, Any]) -> EnergyConfig:
-    """The configuration from preset, file and flags, each overriding the one before. Where these name a run to start from and there is
-    no preset, its configuration stands for it, with the values of the part that learns.
+def layered_config(
+    preset: str | None, file: Path | None, fields: Mapping[str, Any], model: Callable[[str], Mapping[str, Any]] | None = None
+) -> EnergyConfig:
+    """The configuration from preset, file and flags, each overriding the one before.
+
+    model: gives the fields of the model or run that `init_from` of file or flags names, which come before the file: all that there are,
+        or beside a preset those of the model; then the values of the part that learns. None: there is no such model.
 
     Raises:
         ConfigError: a value or a key is not accepted, or the file does not parse.
         FileNotFoundError: there is no such file.
     """
     given = {**({} if file is None else read_fields(file)), **fields}
-    if given.get("start_from", NOTHING) != NOTHING and preset is None:
-        values = EnergyConfig.from_json(resolve(given["start_from"], "config.json")).to_dict()
-        values.update(start_from=NOTHING, part="all", **PART_PRESETS.get(given.get("part", "all"), {}))
-    else:
-        values = EnergyConfig.preset(preset or "tiny").to_dict()
+    values = EnergyConfig.preset(preset or "tiny").to_dict()
+    named = given.get("init_from", NOTHING)
+    if model is not None and isinstance(named, str) and named not in ("", NOTHING):
+        of_model = model(named)
+        values.update(of_model if preset is None else {name: of_model[name] for name in field_names(ModelConfig)})
+        values.update(init_from=NOTHING, part="all", **PART_PRESETS.get(given.get("part", "all"), {}))
     # Checked only once all are merged, because a value of the file may be valid only together with a flag's.
     return EnergyConfig.from_dict({**values, **given}, source=str(file or "flags"))
 

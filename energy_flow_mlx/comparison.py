@@ -13,12 +13,12 @@ from .scores import Evaluation
 from .showing import html_picture, html_table, png
 
 METRICS = ("cosine", "top1", "top10", "arrived", "collisions", "sideways")
-_LEFT_OUT = ("seed",)  # of what tells groups of runs apart
+_LEFT_OUT = ("seed", "keep_checkpoints", "report_to")  # of what tells groups of runs apart
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but their seed. settings: the fields in which the groups differ, with their values here."""
+    """Runs that differ in nothing but their seed and in what is written of them. settings: the fields in which the groups differ, with their values here."""
 
     runs: tuple[Run, ...]
     settings: Mapping[str, Any]

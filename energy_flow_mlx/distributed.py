@@ -15,7 +15,7 @@ import sys
 import threading
 import traceback
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -32,6 +32,7 @@ from .watchdog import Door, Watch, enter
 TIMEOUT = 300.0  # seconds, see `joined`
 PIECE = 2**26  # bytes of a file that are sent at a time
 Tree = TypeVar("Tree")
+T = TypeVar("T")
 
 
 class World:
@@ -69,6 +70,10 @@ class World:
         """The sum of an array over the processes; lazy. Equal bits everywhere."""
         return array if self.size == 1 else mx.distributed.all_sum(array, group=self._group)
 
+    def all(self, array: mx.array) -> mx.array:
+        """The arrays [n, …] of all processes after each other, [size * n, …], by rank; lazy."""
+        return array if self.size == 1 else mx.distributed.all_gather(array, group=self._group)
+
     def exchange(self, value: Any) -> list[Any]:
         """What each process gives, as JSON keeps it, in the order of their ranks. Waits."""
         if self.size == 1:
@@ -82,17 +87,20 @@ class World:
         found = self._all_bytes(np.ascontiguousarray(rows).tobytes())
         return [np.frombuffer(data, rows.dtype).reshape(-1, *rows.shape[1:]) for data in found]
 
-    def from_first(self, data: bytes) -> bytes:
-        """The bytes of the first process; what others give is ignored. Waits."""
-        if self.size == 1:
-            return data
-        own = np.frombuffer(data, np.uint8)
-        length = self.exchange(len(data))[0]
-        found = []
-        for start in range(0, length, PIECE):
-            piece = own[start : start + PIECE] if self.first else np.zeros(min(PIECE, length - start), np.uint8)
-            found.append(np.array(self.sum(mx.array(piece))).tobytes())
-        return b"".join(found)
+    def from_first(self, data: bytes | None, length: int) -> bytes:
+        """The `length` bytes of the first process; the others give None. Waits."""
+        own = np.zeros(length, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+        pieces = (mx.array(own[start : start + PIECE]) for start in range(0, length, PIECE))
+        return b"".join(np.array(self.sum(piece)).tobytes() for piece in pieces)
+
+    def in_turn(self, call: Callable[[], T]) -> T:
+        """What `call` gives, called by the first process before the others: they find on disk what it left there."""
+        if not self.first:
+            self.exchange(None)
+        found = call()
+        if self.first:
+            self.exchange(None)
+        return found
 
     def require_same(self, what: str, tree: Any) -> None:
         """See that a tree of arrays has the same bits everywhere. Waits.
@@ -216,6 +224,10 @@ def joined(timeout: float = TIMEOUT) -> Iterator[World]:
     missing.cancel()
     try:
         yield world
+    except KeyboardInterrupt as error:
+        if world.size == 1:
+            raise
+        raise SystemExit(world.failed(error, "interrupted", 130)) from error
     except Exception as error:  # nothing that a command reports: a fault of the program
         world.lost(error)
         traceback.print_exc()

@@ -1,18 +1,21 @@
 """python -m energy_flow_mlx.embed RUN TEXTS --to FILE: what a model predicts for each line of a text file, as .npy or .jsonl."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .cli import Parser, fail, run_command
-from .data.teacher import Teacher
+from .cli import Parser, reason, run_command
+from .data.shared import Embed, dismiss, spread
 from .dataset.formats.lines import lines_of, read_lines, without_break
 from .dataset.records import Faults
 from .dataset.teacher import teacher_of_run
+from .distributed import World, joined
 from .files import write_aside
 from .models.energy_flow import EnergyFlow, model_folder
 from .ops.failures import KernelError, kernel_errors
@@ -27,35 +30,46 @@ Batch = tuple[list[str], NDArray[np.float32]]  # B texts and their embeddings [B
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 (a kernel failed), 2 (invalid folder, text or argument), 130 (interrupted)."""
     options = _parser().parse_args(argv)
+    with joined() as world:
+        try:
+            return world.leave(_embed(options, world))
+        except KernelError as error:
+            return world.failed(error, f"error: {reason(error)}", 1)
+        except (ValueError, OSError) as error:
+            return world.failed(error, f"error: {reason(error)}", 2)
+        except KeyboardInterrupt as error:
+            return world.failed(error, "interrupted", 130)
+
+
+def _embed(options: Namespace, world: World) -> int:
     count = 0
 
-    def embedded(model: EnergyFlow, teacher: Teacher | None) -> Iterator[Batch]:
+    def embedded(embed: Embed, dim: int) -> Iterator[Batch]:
         nonlocal count
-        for texts in batched(lines(options.texts), options.batch_size):
+        for texts in batched(lines(options.texts), options.batch_size * world.size):
             count += len(texts)
-            yield texts, model.embed(texts, teacher, batch_size=options.batch_size)
+            world.exchange(texts)
+            yield texts, spread(embed, texts, dim, world)
 
-    try:
-        if options.to.suffix not in ENDINGS:
-            raise ValueError(f"--to {options.to}: accepted are files that end in {' or '.join(ENDINGS)}")
-        if options.to.exists() and not options.overwrite:
-            raise FileExistsError(f"{options.to} exists: name another file, or give --overwrite")
-        if options.batch_size < 1:
-            raise ValueError(f"--batch-size {options.batch_size}: accepted are 1 and more")
-        folder = model_folder(options.run)
-        model = EnergyFlow.from_pretrained(folder)
-        teacher = None if options.text_encoder else teacher_of_run(folder, model.config, options.teacher)
-        write: Callable[..., None] = write_npy if options.to.suffix == ".npy" else write_jsonl
-        with kernel_errors():
-            write_aside(options.to, lambda aside: write(aside, embedded(model, teacher), model.config.embedding_dim))
-    except KernelError as error:
-        return fail(error, 1)
-    except (ValueError, OSError) as error:
-        return fail(error, 2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    print(f"{options.to}: {count} texts, {model.config.embedding_dim} numbers each")
+    if options.to.suffix not in ENDINGS:
+        raise ValueError(f"--to {options.to}: accepted are files that end in {' or '.join(ENDINGS)}")
+    if world.first and options.to.exists() and not options.overwrite:
+        raise FileExistsError(f"{options.to} exists: name another file, or give --overwrite")
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size {options.batch_size}: accepted are 1 and more")
+    folder = model_folder(options.run)
+    model = EnergyFlow.from_pretrained(folder)
+    teacher = None if options.text_encoder else teacher_of_run(folder, model.config, options.teacher)
+    write: Callable[..., None] = write_npy if options.to.suffix == ".npy" else write_jsonl
+    embed, dim = partial(model.embed, teacher=teacher, batch_size=options.batch_size), model.config.embedding_dim
+    with kernel_errors():
+        if world.first:
+            write_aside(options.to, lambda aside: write(aside, embedded(embed, dim), dim))
+            dismiss(world)
+        while not world.first and (texts := world.exchange(None)[0]) is not None:
+            spread(embed, texts, dim, world)
+    if world.first:
+        print(f"{options.to}: {count} texts, {dim} numbers each")
     return 0
 
 

@@ -1,17 +1,19 @@
 """python -m energy_flow_mlx.evaluate RUN: evaluate a saved model and baselines on held-out pairs."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cli import Parser, fail, run_command
-from .config import ConfigError, EnergyConfig
+from .cli import Parser, reason, run_command
+from .config import EnergyConfig
 from .dataset.open import data_of_run
-from .dataset.records import DataError
+from .distributed import World, joined
 from .files import resolve
 from .models.energy_flow import EnergyFlow
 from .ops.failures import KernelError, kernel_errors
-from .results import FILE
+from .results import FILE, Results
 from .strict_json import to_json
+from .train.evaluation import evaluate
 from .train.report import held_out
 
 
@@ -27,26 +29,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ablation", action="store_true", help="train the model with its flow left out for as many steps")
     parser.add_argument("--json", action="store_true", help="print all scores as JSON, as in results.json")
     arguments = parser.parse_args(argv)
-    try:
-        model = EnergyFlow.from_pretrained(arguments.run)
-        changes = {"data": arguments.data, "batch_size": arguments.batch_size}
-        trained = EnergyConfig.from_json(resolve(arguments.run, "config.json"))
-        config = trained.replace(**{name: value for name, value in changes.items() if value is not None})
-        data = data_of_run(config, model.text_encoder.tokeniser)
-    except (ValueError, OSError) as error:
-        return fail(error, 2)
-    try:
-        if data.tokeniser is None:
-            config = config.replace(text_loss_weight=0)
-        with kernel_errors():
-            results = held_out(model, data, config, mlp=arguments.mlp_baseline, ablation=arguments.ablation)
-        own = config.data == trained.data
-        if own and not resolve(arguments.run, FILE).is_file():
-            results.save(arguments.run)
-    except KernelError as error:
-        return fail(error, 1)
-    except (DataError, ConfigError, OSError) as error:
-        return fail(error, 2)
+    with joined() as world:
+        try:
+            return world.leave(_evaluate(arguments, world))
+        except KernelError as error:
+            return world.failed(error, f"error: {reason(error)}", 1)
+        except (ValueError, OSError) as error:
+            return world.failed(error, f"error: {reason(error)}", 2)
+
+
+def _evaluate(arguments: Namespace, world: World) -> int:
+    model = EnergyFlow.from_pretrained(arguments.run)
+    changes = {"data": arguments.data, "batch_size": arguments.batch_size}
+    trained = EnergyConfig.from_json(resolve(arguments.run, "config.json"))
+    config = trained.replace(**{name: value for name, value in changes.items() if value is not None})
+    data = world.in_turn(lambda: data_of_run(config, model.text_encoder.tokeniser))
+    own = config.data == trained.data
+    saving = own and not _held(arguments.run, model.trained_steps)
+    if data.tokeniser is None:
+        config = config.replace(text_loss_weight=0)
+    with kernel_errors():
+        if not world.first:
+            evaluate(model, data.test, config, world)
+            return 0
+        results = held_out(model, data, config, mlp=arguments.mlp_baseline, ablation=arguments.ablation, world=world)
+    if saving:
+        results.save(arguments.run)
     if arguments.json:
         print(to_json(results.to_dict()))
         return 0
@@ -54,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not own:
         print(f"(the energy flow was trained on {trained.data}, the other rows are fitted on the training pairs of {config.data})")
     return 0
+
+
+def _held(run: Path, steps: int) -> bool:
+    """Whether a run's folder has results already, and of a model of so many steps."""
+    return (run / FILE).is_file() and Results.load(run).steps == steps
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ from .config import EnergyConfig
 from .dataset.open import data_of_run
 from .files import resolve
 from .model_files import check_repository, publish
-from .models.energy_flow import EnergyFlow
+from .models.energy_flow import OPTIONAL_FILES, EnergyFlow
 from .ops.failures import KernelError, kernel_errors
 from .results import FILE as RESULTS
 from .results import Results
 from .strict_json import to_json
 from .train.report import held_out
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "curves.png", "metrics.jsonl", "results.json")  # those of them that there are
+FILES = ("config.json", "model.safetensors", *OPTIONAL_FILES, "curves.png", "metrics.jsonl", "results.json")  # those of them that there are
 CARD, PLOT = "README.md", "curves.png"
 
 

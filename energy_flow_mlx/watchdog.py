@@ -4,8 +4,8 @@ Each process keeps a TCP connection to the first one and says once a second wher
 breaks, when a process says that it failed, or when one has not gone on for too long; it prints the one message. Where the first one
 is lost, the first process on another host says so, or else process 1.
 
-A message is a line of JSON. To the first process: rank and token, at (marks so far, where), failed (text, code), done. From it:
-beat, end (exit code, and whether it ended as planned).
+A message is a line of JSON. Both ways: at (marks so far, where). To the first process: rank and token, failed (text, code), done,
+leaving (the answer to end). From it: end (exit code, and whether it ended as planned).
 """
 
 import hmac
@@ -84,13 +84,18 @@ class Watch:
         self._done: set[int] = set()
         self._failed: tuple[float, str, int] | None = None  # when it is printed, the message, the exit code
         self._last: tuple[float, int, bool] | None = None  # the first process's last message: when to exit at the latest, code, planned
-        self._over, self._lock = threading.Event(), threading.Lock()
+        self._dismissal: tuple[int, bool] | None = None  # of the first process's `leave`
+        self._open = {line.connection: rank for rank, line in lines.items()}
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
 
     def mark(self, where: str) -> None:
         """This process goes on, with `where`. All processes pass the same marks."""
-        self._note(self._rank, Mark(self._marks[self._rank].number + 1, where))
+        mark = Mark(self._marks[self._rank].number + 1, where)
+        self._note(self._rank, mark)
+        if self._rank:  # what the first one passes the others learn with its next beat: there may be many of them
+            self._lines[0].send(at=mark)
 
     def watching(self, whether: bool) -> None:
         """Whether a process that passes no mark counts as stalled; one that is silent always does."""
@@ -115,44 +120,50 @@ class Watch:
         """End this process's part: the first one lets the others go, which wait for that. Not planned: they exit with `code` at once."""
         self._planned = True
         if self._rank == 0:
-            with self._lock:  # or another thread is ending everything already
-                for line in self._lines.values():
-                    line.send(end=code, planned=planned)
-            self._over.set()
+            self._dismissal = code, planned
         else:
             self._lines[0].send(done=True)
-            self._over.wait()
-        self._thread.join(GRACE)
+        self._over.wait()
 
     def end(self, message: str, code: int) -> None:
-        """Print what happened and end all processes at once."""
-        with self._lock:
-            print(f"error: {message}{self.advice}", file=sys.__stderr__, flush=True)
-            for line in self._lines.values():
-                line.send(end=code, planned=False)
-            os._exit(code)
+        """Print what happened and end all processes."""
+        print(f"error: {message}{self.advice}", file=sys.__stderr__, flush=True)
+        self._dismiss(code, planned=False)
+        os._exit(code)
+
+    def _dismiss(self, code: int, *, planned: bool) -> None:
+        """Let the others go. The first process waits until they know: its exit could overtake the message."""
+        for line in self._lines.values():
+            line.send(end=code, planned=planned)
+        until = time.monotonic() + GRACE
+        while self._rank == 0 and self._open and time.monotonic() < until:
+            for connection in select.select(list(self._open), [], [], TICK)[0]:
+                messages = self._lines[self._open[connection]].receive()
+                if messages is None or any("leaving" in message for message in messages):
+                    del self._open[connection]
 
     def _run(self) -> None:
-        by_socket = {line.connection: rank for rank, line in self._lines.items()}
         sent = 0.0
         while not self._over.is_set():
-            readable, _, _ = select.select(list(by_socket), [], [], TICK)
-            for connection in readable:
-                rank = by_socket[connection]
+            for connection in select.select(list(self._open), [], [], TICK)[0]:
+                rank = self._open[connection]
                 messages = self._lines[rank].receive()
                 if messages is None:
-                    del by_socket[connection]
+                    del self._open[connection]
                     self._gone(rank)
                 for message in messages or ():
                     self._take(rank, message)
             now = time.monotonic()
-            if now - sent > BEAT:
+            if now - sent > BEAT and self._last is None:
                 sent = now
                 for line in self._lines.values():
                     line.send(at=self._marks[self._rank])
-            if self._failed is not None and now > self._failed[0]:
+            if self._dismissal is not None:
+                self._dismiss(self._dismissal[0], planned=self._dismissal[1])
+                self._over.set()
+            elif self._failed is not None and now > self._failed[0]:
                 self.end(*self._failed[1:])
-            if self._last is not None:
+            elif self._last is not None:
                 self._follow(*self._last)
             else:
                 self._look(now)
@@ -173,6 +184,7 @@ class Watch:
             self._done.add(rank)
         if "end" in message:
             self._last = time.monotonic() + GRACE, message["end"], message["planned"]
+            self._lines[rank].send(leaving=True)
 
     def _gone(self, rank: int) -> None:
         if self._last is not None:
@@ -241,9 +253,10 @@ class Door:
                 connection, _ = self._socket.accept()
                 connection.settimeout(BEAT)
                 line = Line(connection)
-                hello = (line.receive() or [{}])[0]
-                if hmac.compare_digest(str(hello.get("token")), self.token):
-                    lines[int(hello["rank"])] = line
+                with suppress(ValueError, TypeError, IndexError, KeyError):  # what is no message of this run
+                    hello = (line.receive() or [{}])[0]
+                    if hmac.compare_digest(str(hello["token"]), self.token):
+                        lines[int(hello["rank"])] = line
         return lines
 
 

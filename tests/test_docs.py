@@ -11,6 +11,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+NOTEBOOKS = ROOT / "notebooks"
 SITE: dict[str, Any] = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 
 
@@ -33,6 +34,7 @@ def leaves(nav: Any) -> Iterator[str]:
 def test_every_page_is_in_the_navigation() -> None:
     pages = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")]
     pages += [page for page in outside().values() if page.endswith(".md")]
+    pages += [path.relative_to(ROOT).as_posix() for path in NOTEBOOKS.glob("*.ipynb")]
     assert sorted(leaves(SITE["nav"])) == sorted(pages)
 
 
@@ -43,7 +45,8 @@ def test_links_lead_to_files_of_the_site(source: str) -> None:
     for link in filter(None, links):
         target = ((ROOT / source).parent / link).resolve()
         assert target.is_file(), f"{source}: {link}"
-        assert target.is_relative_to(DOCS) or target.relative_to(ROOT).as_posix() in outside(), f"{source}: {link} is no page of the site"
+        inside = target.is_relative_to(DOCS) or target.is_relative_to(NOTEBOOKS)
+        assert inside or target.relative_to(ROOT).as_posix() in outside(), f"{source}: {link} is no page of the site"
 
 
 def test_the_reference_names_modules() -> None:

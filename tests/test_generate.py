@@ -18,6 +18,7 @@ from energy_flow_mlx.dataset.build import Settings, build
 from energy_flow_mlx.dataset.teacher import UnknownTeacher, teacher_of_run
 from energy_flow_mlx.generate.__main__ import main
 from energy_flow_mlx.generate.texts import MOST_CHARACTERS, given_texts, read_lines
+from energy_flow_mlx.models.text_corrector import CorrectorSettings, TextCorrector
 from energy_flow_mlx.models.text_decoder import Carried, DecoderSettings
 from energy_flow_mlx.nn import T5Settings
 from energy_flow_mlx.text.search import Search
@@ -229,3 +230,19 @@ def test_a_reader_who_leaves_ends_it(run: Path) -> None:
     assert process.wait(60) == 0 and process.stderr.read() == b""
     process.stdin.close()
     process.stderr.close()
+
+
+def test_correction_comes_nearer_to_what_was_meant(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a corrector of random weights, whose texts are kept only where the teacher finds them nearer."""
+    assert "no text corrector, which --rounds 3 needs" in refusal(capsys, run, "a dog", "--rounds", 3)
+    assert "--rounds must be 0 or more" in refusal(capsys, run, "a dog", "--rounds", -1)
+    model = EnergyFlow.from_pretrained(run)
+    mx.random.seed(3)
+    model.text_corrector = TextCorrector(
+        CorrectorSettings(embedding_dim=10, max_length=6, adapter_dim=8, prefix=2, t5=model.text_decoder.settings.t5, start=2, end=3)
+    )
+    model.save_pretrained(tmp_path / "run")
+    before = answers(capsys, tmp_path / "run", *WORDS)
+    after = answers(capsys, tmp_path / "run", *WORDS, "--rounds", 3, "--num-beams", 8)
+    assert all(late["cosine"] >= early["cosine"] - 1e-6 for early, late in zip(before, after, strict=True))
+    assert any(late["generated"] != early["generated"] for early, late in zip(before, after, strict=True))

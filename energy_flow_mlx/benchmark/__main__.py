@@ -12,12 +12,14 @@ import mlx.core as mx
 from .. import blas
 from ..cli import Parser, add_config_flags, check_writable, fail, given_fields, run_command
 from ..config import ConfigError, EnergyConfig
+from ..distributed import launched
 from ..figures import ENDINGS
 from ..ops.kernel import on_gpu
 from ..train import memory
-from . import output
+from . import output, scaling
 from .compare import TORCH_CPU, TORCH_CUDA, TORCH_EAGER, WHATS, Plan, measure_mlx, measure_torch, ratios, weights_file
-from .processes import MeasurementFailed, run_mlx, workshop
+from .machines import MACHINES, floors
+from .processes import MeasurementFailed, run_mlx, run_together, workshop
 from .scenarios import SCENARIOS
 from .work import benchmark_config, compute_dtype, flow_steps, require_comparable, total_flops
 
@@ -41,11 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = memory.within_budget(config)
         if arguments.compare:
             require_comparable(config)
+        machine = _machine(arguments) if arguments.machine else None
         check_writable(arguments.json)
         check_writable(arguments.plot, ENDINGS)
     except (ConfigError, OSError) as error:
         return fail(error, 2)
+    if machine is not None:
+        print(output.floors(machine))
+        return _saved(arguments, machine)
     try:
+        if arguments.scaling is not None:
+            return _scaling(config, arguments)
         results = _measure(config, arguments)
     except MeasurementFailed as error:
         return fail(error, 1)
@@ -53,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     print(output.text(results))
+    failed = int(any("error" in row for row in results["rows"] if row["framework"] == "mlx"))
+    return _saved(arguments, results) or failed
+
+
+def _saved(arguments: Namespace, results: Mapping[str, Any]) -> int:
+    """Write the files that were asked for; returns the exit code."""
     try:
         if arguments.json is not None:
             output.save(arguments.json, results)
@@ -60,7 +74,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             output.draw(arguments.plot, results)
     except OSError as error:
         return fail(error, 2)
-    return int(any("error" in row for row in results["rows"] if row["framework"] == "mlx"))
+    return 0
+
+
+def _machine(arguments: Namespace) -> dict[str, Any]:
+    """What --machine prints: the least that the presets take there."""
+    for name in ("compare", "stages", "sweep", "scenario", "plot"):
+        if getattr(arguments, name):
+            raise ConfigError(f"--{name} is not accepted with --machine, which counts and measures nothing")
+    names = [arguments.preset] if arguments.preset else ["debug", "experiment", "optimized"]
+    presets = [
+        (name, benchmark_config(name, arguments.config, given_fields(arguments), as_trained=arguments.as_trained)) for name in names
+    ]
+    return {"machine": arguments.machine, **MACHINES[arguments.machine]._asdict(), "rows": floors(arguments.machine, presets)}
 
 
 def _parser(argv: Sequence[str] | None) -> Parser:
@@ -76,6 +102,11 @@ def _parser(argv: Sequence[str] | None) -> Parser:
     parser.add_argument(
         "--sweep", action="store_true", help="vary B, W*H, D and Hd, and fit the growth of time and memory: some three times as long as the table"
     )
+    parser.add_argument(
+        "--scaling", nargs="?", const=scaling.COUNTS, metavar="N,…",
+        help="time the training step alone, by so many processes on this machine, each with the whole batch_size "
+        f"(default: {scaling.COUNTS}); under mlx.launch by one process and by all that it starts",
+    )  # fmt: skip
     parser.add_argument(
         "--scenario",
         action="append",
@@ -96,6 +127,12 @@ def _parser(argv: Sequence[str] | None) -> Parser:
         default=30.0,
         metavar="S",
         help="stop timing a row after S seconds and 3 calls (default: 30)",
+    )
+    parser.add_argument(
+        "--machine",
+        choices=MACHINES,
+        metavar="CHIP",
+        help=f"measure nothing, and print what debug, experiment and optimized (or --preset) take at least on an Apple GPU: {', '.join(MACHINES)}",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to a file")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the results (.png, .svg or .pdf)")
@@ -121,6 +158,8 @@ def _parser(argv: Sequence[str] | None) -> Parser:
 
 
 def _require(arguments: Namespace) -> None:
+    if arguments.scaling is not None:
+        _counts(arguments.scaling)
     for name, least in (("repeats", 1), ("warmup", 0), ("scenario_steps", 1)):
         if getattr(arguments, name) < least:
             raise ConfigError(
@@ -207,6 +246,37 @@ def _measure(config: EnergyConfig, arguments: Namespace) -> dict[str, Any]:
             job = {**basis, "what": "scenario", "scenario": scenario, "steps": arguments.scenario_steps}
             results["scenarios"].append(run_mlx(folder, job))
     return results
+
+
+def _scaling(config: EnergyConfig, arguments: Namespace) -> int:
+    job = {
+        "what": "scaling",
+        "config": config.to_dict(),
+        "repeats": arguments.repeats,
+        "warmup": arguments.warmup,
+        "limit_s": arguments.seconds,
+        "dropout": arguments.as_trained,
+    }
+    if launched():
+        rows = scaling.scaling_rows(job)
+    else:
+        rows = []
+        with workshop() as folder:
+            for count in _counts(arguments.scaling):
+                _say(f"{count} processes …")
+                rows.append(run_together(folder, job, count))
+    if rows is not None:
+        print(scaling.text(rows, config.batch_size))
+        if arguments.json is not None:
+            output.save(arguments.json, {"config": config.to_dict(), "scaling": rows})
+    return 0
+
+
+def _counts(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--scaling {text} is not accepted: it takes numbers of processes joined by commas, such as {scaling.COUNTS}")
+    return [int(part) for part in parts]
 
 
 def _beside_limit(stage: Mapping[str, Any], ceilings: Mapping[str, Any], dtype: str) -> dict[str, Any]:

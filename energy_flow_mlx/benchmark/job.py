@@ -7,6 +7,7 @@ from ..config import ConfigError
 from ..ops.failures import KernelError, kernel_errors
 from ..strict_json import read_json, write_json
 from .measure import measure_ceilings, measure_model
+from .scaling import measure_scaling
 from .scenarios import measure_scenario
 from .stages import measure_stages
 from .sweep import measure_sweep
@@ -15,6 +16,7 @@ KINDS = {
     "forward": measure_model,
     "training": measure_model,
     "ceilings": measure_ceilings,
+    "scaling": measure_scaling,
     "stages": measure_stages,
     "sweep": measure_sweep,
     "scenario": measure_scenario,

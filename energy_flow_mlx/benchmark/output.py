@@ -7,6 +7,7 @@ from typing import Any
 from ..figures import BLUE, ORANGE, figure_file
 from ..files import write_aside
 from ..strict_json import write_json
+from .machines import ALUS
 
 Results = Mapping[str, Any]
 _COLOURS = {"mlx": BLUE, "torch": ORANGE}
@@ -25,6 +26,19 @@ def text(results: Results) -> str:
     if results.get("scenarios"):
         parts.append(_scenarios(results["scenarios"]))
     return "\n\n".join(part for part in parts if part)
+
+
+def floors(results: Results) -> str:
+    """What presets must take at least on a machine, as `benchmark.machines.floors` counts it."""
+    peak = results["cores"] * ALUS * 2 * results["gigahertz"] / 1e3
+    lines = [
+        [f"{row['preset']}, {row['dtype']}, {row['what']}", f"{row['flops'] / 1e12:.3g}", f"{row['products'] / 1e9:.3g}", f"{row['gates'] / 1e9:.3g}",
+         f"{row['fused'] / 1e9:.3g}", f"{row['ends'] / 1e9:.3g}", f"{row['launches']:,}", milliseconds(row["seconds"]),
+         milliseconds(row["fused_s"]), percent(row["break_even"])]
+        for row in results["rows"]
+    ]  # fmt: skip
+    header = ["", "TFLOP", "products GB", "gates GB", "fused GB", "ends GB", "launches", "floor ms", "fused floor ms", "break-even"]
+    return f"{results['machine']}: {peak:.3g} TFLOP/s, {results['gigabytes_per_s']:g} GB/s, on paper\n" + table(header, lines)
 
 
 def save(path: Path, results: Results) -> None:

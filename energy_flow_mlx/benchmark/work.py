@@ -11,6 +11,7 @@ import numpy as np
 from ..cli import flag, layered_config
 from ..config import ConfigError, EnergyConfig, read_mapping
 from ..data.source import PairBatch
+from ..distributed import ALONE, World
 from ..models.carrier import DISPLACEMENT_WIDTH
 from ..models.energy_flow import EnergyFlow
 from ..models.mapper import intermediate_size
@@ -52,7 +53,10 @@ def benchmark_config(
     """
     given = {**(read_mapping(file) if file is not None else {}), **fields}
     still = {} if as_trained else {name: value for name, value in STILL.items() if name not in given}
-    return layered_config(preset, file, {**still, **fields})
+    config = layered_config(preset, file, {**still, **fields})
+    if config.text_decoder_loss_weight or config.part != "all":
+        raise ConfigError("text_decoder_loss_weight must be 0 and part all: the benchmark's model has no text decoder")
+    return config
 
 
 def require_comparable(config: EnergyConfig) -> None:
@@ -104,11 +108,11 @@ def make_model(config: EnergyConfig, *, training: bool, dropout: bool) -> Energy
     return model
 
 
-def make_step(config: EnergyConfig, model: EnergyFlow) -> TrainStep:
+def make_step(config: EnergyConfig, model: EnergyFlow, world: World = ALONE) -> TrainStep:
     """The training step with its optimiser, as in training."""
     optimiser = make_optimiser(config)
     optimiser.init(model.trainable_parameters())
-    return TrainStep(model, optimiser, config)
+    return TrainStep(model, optimiser, config, world=world)
 
 
 def product_flops(config: EnergyConfig) -> dict[str, float]:

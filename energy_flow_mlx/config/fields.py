@@ -44,12 +44,14 @@ def field(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     flag: bool = True,
+    also: str | None = None,
 ) -> Any:
     """A dataclass field with its help text and the values it accepts: low <= v <= high, v > above, or one of choices.
 
-    flag: whether the command lines offer it; a field that only files and conversions set has none.
+    flag: whether the command lines offer it; a field that only files and conversions set has none. also: a shorter flag.
     """
-    metadata = {"help": help, "group": group, "low": low, "high": high, "above": above, "choices": choices, "flag": flag}
+    limits = {"low": low, "high": high, "above": above, "choices": choices}
+    metadata = {"help": help, "group": group, **limits, "flag": flag, "also": also}
     return dataclasses.field(default=default, metadata=metadata)
 
 

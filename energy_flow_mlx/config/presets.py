@@ -59,10 +59,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # Over the configuration of the run that the part belongs to.
+_WRITING: dict[str, Any] = dict(
+    learning_rate=1e-3, learning_rate_schedule="cosine", warmup_steps=100, batch_size=64, gradient_accumulation_steps=1,
+    training_steps=2000, validation_interval=500, checkpoint_interval=500,
+)  # fmt: skip
 PART_PRESETS: dict[str, dict[str, Any]] = {
     "all": {},
-    "decoder": dict(
-        text_decoder_loss_weight=1.0, learning_rate=1e-3, learning_rate_schedule="cosine", warmup_steps=100, batch_size=64,
-        gradient_accumulation_steps=1, training_steps=2000, validation_interval=500, checkpoint_interval=500,
-    ),
-}  # fmt: skip
+    "decoder": dict(**_WRITING, text_decoder_loss_weight=1.0),
+    "corrector": dict(**_WRITING, text_decoder_loss_weight=0.0),
+}

@@ -6,8 +6,9 @@ from .fields import ConfigError, Fields, field
 from .model import MOST_LAYERS, MOST_NUMBERS, TRAINING
 
 LOSS, DECODER, DATA = "loss", "text decoder", "data"
-PARTS = ("all", "decoder")
+PARTS = ("all", "decoder", "corrector")
 NOTHING = "none"
+REPORTERS = ("jsonl", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +21,15 @@ class RunConfig(Fields):
 
     # Training
     part: str = field(
-        "all", "what learns: all that a term of the loss reaches, or the text decoder alone, of a run that is done (start_from)",
+        "all", "what learns: all that a term of the loss reaches; or, on a run that is done (init_from), the text decoder alone, or its corrector",
         group=TRAINING, choices=PARTS,
     )  # fmt: skip
-    start_from: str = field(NOTHING, "folder of the run whose model this one starts from; none: random weights", group=TRAINING)
     seed: int = field(0, "seed of weights, data, order, dropout and noise", group=TRAINING, low=0, high=2**31 - 1)
+    init_from: str = field(
+        NOTHING,
+        "model whose weights a new run starts from: a run, its best/, a model's folder or OWNER/NAME of the hub; none: random weights",
+        group=TRAINING,
+    )
     training_steps: int = field(600, "optimiser steps in a run", group=TRAINING, low=1)
     batch_size: int = field(32, "pairs in a micro-batch", group=TRAINING, low=1)
     gradient_accumulation_steps: int = field(1, "micro-batches in one optimiser step", group=TRAINING, low=1)
@@ -58,8 +63,18 @@ class RunConfig(Fields):
         "auto", "trace the training step once and replay it; auto: on a GPU", group=TRAINING, choices=("auto", "on", "off")
     )
     validation_interval: int = field(100, "steps between validations", group=TRAINING, low=1)
+    early_stopping: int = field(
+        0, "validations without a better cosine after which the run ends; 0: it goes on to training_steps", group=TRAINING, low=0
+    )
     checkpoint_interval: int = field(100, "steps between checkpoints", group=TRAINING, low=1)
+    keep_checkpoints: int = field(
+        0, "checkpoints kept in steps/ of the run folder, the last ones; 0: none, the folder itself has the last", group=TRAINING, low=0,
+        also="--keep",
+    )  # fmt: skip
     log_interval: int = field(10, "steps between lines of metrics.jsonl", group=TRAINING, low=1)
+    report_to: str = field(
+        "jsonl", f"where numbers go, with commas between: {', '.join(REPORTERS)}; metrics.jsonl is always written", group=TRAINING
+    )
 
     # The loss
     surface_loss_weight: float = field(1.0, "weight of the surface term", group=LOSS, low=0)
@@ -81,6 +96,11 @@ class RunConfig(Fields):
     text_decoder_dim: int = field(128, "width of the decoder", group=DECODER, low=2, high=MOST_NUMBERS)
     text_decoder_heads: int = field(4, "attention heads; must divide text_decoder_dim", group=DECODER, low=1, high=MOST_NUMBERS)
     text_decoder_layers: int = field(2, "layers of the decoder", group=DECODER, low=1, high=MOST_LAYERS)
+    text_corrector_pairs: int = field(20_000, "training pairs whose texts the corrector learns from", group=DECODER, low=1)
+    text_corrector_temperature: float = field(
+        1.0, "at which the decoder draws the texts that the corrector learns to correct; 0: the best tokens", group=DECODER, low=0, high=10
+    )
+    text_corrector_teacher: str = field(NOTHING, "folder or hub id of the run's teacher; none: as its data tell", group=DECODER)
 
     # The data
     data: str = field(
@@ -101,15 +121,25 @@ class RunConfig(Fields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        unknown = [name for name in self.reporters if name not in REPORTERS]
+        if unknown:
+            raise ConfigError(f"report_to={self.report_to!r} is not accepted: it takes names of {', '.join(REPORTERS)} with commas between them")
         weights = ("surface_loss_weight", "text_loss_weight", "embedding_loss_weight", "text_decoder_loss_weight")
         if not any(getattr(self, name) for name in weights):
             raise ConfigError(f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: at least one must be positive")
-        if self.part == "decoder" and not (self.text_decoder_loss_weight and self.starts_from_a_run):
-            raise ConfigError("part=decoder needs start_from, the folder of a run, and a positive text_decoder_loss_weight")
+        if self.part == "decoder" and not (self.text_decoder_loss_weight and self.starts_from_a_model):
+            raise ConfigError("part=decoder needs init_from, the folder of a run, and a positive text_decoder_loss_weight")
+        if self.part == "corrector" and not self.starts_from_a_model:
+            raise ConfigError("part=corrector needs init_from, the folder of a run with a text decoder")
         if self.text_decoder_dim % self.text_decoder_heads:
             raise ConfigError(f"text_decoder_heads={self.text_decoder_heads} must divide text_decoder_dim={self.text_decoder_dim}")
 
     @property
-    def starts_from_a_run(self) -> bool:
-        """Whether the weights that a new run starts with are those of another one."""
-        return self.start_from != NOTHING
+    def reporters(self) -> list[str]:
+        """The names in `report_to`, each once."""
+        return list(dict.fromkeys(name.strip() for name in self.report_to.split(",")))
+
+    @property
+    def starts_from_a_model(self) -> bool:
+        """Whether the weights that a new run starts with are those of another model."""
+        return self.init_from != NOTHING

@@ -65,6 +65,8 @@ def convert_to_torch(folder: Path, out: Path, dtype: str, with_optimizer: bool) 
     shapes = {key: value.shape for key, value in arrays.items()}
     torch_config = _torch_config(config, _object(record_file, "torch_config", record))
     decoder, tied = _read_decoder(folder, notes)
+    if model.text_corrector is not None:
+        notes.append("text corrector: left out; PyTorch has none")
     arrays |= decoder
     rows += [Row(f"text_decoder.safetensors: {key}", key, value.shape, "carried") for key, value in decoder.items()]
     mapper = {key: arrays.pop(key) for key in list(arrays) if key.startswith(MAPPER)}

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..config import EnergyConfig
 from ..files import resolve
+from ..models.energy_flow import BESIDE
 from ..tensors import read_metadata, read_tensors
 from .decoder import PREFIX
 from .moments import BETAS, EPS, Moments, from_optimiser_state, moments_to_torch
@@ -114,9 +115,9 @@ def _touched(moments: Moments) -> Moments:
     """Drop parameters that never had a gradient, for which torch keeps no state.
 
     A parameter stays if another that belongs to the same torch tensor had one (b and bhn; query, key and value; weight
-    and bias of coord_encoder).
+    and bias of coord_encoder). Those of a text decoder that was trained here go with it.
     """
-    families = {_family(name) for name, value in moments.second.items() if value.any()}
+    families = {_family(name) for name, value in moments.second.items() if value.any() and not name.startswith(BESIDE)}
     first, second = (
         {name: value for name, value in values.items() if _family(name) in families}
         for values in (moments.first, moments.second)

@@ -1,23 +1,14 @@
 """A data set whose batches also hold the tokens of the target texts, which a text decoder learns to write."""
 
 import copy
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..text.rows import token_rows
 from ..text.tokeniser import Tokeniser
 from .corpus import TextPair
 from .source import PairBatch, PairData, PairDataset, PairTexts
-
-NO_TOKEN = -1  # after the end of a text
-
-
-def token_rows(tokeniser: Tokeniser, texts: Sequence[str], max_length: int) -> NDArray[np.int32]:
-    """Texts as rows [N, max_length] of token ids, cut or filled with NO_TOKEN; an empty text, which stands for none, is a row of it."""
-    ids, mask = tokeniser.encode(texts, max_length)
-    there = mask.astype(bool) & np.array([bool(text) for text in texts], bool)[:, None]
-    return np.where(there, ids, NO_TOKEN).astype(np.int32)
 
 
 class WithTargetTokens(PairTexts):

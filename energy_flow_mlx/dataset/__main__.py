@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..checks import is_blank
-from ..cli import Parser, fail, run_command
+from ..cli import Parser, reason, run_command
 from ..data.corpus import MAX_SEED
+from ..data.shared import dismiss, serve
+from ..distributed import World, joined
 from ..nn.pooling import POOLINGS
 from ..ops.failures import KernelError, kernel_errors
 from ..text.tokeniser import Tokeniser
@@ -37,19 +39,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     commands = {"build": _build, "inspect": _inspect, "convert": _convert, "train-tokenizer": _train_tokeniser}
-    try:
-        with kernel_errors():
-            return commands[options.command](options)
-    except KernelError as error:
-        return fail(error, 1)
-    except (ValueError, OSError) as error:
-        return fail(error, 2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes a build", file=sys.stderr)
-        return 130
+    with joined() as world:
+        try:
+            with kernel_errors():
+                return world.leave(commands[options.command](options, world) if world.first else _serve(options, world))
+        except KernelError as error:
+            return world.failed(error, f"error: {reason(error)}", 1)
+        except (ValueError, OSError) as error:
+            return world.failed(error, f"error: {reason(error)}", 2)
+        except KeyboardInterrupt as error:
+            return world.failed(error, "interrupted; the same command resumes a build", 130)
 
 
-def _build(options: argparse.Namespace) -> int:
+def _serve(options: argparse.Namespace, world: World) -> int:
+    """What other processes than the first do: they embed for `build`, and leave the rest to it."""
+    if options.command == "build":
+        serve(world)
+    return 0
+
+
+def _build(options: argparse.Namespace, world: World) -> int:
     settings = Settings(
         sources=tuple(options.sources),
         validation=_held_out(options.validation),
@@ -69,7 +78,8 @@ def _build(options: argparse.Namespace) -> int:
         shard_rows=options.shard_rows,
         skip_bad=options.skip_bad,
     )
-    folder = build(settings, options.to, quiet=options.quiet)
+    folder = build(settings, options.to, quiet=options.quiet, world=world)
+    dismiss(world)
     print("\n".join(inspection.summary(folder)))
     if empty := [name for name in PARTS[1:] if not folder.sizes[name]]:
         print(
@@ -80,7 +90,7 @@ def _build(options: argparse.Namespace) -> int:
     return 0
 
 
-def _inspect(options: argparse.Namespace) -> int:
+def _inspect(options: argparse.Namespace, world: World) -> int:
     faults = Faults(skip=True)
     folder = DatasetFolder(Path(options.source)) if Path(options.source).is_dir() else None
     if folder is not None:
@@ -96,7 +106,7 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
-def _convert(options: argparse.Namespace) -> int:
+def _convert(options: argparse.Namespace, world: World) -> int:
     if options.to.exists() and not options.overwrite:
         raise FileExistsError(f"{options.to} exists: name another file, or give --overwrite")
     faults = Faults(options.skip_bad)
@@ -110,7 +120,7 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def _train_tokeniser(options: argparse.Namespace) -> int:
+def _train_tokeniser(options: argparse.Namespace, world: World) -> int:
     faults = Faults(options.skip_bad)
     texts: list[str] = []
     for spec in options.sources:

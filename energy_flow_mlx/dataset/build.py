@@ -11,14 +11,17 @@ import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..bar import Bar
 from ..checks import check_int
 from ..data.corpus import MAX_SEED
+from ..data.shared import SharedTeacher
 from ..data.teacher import Teacher, open_teacher
 from ..data.tokenisers import open_tokeniser
+from ..distributed import ALONE, World
 from ..files import digest, naming, write_aside
 from ..strict_json import to_json, write_json
 from ..text.tokeniser import Tokeniser
@@ -84,8 +87,10 @@ class Settings:
         return {"test": self.test, "validation": self.validation}
 
 
-def build(settings: Settings, folder: Path, *, quiet: bool = False) -> DatasetFolder:
+def build(settings: Settings, folder: Path, *, quiet: bool = False, world: World = ALONE) -> DatasetFolder:
     """Build a dataset folder, or resume an interrupted build; a finished folder of the same settings is kept.
+
+    world: processes of which this is the first; the others, in `data.shared.serve`, embed their share of the texts.
 
     Raises:
         FileNotFoundError: a source or the teacher is missing.
@@ -111,7 +116,7 @@ def build(settings: Settings, folder: Path, *, quiet: bool = False) -> DatasetFo
                 aside.unlink()
             try:
                 with closing(Spool(folder / _SPOOL)) as spool:
-                    about = _write(settings, folder, sources, tokeniser, spool, note, quiet)
+                    about = _write(settings, folder, sources, tokeniser, spool, note, quiet, world)
             finally:
                 shutil.rmtree(folder / _SPOOL, ignore_errors=True)
             write_aside(folder / "dataset.json", lambda aside: write_json(aside, {"format": FORMAT, "plan": key, **about}))
@@ -143,13 +148,14 @@ def _write(
     spool: Spool,
     note: Callable[[str, str], None],
     quiet: bool,
+    world: World,
 ) -> dict[str, Any]:
     """Write every file but dataset.json; returns the contents of dataset.json."""
     faults = Faults(settings.skip_bad)
     counts = {name: _read(part, tokeniser, spool, faults, quiet) for name, part in sources.items()}
     plan = make_plan(counts, settings.held_out(), settings.fraction, settings.limit, settings.seed, spool, faults)
     given = spool.given()[plan.rows]
-    teacher = None if given.all() else _teacher(settings, spool.dim, int(given.sum()))
+    teacher = None if given.all() else _teacher(settings, spool.dim, int(given.sum()), world)
     if teacher is not None:
         note("teacher", teacher.fingerprint)
     dims = {"the sources'": spool.dim, "the teacher's": None if teacher is None else teacher.dim, "--dim": settings.dim}
@@ -204,14 +210,15 @@ def _read(
     return count
 
 
-def _teacher(settings: Settings, given_dim: int | None, given: int) -> Teacher:
+def _teacher(settings: Settings, given_dim: int | None, given: int, world: World) -> Teacher:
     if settings.teacher is None and given:
         raise DataError(
             f"embeddings from the sources: {given}, but other texts have none: --teacher must name the teacher of the former",
             "no teacher",
         )
-    return open_teacher(
-        settings.teacher or "builtin",
+    opened: Callable[..., Teacher] = open_teacher if world.size == 1 else partial(SharedTeacher, world)
+    return opened(
+        spec=settings.teacher or "builtin",
         dim=given_dim if settings.dim is None else settings.dim,
         pooling=settings.pooling,
         normalise=settings.normalise,

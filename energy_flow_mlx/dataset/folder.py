@@ -115,6 +115,11 @@ class DatasetFolder:
                 f"{self.path / shard_name(number)}: text {place} is not UTF-8: {error.reason}", "damaged"
             ) from error
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether some pairs came with tokens of their sources."""
+        return self._tokens is not None
+
     def tokens(self, pair: int) -> tuple[NDArray[np.uint32], NDArray[np.uint8]] | None:
         """The source's ids and mask [T] of a pair's input; None if it had none."""
         if self._tokens is None:

@@ -132,6 +132,11 @@ def folder_data(
         tokeniser = None
     else:
         stored = folder.tokeniser()
+        if tokeniser is not None and stored is not None and folder.has_tokens and stored.fingerprint != tokeniser.fingerprint:
+            raise DataError(
+                f"data {path} stores the tokens of its inputs, of another tokeniser than the model's; accepted are its texts alone",
+                "does not fit",
+            )
         tokeniser = tokeniser or stored or Tokeniser.train(training_texts(folder, _TEXTS), vocab_size)
         check_data_fit(vocab_size, dim, f"data {path}: its tokeniser", vocab_size=tokeniser.vocab_size)
     tokens = InputTokens(folder, tokeniser, max_length)

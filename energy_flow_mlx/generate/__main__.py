@@ -18,7 +18,7 @@ from ..cli import Parser, fail, run_command
 from ..config import EnergyConfig
 from ..dataset.teacher import UnknownTeacher, teacher_of_run
 from ..files import resolve
-from ..models.energy_flow import EnergyFlow
+from ..models.energy_flow import NEIGHBOURS, EnergyFlow
 from ..ops.failures import KernelError, kernel_errors
 from ..strict_json import to_json
 from ..text.search import EARLY_STOPPING, Search
@@ -54,6 +54,14 @@ def _parser() -> Parser:
     parser.add_argument("--json", action="store_true", help="write a JSON object a text: text, generated, cosine, cut")
     parser.add_argument("--teacher", metavar="NAME", help="folder or hub id of the run's teacher, or builtin (default: as the run tells)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="INT", help="texts at a time (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=0, metavar="INT",
+        help="of correction at most: each keeps the text that the teacher finds nearest to what was meant (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--neighbours", type=int, default=NEIGHBOURS, metavar="INT",
+        help="likely tokens that a round tries in each place, where no beam is nearer; 0: none (default: %(default)s)",
+    )  # fmt: skip
     group = parser.add_argument_group("search")
     default = Search()
     for name, type_, text in (
@@ -84,18 +92,31 @@ def _generate(arguments: argparse.Namespace) -> None:
     )
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be 1 or more, got {arguments.batch_size}")
+    for name in ("rounds", "neighbours"):
+        if getattr(arguments, name) < 0:
+            raise ValueError(f"--{name} must be 0 or more, got {getattr(arguments, name)}")
     if arguments.texts and arguments.file is not None:
         raise ValueError(f"--file {arguments.file} is not accepted together with texts")
     model = EnergyFlow.from_pretrained(arguments.run)
     config = EnergyConfig.from_json(resolve(arguments.run, "config.json"))
     if model.text_decoder is None:
-        raise ValueError(f"{arguments.run}: this model has no text decoder; converted checkpoints that came with one have it")
+        raise ValueError(
+            f"{arguments.run}: this model has no text decoder; one is trained on it with "
+            f"python -m energy_flow_mlx.train --init-from {arguments.run} --part decoder"
+        )
+    if arguments.rounds and model.text_corrector is None:
+        raise ValueError(
+            f"{arguments.run}: this model has no text corrector, which --rounds {arguments.rounds} needs; one is trained on it with "
+            f"python -m energy_flow_mlx.train --init-from {arguments.run} --part corrector"
+        )
     try:
         teacher = teacher_of_run(arguments.run, config, arguments.teacher)
     except UnknownTeacher as error:
+        if arguments.rounds:  # which embeds its texts
+            raise
         teacher = None
         print(f"note: no cosines: {error}", file=sys.stderr)
-    round_trip = RoundTrip(model, teacher, search, config.text_max_length)
+    round_trip = RoundTrip(model, teacher, search, config.text_max_length, arguments.rounds, arguments.neighbours)
     texts, total = _texts(arguments)
     # Somebody who types wants an answer to each line.
     size = 1 if total is None and sys.stdin.isatty() else arguments.batch_size

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..data.teacher import Teacher
-from ..models.energy_flow import EnergyFlow
+from ..models.energy_flow import NEIGHBOURS, EnergyFlow
 from ..text.search import Search
 from .texts import is_blank
 
@@ -33,21 +33,30 @@ class RoundTrip:
         teacher: embeds what came back; and what goes in, for a model whose output is what it adds to its input.
         search: how texts are looked for.
         max_length: tokens of a text that the text encoder reads.
+        rounds: of correction, at most; takes a model with a text corrector, and a teacher.
+        neighbours: as `EnergyFlow.correct` takes them.
     """
 
-    def __init__(self, model: EnergyFlow, teacher: Teacher | None, search: Search, max_length: int) -> None:
+    def __init__(
+        self, model: EnergyFlow, teacher: Teacher | None, search: Search, max_length: int, rounds: int = 0, neighbours: int = NEIGHBOURS
+    ) -> None:
         self._model, self._teacher, self._search, self._max_length = model, teacher, search, max_length
+        self._rounds, self._neighbours = rounds, neighbours
 
     def __call__(self, texts: Sequence[str]) -> list[Returned]:
         """N texts, none of them empty.
 
         Raises:
-            ValueError: the model has no tokeniser or no text decoder, or its decoder has none.
+            ValueError: the model has no tokeniser or no text decoder, or its decoder has none; or as `EnergyFlow.correct`.
         """
         model = self._model
         surface = model.text_encoder.encode(texts, self._max_length).astype(mx.float32)
         there = model.from_surface(surface, self._embed(texts) if model.config.input_residual else None)
         generated = model.decode(there.surface, search=self._search)
+        if self._rounds:
+            generated = model.correct(
+                generated, there.embedding, self._teacher, rounds=self._rounds, neighbours=self._neighbours, search=self._search
+            )
         tokens = model.text_encoder.fitting_tokeniser().encode(texts, self._max_length + 1)
         cut = [bool(mask.all()) for mask in tokens.attention_mask]
         cosines = self._cosines(there.embedding, generated)

@@ -24,22 +24,28 @@ from ..text.search import Search
 from ..text.tokeniser import Tokeniser
 from .carrier import EnergyCarrier
 from .collector import OutputCollector
-from .decoder_files import RECORD, TENSORS, decoder_writers, read_decoder
+from .corrector_files import RECORD as CORRECTOR_RECORD
+from .corrector_files import TENSORS as CORRECTOR_TENSORS
+from .corrector_files import corrector_writers, read_corrector
+from .decoder_files import RECORD, TENSORS, TOKENISER, decoder_writers, read_decoder
 from .initial import carry_energy
 from .mapper import EmbeddingMapper
 from .neuron import SimpleNeuron
 from .processor import FlowProcessor, FlowResult
 from .shapes import Array, as_array, as_rows, expect_rows, expect_shape
+from .text_corrector import TextCorrector, correct
 from .text_decoder import CubeToTextDecoder
 from .text_encoder import TextToCubeEncoder
 from .trace import Trace, record
 
+NEIGHBOURS = 8  # likely tokens that correction tries in each place
 MOST_STEPS = 2**31 - 1  # the device counts steps in int32
 
 _LAYERS = {"carrier.gru.": "carrier_num_layers", "text_encoder.transformer_encoder.layers.": "text_num_layers"}
 
 _FILES = ("config.json", "model.safetensors")
-_BESIDE = ("text_decoder.",)  # parameters with files of their own
+OPTIONAL_FILES = ("tokenizer.json", RECORD, TENSORS, TOKENISER, CORRECTOR_RECORD, CORRECTOR_TENSORS)
+BESIDE = ("text_decoder.", "text_corrector.")  # parameters with files of their own
 
 
 class EnergyFlowOutput(NamedTuple):
@@ -91,6 +97,7 @@ class EnergyFlow(nn.Module):
         self.trained_steps = 0
         # What turns surfaces into texts, where there is one. It has files of its own, which `text_decoder.json` describes.
         self.text_decoder: CubeToTextDecoder | None = None
+        self.text_corrector: TextCorrector | None = None  # and what makes such a text better
 
     def __call__(
         self,
@@ -224,7 +231,7 @@ class EnergyFlow(nn.Module):
             raise ValueError(f"bits={bits!r} is not accepted: it takes {' or '.join(map(str, BITS))}")
         if self.quantised_bits:
             raise ValueError(f"the model is quantised already, to {self.quantised_bits} bits")
-        nn.quantize(self, bits=bits, class_predicate=lambda name, module: hasattr(module, "to_quantized") and not name.startswith(_BESIDE))
+        nn.quantize(self, bits=bits, class_predicate=lambda name, module: hasattr(module, "to_quantized") and not name.startswith(BESIDE))
 
     @property
     def _dtype(self) -> mx.Dtype:
@@ -269,18 +276,29 @@ class EnergyFlow(nn.Module):
         return self.text_encoder(input_ids, attention_mask).astype(mx.float32)
 
     def decode(
-        self, surface: mx.array | None = None, *, embedding: mx.array | None = None, search: Search | None = None, **settings: Any
+        self,
+        surface: mx.array | None = None,
+        *,
+        embedding: Array | None = None,
+        rounds: int = 0,
+        neighbours: int = NEIGHBOURS,
+        teacher: TextEmbedder | None = None,
+        search: Search | None = None,
+        **settings: Any,
     ) -> list[str]:
         """Surfaces or embeddings -> texts.
 
         Args:
             surface: [B, S] or [B, H, W].
             embedding: [B, E], in place of a surface: its mapped surface is decoded, without flows.
+            rounds: of correction at most, by the model's text corrector, towards `embedding` or what the collector reads of `surface`.
+            neighbours: see `correct`.
+            teacher: the one that the model was trained with; needed for correction.
             search: how texts are looked for; or its fields as arguments: num_beams=1, max_length=20, …
 
         Raises:
             ValueError: this model has no text decoder; surfaces of another size, or with NaN or infinity; both or none of `surface` and
-                `embedding`; a search that is not accepted.
+                `embedding`; a search that is not accepted; or as `correct`.
         """
         search = Search(**settings) if search is None else dataclasses.replace(search, **settings)
         if self.text_decoder is None:
@@ -288,16 +306,68 @@ class EnergyFlow(nn.Module):
         if (surface is None) == (embedding is None):
             raise ValueError("decode takes either a surface or embedding=, " + ("none came" if surface is None else "both came"))
         if embedding is not None:
+            embedding = as_array("embedding", embedding)
             expect_shape("embedding", embedding, (None, self.config.embedding_dim))
             surface = self.map_to_surface(embedding)
         rows = as_rows("surface", cast(mx.array, surface), self.config.lattice_width, self.config.lattice_height)
+        check_int("rounds", rounds, 0)
+        if rounds and embedding is None and self.config.input_residual:
+            raise ValueError(
+                f"rounds={rounds} came with a surface alone, but this model adds its input's embedding to what it reads of one "
+                "(input_residual): decode without rounds, then correct(texts, wanted, teacher)"
+            )
         with evaluating(self):
-            return self.text_decoder.decode(rows.astype(mx.float32), search)
+            texts = self.text_decoder.decode(rows.astype(mx.float32), search)
+            if not rounds:
+                return texts
+            if embedding is None:
+                embedding = self.collector.collect(rows.astype(self._dtype)).astype(mx.float32)
+        return self.correct(texts, embedding, teacher, rounds=rounds, neighbours=neighbours, search=search)
+
+    def correct(
+        self,
+        texts: Sequence[str],
+        wanted: Array,
+        teacher: TextEmbedder | None,
+        *,
+        rounds: int = 20,
+        neighbours: int = NEIGHBOURS,
+        search: Search | None = None,
+    ) -> list[str]:
+        """Texts whose embeddings are nearer to the wanted ones. Each round writes candidates, embeds them with the teacher and keeps the
+        nearest; a text that a round does not improve is done.
+
+        Args:
+            texts: B texts to begin with, as `decode` gives them.
+            wanted: [B, E].
+            teacher: the one that the model was trained with.
+            rounds: at most.
+            neighbours: where no candidate is nearer, a round tries the texts that differ in one token: with one left out, or with one of
+                so many likely ones in its stead or before it. 0: it does not.
+            search: how candidates are looked for; each beam gives one.
+
+        Raises:
+            ValueError: this model has no text corrector, there is no teacher, or sizes do not fit.
+        """
+        if self.text_corrector is None or self.text_decoder is None:
+            raise ValueError(f"text_corrector: this model has none; a folder that has one holds {CORRECTOR_RECORD} and {CORRECTOR_TENSORS}")
+        if teacher is None:
+            raise ValueError("teacher: None came; correction embeds its texts with the teacher that the model was trained with")
+        check_int("rounds", rounds, 0)
+        check_int("neighbours", neighbours, 0, self.text_corrector.settings.t5.vocab_size - 1)
+        wanted = as_array("wanted", wanted)
+        expect_shape("wanted", wanted, (len(texts), self.config.embedding_dim))
+        known, tokeniser = teacher, self.text_decoder.fitting_tokeniser()
+        with evaluating(self):
+            return correct(
+                self.text_corrector, tokeniser, lambda some: _unit(self._embedded("texts", list(some), known)), _unit(wanted), texts,
+                search or Search(), rounds=rounds, neighbours=neighbours,
+            )  # fmt: skip
 
     def flow_parameters(self) -> dict[str, mx.array]:
-        """The parameters by name, without those of the text decoder, which has files of its own."""
+        """The parameters by name, without those of text decoder and corrector, which have files of their own."""
         parameters: dict[str, mx.array] = dict(tree_flatten(self.parameters()))
-        return {name: array for name, array in parameters.items() if not name.startswith(_BESIDE)}
+        return {name: array for name, array in parameters.items() if not name.startswith(BESIDE)}
 
     def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:
         """Write model.safetensors: `flow_parameters`, and in its metadata `trained_steps` and, if quantised, `quantised_bits`."""
@@ -316,6 +386,8 @@ class EnergyFlow(nn.Module):
             writers["tokenizer.json"] = self.text_encoder.tokeniser.save
         if self.text_decoder is not None:
             writers |= decoder_writers(self.text_decoder)
+        if self.text_corrector is not None:
+            writers |= corrector_writers(self.text_corrector)
         return writers
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, push_to_hub: str | None = None) -> None:
@@ -374,6 +446,9 @@ class EnergyFlow(nn.Module):
         model.text_decoder = decoder = read_decoder(folder)
         if decoder is not None:
             check_fit(model.config, str(folder / RECORD), surface_dim=decoder.settings.surface_dim)
+        model.text_corrector = corrector = read_corrector(folder)
+        if corrector is not None:
+            check_fit(model.config, str(folder / CORRECTOR_RECORD), embedding_dim=corrector.settings.embedding_dim)
         model.eval()
         return model
 
@@ -408,7 +483,7 @@ def model_folder(spec: str | os.PathLike[str]) -> Path:
 
     name, folder = os.fspath(spec), Path(spec)
     if is_repository(name) and not folder.parent.exists():
-        return locate("folder", name, _FILES, optional=("tokenizer.json",))
+        return locate("folder", name, _FILES, optional=OPTIONAL_FILES)
     for file in _FILES:
         if not resolve(folder, file).is_file():
             raise FileNotFoundError(f"{folder / file} is missing: a model folder holds {' and '.join(_FILES)}")

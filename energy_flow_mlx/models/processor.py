@@ -196,6 +196,11 @@ class FlowProcessor(nn.Module):
         # A projected flow is collected with the distance it still had, which is what weighs it down.
         return state.arrived | state.active if self.config.project_unfinished else state.arrived
 
+    def reset_room(self) -> None:
+        """Evaluation starts again with the room for children of the configuration. Sums over more slots are rounded otherwise, so that
+        without this a result would depend on what was evaluated before."""
+        self._roomy = self.step, self.lattice
+
     def log_overflow(self, overflowed: int) -> None:
         """Warn, once in this processor's life, when children found no room; `overflowed` is that of a FlowResult."""
         if not self._overflow_logged and overflowed > 0:

@@ -15,7 +15,7 @@ from ..ops.advance import Move, advance
 from ..ops.advance import backward as advance_backward
 from ..ops.inherit import inherit, inherit_gradient
 from ..ops.kernel import use_kernel
-from ..ops.neuron import NeuronKernel, neuron_reference, pack, run_packed, wanted
+from ..ops.neuron import NeuronKernel, neuron, pack, run_packed, wanted
 from ..ops.spawn import Births, spawn
 from ..place import whole
 from .carrier import CarrierWeights, EnergyCarrier, HeadWeights, hidden_bounds, input_size, recur, steer
@@ -188,7 +188,7 @@ class FlowStep:
         kernel = self._neuron
         if len(weights.neuron) == 1:
             return run_packed(kernel, flows.position, flows.energy, weights.neuron[0])
-        return neuron_reference(
+        return neuron(
             flows.position, flows.energy, weights.neuron, padded=kernel.padded, bound=kernel.bound, dtype=kernel.dtype
         )
 

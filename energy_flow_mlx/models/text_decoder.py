@@ -8,9 +8,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..nn import LayerNorm, Linear, T5Decoder, T5Settings, run
+from ..nn import T5Decoder, T5Settings
 from ..text.search import Search, search
 from ..text.tokeniser import Tokeniser
+from .prefix import prefix_layers, prefix_of
 from .shapes import expect_shape
 
 
@@ -47,10 +48,7 @@ class CubeToTextDecoder(nn.Module):
     def __init__(self, settings: DecoderSettings) -> None:
         super().__init__()
         inner, dim = settings.adapter_dim, settings.t5.dim
-        self.surface_adapter = [
-            Linear(settings.surface_dim, inner), nn.GELU(), LayerNorm(inner), nn.Dropout(settings.adapter_dropout),
-            Linear(inner, settings.prefix * dim), LayerNorm(dim),
-        ]  # fmt: skip
+        self.surface_adapter = prefix_layers(settings.surface_dim, inner, settings.prefix, dim, settings.adapter_dropout)
         self.decoder = T5Decoder(settings.t5)
         self.tokeniser: Tokeniser | None = None
         self.settings = settings
@@ -64,8 +62,7 @@ class CubeToTextDecoder(nn.Module):
     def adapt(self, surface: mx.array) -> mx.array:
         """surface [B, S] -> the prefix [B, P, d] that the decoder attends to."""
         expect_shape("surface", surface, (None, self.settings.surface_dim))
-        *layers, norm = self.surface_adapter
-        return norm(run(layers, surface).reshape(surface.shape[0], self.settings.prefix, self.settings.t5.dim))
+        return prefix_of(self.surface_adapter, surface, self.settings.prefix)
 
     def generate(self, surface: mx.array, settings: Search) -> list[list[int]]:
         """surface [B, S] -> B texts as token ids; see `text.search.search`.
@@ -89,12 +86,17 @@ class CubeToTextDecoder(nn.Module):
         Raises:
             ValueError: as `generate`; or there is no tokeniser, or it has more entries than the token embedding.
         """
-        tokeniser = self._fitting_tokeniser()
+        tokeniser = self.fitting_tokeniser()
         # A T5 embedding has more rows than its tokeniser has entries: such a token has no text.
         known = tokeniser.vocab_size
         return [tokeniser.decode([id for id in ids if id < known]) for ids in self.generate(surface, settings)]
 
-    def _fitting_tokeniser(self) -> Tokeniser:
+    def fitting_tokeniser(self) -> Tokeniser:
+        """The tokeniser.
+
+        Raises:
+            ValueError: there is none, or it has more entries than the token embedding.
+        """
         if self.tokeniser is None:
             raise ValueError(
                 "text_decoder.tokeniser: None; convert with --decoder-tokenizer FILE, or put T5's tokenizer.json into the model folder as "

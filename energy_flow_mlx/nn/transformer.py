@@ -5,6 +5,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..ops.gelu import gelu
 from .attention import MultiHeadAttention
 from .dropout import Dropout
 from .linear import Linear
@@ -32,7 +33,7 @@ class TransformerEncoderLayer(nn.Module):
         feedforward_dim: int,
         dropout: float = 0.1,
         eps: float = 1e-5,
-        activation: Activation = nn.gelu,
+        activation: Activation = gelu,
     ) -> None:
         super().__init__()
         self.self_attn = MultiHeadAttention(dim, heads, dropout)
@@ -65,7 +66,7 @@ class TransformerEncoder(nn.Module):
         feedforward_dim: int,
         dropout: float = 0.1,
         eps: float = 1e-5,
-        activation: Activation = nn.gelu,
+        activation: Activation = gelu,
     ) -> None:
         super().__init__()
         self.layers = [

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from . import host
 from .kernel import call, filler, use_kernel, whole
 
 SMALL = 2**15  # numbers; smaller tensors take one step together in the plain graph
@@ -63,7 +64,7 @@ def adamw(tensors: Sequence[AdamTensor], step: AdamStep, *, kernels: bool | None
             f"factors: shape {step.factors.shape} came with {len(tensors)} tensors, accepted is one for each"
         )
     if not use_kernel("adamw", kernels):
-        return _joined(tensors, step)
+        return _joined(tensors, step, host.use_host("adamw", kernels, tensors, step))
     new: list[Stepped] = []
     for start in range(0, len(tensors), TENSORS):
         new += _launch(tensors[start : start + TENSORS], step, start)
@@ -90,12 +91,17 @@ def _update(tensor: AdamTensor, settings: Sequence[mx.array], go: mx.array, fact
     return Stepped(p, m, v)
 
 
-def _joined(tensors: Sequence[AdamTensor], step: AdamStep) -> list[Stepped]:
-    """The plain graph for all tensors. Small ones are joined into one: an operation costs about 10 us on a CPU, whatever its size."""
+def _joined(tensors: Sequence[AdamTensor], step: AdamStep, on_host: bool) -> list[Stepped]:
+    """The plain graph for all tensors, or, `on_host`, for small ones alone. Small ones are joined into one: an operation costs about 10 us
+    on a CPU, whatever its size."""
     settings, factors, rates = (list(mx.split(x, x.size)) for x in (step.settings, step.factors, step.rates))
     scaled = [tensor._replace(gradient=tensor.gradient * factor) for tensor, factor in zip(tensors, factors, strict=True)]
     small = [index for index, tensor in enumerate(scaled) if tensor.parameter.size < SMALL]
-    new = {index: _update(tensor, settings, step.go, rates[index]) for index, tensor in enumerate(scaled) if index not in small}
+    large = [index for index in range(len(tensors)) if index not in small]
+    if on_host:
+        new = {index: host_update(tensors[index], step, index) for index in large}
+    else:
+        new = {index: _update(scaled[index], settings, step.go, rates[index]) for index in large}
     if small:
         columns = zip(*(scaled[index] for index in small), strict=True)
         joined = AdamTensor(*(mx.concatenate([array.reshape(-1) for array in column]) for column in columns))
@@ -107,6 +113,39 @@ def _joined(tensors: Sequence[AdamTensor], step: AdamStep) -> list[Stepped]:
             shape = scaled[index].parameter.shape
             new[index] = Stepped(*(array.reshape(shape) for array in part))
     return [new[index] for index in range(len(tensors))]
+
+
+def host_update(tensor: AdamTensor, step: AdamStep, index: int) -> Stepped:
+    """`adamw_reference` by NumPy."""
+    if not step.go.item():
+        return Stepped(tensor.parameter, tensor.first, tensor.second)
+    rate, decay, beta1, beta2, eps, correction1, correction2 = host.read(step.settings).tolist()
+    factor, rate = host.read(step.factors)[index], rate * host.read(step.rates)[index]
+    root = correction2**0.5
+    before = [host.read(array).reshape(-1) for array in tensor]
+    new, after = zip(*(host.new(tensor.parameter.shape) for _ in Stepped._fields), strict=True)
+    flat = [array.reshape(-1) for array in after]
+
+    def block(part: slice) -> None:
+        parameter, gradient, first, second = (array[part] for array in before)
+        p, m, v = (array[part] for array in flat)
+        g = gradient * factor
+        np.subtract(g, first, out=m)
+        m *= 1.0 - beta1
+        m += first
+        g *= g
+        np.subtract(g, second, out=v)
+        v *= 1.0 - beta2
+        v += second
+        np.sqrt(v, out=g)
+        g += eps * root
+        np.divide(m, g, out=g)
+        g *= rate * root / correction1
+        np.multiply(parameter, 1.0 - rate * decay, out=p)
+        p -= g
+
+    host.in_blocks(block, tensor.parameter.size, 1)
+    return Stepped(*new)
 
 
 def _launch(tensors: Sequence[AdamTensor], step: AdamStep, start: int) -> list[Stepped]:

@@ -4,8 +4,10 @@ import functools
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from .differentiable import Differentiable
+from . import host
+from .differentiable import Differentiable, by_numpy
 from .kernel import as_type, call, columns_of_a_thread, setting, suited, use_kernel
 from .numerics import sanitise
 
@@ -44,6 +46,10 @@ def gru_gates(
         [N, Hd], of the dtype of `hidden`.
     """
     if not use_kernel("gru_gates", kernels):
+        arrays = (input_gates, hidden_gates, bias, hidden_bias, hidden, *(() if active is None else (active,)))
+        if host.use_host("gru_gates", kernels, *arrays):
+            result: mx.array = _on_host(bound)(*arrays)
+            return result
         return gru_gates_reference(input_gates, hidden_gates, bias, hidden_bias, hidden, active, bound=bound)
     masked = active is not None
     # Biases stay float32: they are small, and their gradients are sums over all rows.
@@ -73,6 +79,125 @@ def gru_gates_reference(
     if active is not None:
         new = mx.where(active[:, None], new, hidden)
     return new if bound is None else sanitise(new, bound)
+
+
+@functools.cache
+def _on_host(bound: float | None) -> Any:
+    """The gates by NumPy, as a differentiable function of its arrays."""
+    return by_numpy(functools.partial(host_forward, bound=bound), functools.partial(host_backward, bound=bound))
+
+
+def host_forward(
+    input_gates: mx.array,
+    hidden_gates: mx.array,
+    bias: mx.array,
+    hidden_bias: mx.array,
+    hidden: mx.array,
+    active: mx.array | None = None,
+    *,
+    bound: float | None,
+) -> mx.array:
+    """`gru_gates` by NumPy."""
+    result, new = host.new(hidden.shape)
+    of_input, of_hidden, own, own_hidden, before = map(host.read, (input_gates, hidden_gates, bias, hidden_bias, hidden))
+    moving = None if active is None else host.read(active, mx.bool_)
+
+    def block(rows: slice) -> None:
+        _, update, candidate, _ = _gates(of_input[rows], of_hidden[rows], own, own_hidden)
+        _blend(update, candidate, before[rows], out=new[rows])
+        if moving is not None and not moving[rows].all():
+            np.copyto(new[rows], before[rows], where=~moving[rows, None])
+        if bound is not None and not host.within(new[rows], bound):
+            _sanitise(new[rows], bound)
+
+    host.in_blocks(block, *hidden.shape)
+    return as_type(result, hidden.dtype)
+
+
+def host_backward(
+    cotangent: mx.array,
+    input_gates: mx.array,
+    hidden_gates: mx.array,
+    bias: mx.array,
+    hidden_bias: mx.array,
+    hidden: mx.array,
+    active: mx.array | None = None,
+    *,
+    bound: float | None,
+) -> list[mx.array]:
+    """The gradients of `gru_gates` by NumPy, in the order of its arrays. The gates are computed anew."""
+    size = hidden.shape[1]
+    (d_input, of_gates), (d_hidden_gates, of_products), (d_hidden, of_before) = (
+        host.new(array.shape) for array in (input_gates, hidden_gates, hidden)
+    )
+    arrays = (cotangent, input_gates, hidden_gates, bias, hidden_bias, hidden)
+    above, of_input, of_hidden, own, own_hidden, before = map(host.read, arrays)
+    moving = None if active is None else host.read(active, mx.bool_)
+
+    def block(rows: slice) -> host.Rows:
+        reset, update, candidate, inner = _gates(of_input[rows], of_hidden[rows], own, own_hidden)
+        d, kept = above[rows], None
+        if bound is not None:
+            new = _blend(update, candidate, before[rows])
+            if moving is not None:
+                np.copyto(new, before[rows], where=~moving[rows, None])
+            if not host.within(new, bound):
+                d = np.where(np.abs(new) <= bound, d, np.float32(0))  # NaN is not
+        if moving is not None and not moving[rows].all():
+            kept = d * ~moving[rows, None]
+            d = d * moving[rows, None]
+        # In each gate's own array until it is done: columns of the result are slower to go through.
+        of_update = before[rows] - candidate
+        of_candidate = d * (1 - update)
+        d_before = np.multiply(d, update, out=of_before[rows])
+        of_update *= d_before
+        of_update *= 1 - update
+        candidate *= candidate
+        of_candidate *= np.subtract(1, candidate, out=candidate)
+        of_product = of_candidate * reset
+        of_reset = np.multiply(of_product, inner, out=inner)
+        of_reset *= np.subtract(1, reset, out=reset)
+        if kept is not None:
+            d_before += kept
+        for at, gate in enumerate((of_reset, of_update, of_candidate)):
+            of_gates[rows, at * size : (at + 1) * size] = gate
+            of_products[rows, at * size : (at + 1) * size] = gate if at < 2 else of_product
+        return np.concatenate([gate.sum(axis=0) for gate in (of_reset, of_update, of_candidate, of_product)])
+
+    of_bias, of_hidden_bias = mx.split(host.total(host.in_blocks(block, *hidden.shape), mx.float32), [3 * size])
+    gradients = [d_input, d_hidden_gates, of_bias, of_hidden_bias, d_hidden]
+    gradients = [as_type(d, array.dtype) for d, array in zip(gradients, arrays[1:], strict=True)]
+    return gradients if active is None else [*gradients, mx.zeros_like(active)]
+
+
+def _gates(of_input: host.Rows, of_hidden: host.Rows, bias: host.Rows, hidden_bias: host.Rows) -> tuple[host.Rows, ...]:
+    """r, z, n and h_n + hidden_bias, each [rows, Hd]."""
+    size = hidden_bias.shape[0]
+    reset, update, candidate = (slice(at * size, (at + 1) * size) for at in range(3))
+    r, z = (of_input[:, gate] + of_hidden[:, gate] for gate in (reset, update))
+    r += bias[reset]
+    z += bias[update]
+    host.sigmoid(r)
+    host.sigmoid(z)
+    inner = of_hidden[:, candidate] + hidden_bias
+    n = r * inner
+    n += of_input[:, candidate]
+    n += bias[candidate]
+    return r, z, np.tanh(n, out=n), inner
+
+
+def _blend(update: host.Rows, candidate: host.Rows, hidden: host.Rows, out: host.Rows | None = None) -> host.Rows:
+    """n + z (h - n)."""
+    new: host.Rows = np.subtract(hidden, candidate, out=out)
+    new *= update
+    new += candidate
+    return new
+
+
+def _sanitise(x: host.Rows, bound: float) -> None:
+    """`numerics.sanitise`, in place."""
+    np.nan_to_num(x, copy=False, nan=0.0, posinf=10.0, neginf=-10.0)
+    np.clip(x, -bound, bound, out=x)
 
 
 @functools.cache

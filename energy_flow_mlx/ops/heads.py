@@ -3,9 +3,9 @@
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from .differentiable import Differentiable
+from .gelu import gelu, gelu_reference
 from .kernel import call, suited, use_kernel
 
 # Rows of a SIMD-group of the forward kernel, which reads the weights once for all of them.
@@ -42,7 +42,7 @@ def heads(
     """
     weights = (bias, energy_weight, displacement_weight, out_bias)
     if not use_kernel("heads", kernels):
-        return heads_reference(inner, *weights, scale)
+        return heads_reference(inner, *weights, scale) if kernels is not None else _side_by_side(inner, *weights, scale)
     floats = [weight.astype(mx.float32) for weight in weights]
     run: Any = _heads
     energy, displacement = run(inner, *floats, scale)
@@ -59,9 +59,24 @@ def heads_reference(
 ) -> tuple[mx.array, mx.array]:
     """`heads` in plain MLX: the specification."""
     columns = energy_weight.shape[0]
-    a = nn.gelu(inner.astype(mx.float32) + bias)
+    a = gelu_reference(inner.astype(mx.float32), bias)
     energy = mx.tanh(a[:, :columns] @ energy_weight[:, None] + out_bias[:1])
     return energy, mx.stop_gradient(scale) * (a[:, columns:] @ displacement_weight.T + out_bias[1:])
+
+
+def _side_by_side(
+    inner: mx.array,
+    bias: mx.array,
+    energy_weight: mx.array,
+    displacement_weight: mx.array,
+    out_bias: mx.array,
+    scale: mx.array,
+) -> tuple[mx.array, mx.array]:
+    """`heads_reference` with one product for both heads, so that neither pass cuts [N, A + M]."""
+    left = mx.pad(energy_weight[None], [(0, 3), (0, displacement_weight.shape[1])])
+    weight = left + mx.pad(displacement_weight, [(1, 0), (energy_weight.shape[0], 0)])
+    out = mx.addmm(out_bias, gelu(inner.astype(mx.float32), bias), weight.T)
+    return mx.tanh(out[:, :1]), mx.stop_gradient(scale) * out[:, 1:]
 
 
 def forward(

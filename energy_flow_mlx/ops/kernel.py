@@ -68,6 +68,16 @@ def use_kernel(op: str, wanted: bool | None = None) -> bool:
     return on_gpu() and op not in NOT_DEFAULT[backend()]
 
 
+def switched_off(op: str) -> bool:
+    """Whether ENERGY_FLOW_KERNELS asks for MLX's own graph of `op`.
+
+    Raises:
+        ConfigError: ENERGY_FLOW_KERNELS holds something else than `use_kernel` takes.
+    """
+    mode, chosen = _choices(os.environ.get(VARIABLE, "auto"))
+    return not chosen.get(op, mode != "off")
+
+
 @functools.cache
 def _choices(setting: str) -> tuple[str, dict[str, bool]]:
     """What ENERGY_FLOW_KERNELS says of all ops, and of single ones."""

@@ -1,15 +1,15 @@
 """SimpleNeuron as one function of its arrays."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from .differentiable import Differentiable
 from .kernel import as_type, call, setting, suited, use_kernel, whole
-from .numerics import sanitise
+from .norm_gelu import norm_gelu, norm_gelu_reference
+from .numerics import sanitise, sanitise_in_one_look
 
 THREADGROUP_BYTES = 32 * 1024  # of memory; what every Apple GPU gives a threadgroup
 SIMD_FLOWS = 8  # of a SIMD-group of 32 threads: the kernels are written for it
@@ -51,7 +51,10 @@ def neuron(
     """
     hidden, features = weights[2].shape[0], weights[-1].shape[0]
     if not wanted(hidden, features, kernels):
-        return neuron_reference(position, energy, weights, padded=padded, bound=bound, dtype=dtype)
+        if kernels is not None:
+            return neuron_reference(position, energy, weights, padded=padded, bound=bound, dtype=dtype)
+        x = neuron_reference(position, energy, weights, padded=padded, norm_gelu=norm_gelu)
+        return as_type(x if bound is None else sanitise_in_one_look(x, bound), dtype)
     kernel = NeuronKernel(hidden, features, padded or features, bound, dtype)
     return run_packed(kernel, position, energy, pack(weights))
 
@@ -74,12 +77,13 @@ def neuron_reference(
     padded: int | None = None,
     bound: float | None = None,
     dtype: mx.Dtype = mx.float32,
+    norm_gelu: Callable[..., mx.array] = norm_gelu_reference,
 ) -> mx.array:
-    """`neuron` in plain MLX: the specification."""
+    """`neuron` in plain MLX: the specification. `norm_gelu`: how LayerNorm and GELU are computed."""
     coord, coord_bias, first, first_bias, gamma, beta, second, second_bias, gamma2, beta2, last, last_bias = weights
     x = mx.concatenate([mx.addmm(coord_bias, position, coord.T), energy], axis=1)
-    x = nn.gelu(mx.fast.layer_norm(mx.addmm(first_bias, x, first.T), gamma, beta, 1e-5))
-    x = nn.gelu(mx.fast.layer_norm(mx.addmm(second_bias, x, second.T), gamma2, beta2, 1e-5))
+    x = norm_gelu(mx.addmm(first_bias, x, first.T), gamma, beta)
+    x = norm_gelu(mx.addmm(second_bias, x, second.T), gamma2, beta2)
     x = mx.addmm(last_bias, x, last.T)
     features = last.shape[0]
     if padded is not None and padded > features:

@@ -11,6 +11,7 @@ import mlx.core as mx
 from ..checks import check_int
 from ..cli import Parser, fail, run_command
 from ..config import EnergyConfig
+from ..data.teacher import Teacher
 from ..dataset.open import data_of_run
 from ..dataset.teacher import UnknownTeacher, teacher_of_run
 from ..files import resolve
@@ -28,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run with a text decoder")
     parser.add_argument("--sentences", type=int, default=1000, metavar="INT", help="the most sentences (default: %(default)s)")
     parser.add_argument("--num-beams", type=int, default=Search().num_beams, metavar="INT", help="texts kept at a time (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=0, metavar="INT", help="of correction, at most, in rows of their own; takes a text corrector (default: 0)"
+    )
     parser.add_argument("--max-length", type=int, default=Search().max_length, metavar="INT", help="the most tokens of a text (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="INT", help="sentences at a time (default: %(default)s)")
     parser.add_argument("--teacher", metavar="NAME", help="folder or hub id of the run's teacher, or builtin (default: as the run tells)")
@@ -50,26 +54,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _recover(arguments: argparse.Namespace) -> Recovery:
     most = check_int("--sentences", arguments.sentences, 1)
     batch_size = check_int("--batch-size", arguments.batch_size, 1)
+    rounds = check_int("--rounds", arguments.rounds, 0)
     search = Search(num_beams=arguments.num_beams, max_length=arguments.max_length)
     model = EnergyFlow.from_pretrained(arguments.run)
     config = EnergyConfig.from_json(resolve(arguments.run, "config.json"))
-    _check_decodes(arguments.run, model, search)
     try:
         teacher = teacher_of_run(arguments.run, config, arguments.teacher)
     except UnknownTeacher as error:
         teacher = None
         print(f"note: no cosines: {error}", file=sys.stderr)
+    _check_answers(arguments.run, model, teacher, search, rounds)
     data = data_of_run(config, model.text_encoder.tokeniser)
-    found = recover(model, data, teacher, search, config, most=most, batch_size=batch_size)
+    found = recover(model, data, teacher, search, config, rounds=rounds, most=most, batch_size=batch_size)
     if any(scores[TOTAL].bleu is None for scores in found.scores.values()):
         print(f"note: {NO_BLEU}", file=sys.stderr)
     return found
 
 
-def _check_decodes(run: Path, model: EnergyFlow, search: Search) -> None:
+def _check_answers(run: Path, model: EnergyFlow, teacher: Teacher | None, search: Search, rounds: int) -> None:
     """Refuse a model that cannot answer before its data are read."""
     try:
-        model.decode(mx.zeros((1, model.config.surface_dim)), search=dataclasses.replace(search, max_length=2))
+        texts = model.decode(mx.zeros((1, model.config.surface_dim)), search=dataclasses.replace(search, max_length=2))
+        if rounds:
+            model.correct(texts, mx.zeros((1, model.config.embedding_dim)), teacher, rounds=0, search=search)
     except ValueError as error:
         raise ValueError(f"{run}: {error}") from error
 

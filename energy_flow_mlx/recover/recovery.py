@@ -1,9 +1,9 @@
 """The rows of the table: each way from a held-out sentence to a text, and how much of the sentence is in that text."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
@@ -11,14 +11,11 @@ from ..checks import is_blank
 from ..config import RunConfig
 from ..data.source import PairData
 from ..data.teacher import Teacher
-from ..models.energy_flow import EnergyFlow, EnergyFlowOutput
+from ..models.energy_flow import EnergyFlow
 from ..text.scores import TextScores, scores_by_length
 from ..text.search import Search
 from ..train.evaluation import Floats, normalised
 from .sentences import held_out, nearest_targets
-
-# What the model makes of B inputs, and the teacher's embeddings [B, E] of the B texts that are wanted -> B texts.
-Route = Callable[[EnergyFlowOutput, mx.array], list[str]]
 
 
 @dataclass(frozen=True)
@@ -33,17 +30,10 @@ class Recovery:
     scores: dict[str, dict[str, TextScores]]
 
 
-def routes(model: EnergyFlow, search: Search) -> dict[str, Route]:
-    """Every way through a model's text decoder, by its name in the table."""
-    return {
-        "through the lattice": lambda out, wanted: model.decode(out.surface, search=search),
-        "from the teacher's embedding": lambda out, wanted: model.decode(embedding=wanted, search=search),
-    }
-
-
 def recover(
-    model: EnergyFlow, data: PairData, teacher: Teacher | None, search: Search, config: RunConfig, *, most: int, batch_size: int
-) -> Recovery:
+    model: EnergyFlow, data: PairData, teacher: Teacher | None, search: Search, config: RunConfig, *, rounds: int = 0,
+    most: int, batch_size: int,
+) -> Recovery:  # fmt: skip
     """How much of held-out sentences a model brings back.
 
     Args:
@@ -52,29 +42,36 @@ def recover(
         teacher: that of the data, which embeds what came back; None: there are no cosines.
         search: how texts are looked for.
         config: of the run; gives the seed and `text_max_length`.
+        rounds: of correction, at most; takes a model with a text corrector, and a teacher.
         most: the most sentences.
         batch_size: sentences at a time.
 
     Raises:
-        ValueError: the model has no text decoder; the data have no texts; or no sentence is left.
+        ValueError: the model has no text decoder, or with rounds no text corrector or no teacher; the data have no texts; or no sentence is left.
     """
     if data.tokeniser is None:
         raise ValueError(f"{data.name}: its pairs have no texts to bring back")
     numbers, left_out = held_out(data, most, config.seed)
     if not len(numbers):
         raise ValueError(f"{data.name}: no sentence of its {len(data.test)} test pairs is left: {listed(left_out)}")
-    ways = routes(model, search)
-    came: dict[str, list[str]] = {name: [] for name in ways}
+    came: dict[str, list[str]] = defaultdict(list)
     wanted, predicted = [], []
-    with tqdm(total=len(numbers) * len(ways), unit="text", disable=None, dynamic_ncols=True) as bar:  # None: on a terminal only
+    with tqdm(total=len(numbers), unit="sentence", disable=None, dynamic_ncols=True) as bar:  # None: on a terminal only
         for at in range(0, len(numbers), batch_size):
             batch = data.test.batch(numbers[at : at + batch_size])
             out = model(batch.input_embedding)
-            predicted.append(np.array(out.embedding))
+            ways = {  # what the decoder reads, and the embedding that the text is to have
+                "through the lattice": (out.surface, out.embedding),
+                "from the teacher's embedding": (model.map_to_surface(batch.target_embedding), batch.target_embedding),
+            }
+            for name, (surface, meant) in ways.items():
+                back = model.decode(surface, search=search)
+                came[name] += back
+                if rounds:
+                    came[f"{name}, corrected"] += model.correct(back, meant, teacher, rounds=rounds, search=search)
             wanted.append(batch.target_embedding)
-            for name, way in ways.items():
-                came[name] += way(out, mx.array(batch.target_embedding))
-                bar.update(len(batch.indices))
+            predicted.append(np.array(out.embedding))
+            bar.update(len(batch.indices))
     came["nearest training sentence"] = nearest_targets(np.concatenate(predicted), data.train)
     texts = [data.test.texts(int(number)).target for number in numbers]
     targets = np.concatenate(wanted)

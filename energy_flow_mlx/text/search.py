@@ -38,6 +38,8 @@ class Search:
         early_stopping: when a beam search ends: False, once the best open beam could not win at its present length; "never", once it could
             not win at any length; True, once there are num_beams finished texts.
         no_repeat_ngram_size: no run of so many tokens occurs twice; 0: no such rule.
+        temperature: over 0, with one beam: a token is not the best one but drawn, with probabilities softmax(logits / temperature).
+        seed: of what is drawn; texts that are looked for together are drawn apart.
 
     Raises:
         TypeError, ValueError: names the argument, what came and what is accepted.
@@ -49,6 +51,8 @@ class Search:
     length_penalty: float = 1.0
     early_stopping: bool | str = False
     no_repeat_ngram_size: int = 0
+    temperature: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_int("num_beams", self.num_beams, 1, MOST_BEAMS)
@@ -60,10 +64,20 @@ class Search:
         number = isinstance(self.length_penalty, int | float) and not isinstance(self.length_penalty, bool)
         if not number or not abs(self.length_penalty) <= MOST_PENALTY:
             raise ValueError(f"length_penalty must be a number from -10 to 10, got {self.length_penalty!r}")
+        check_int("seed", self.seed, 0)
+        drawn = isinstance(self.temperature, int | float) and 0 <= self.temperature <= MOST_PENALTY
+        if not drawn or (self.temperature and self.num_beams > 1):
+            raise ValueError(f"temperature must be a number from 0 to 10, and 0 with several beams, got {self.temperature!r}")
 
 
 def search(step: Step, cache: Any, texts: int, vocab_size: int, settings: Search, *, start: int, end: int) -> list[list[int]]:
-    """The tokens of texts, each without the start token, and with the end token unless the length limit came first.
+    """The tokens of the best text found for each, as `search_all` gives them."""
+    return [found[0] for found in search_all(step, cache, texts, vocab_size, settings, start=start, end=end)]
+
+
+def search_all(step: Step, cache: Any, texts: int, vocab_size: int, settings: Search, *, start: int, end: int) -> list[list[list[int]]]:
+    """The tokens of texts, the best found first: for each as many as num_beams, or fewer where fewer were finished. They are without the
+    start token, and with the end token unless the length limit came first.
 
     Args:
         step, cache: of a decoder; rows R = texts * num_beams, those of a text side by side.
@@ -87,7 +101,10 @@ def search(step: Step, cache: Any, texts: int, vocab_size: int, settings: Search
             break
         before = mx.all(state.done)
     tokens, lengths = (np.array(array) for array in looking.result(state))
-    return [row[1:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
+    return [
+        [row[1:length].tolist() for row, length in zip(*beams, strict=True) if length > 1]  # 1: there is no such finished text
+        for beams in zip(tokens, lengths, strict=True)
+    ]
 
 
 class _Looking:
@@ -139,13 +156,20 @@ class _Greedy(_Looking):
     def advance(self, position: mx.array, state: _GreedyState) -> _GreedyState:
         latest = mx.take(state.tokens, position, axis=1)
         logits, cache = self.step(latest, position, state.cache)
-        following = mx.argmax(self.allowed(logits.astype(mx.float32), state.tokens, position), axis=-1)
+        scores = self.allowed(logits.astype(mx.float32), state.tokens, position)
+        if self.settings.temperature:  # the largest of logits and Gumbel noise is a draw from their softmax
+            scores = scores + self.settings.temperature * mx.random.gumbel(scores.shape, key=self._keys[position])
+        following = mx.argmax(scores, axis=-1)
         following = mx.where(state.done, self.end, following).astype(mx.int32)
         lengths = mx.where(state.done, state.lengths, position + 2)
         return _GreedyState(_put(state.tokens, following, position + 1), lengths, state.done | (following == self.end), cache)
 
+    @cached_property
+    def _keys(self) -> mx.array:
+        return mx.random.split(mx.random.key(self.settings.seed), self.settings.max_length)
+
     def result(self, state: _GreedyState) -> tuple[mx.array, mx.array]:
-        return state.tokens, state.lengths
+        return state.tokens[:, None], state.lengths[:, None]
 
 
 class _BeamState(NamedTuple):
@@ -234,7 +258,7 @@ class _Beams(_Looking):
         return mx.array([float(length) ** self.settings.length_penalty for length in range(1, self.settings.max_length)])
 
     def result(self, state: _BeamState) -> tuple[mx.array, mx.array]:
-        return state.best[:, 0], state.lengths[:, 0]
+        return state.best, state.lengths
 
 
 def _top(scores: mx.array, count: int) -> tuple[mx.array, mx.array]:

@@ -2,6 +2,7 @@
 
 from .callbacks import Callback
 from .command import main
+from .init_from import starting_from
 from .trainer import Trainer
 
-__all__ = ["Callback", "Trainer", "main"]
+__all__ = ["Callback", "Trainer", "main", "starting_from"]

@@ -108,7 +108,7 @@ def mlp_baseline(model: EnergyFlow, data: PairData, config: EnergyConfig) -> tup
     learning rates of the model's run. Its loss is 1 - cosine(prediction, target), which the table judges by."""
     config = _own_schedule(config)
     mx.random.seed(config.seed)
-    mlp = MLP(data.train.dim, hidden_width(parameter_count(model), data.train.dim))
+    mlp = MLP(data.train.dim, hidden_width(sum(array.size for array in model.flow_parameters().values()), data.train.dim))
     optimiser = optim.AdamW(config.learning_rate, [0.9, 0.999], 1e-8, config.weight_decay, bias_correction=True)
     optimiser.init(mlp.trainable_parameters())
     gradient = nn.value_and_grad(mlp, _mlp_loss)
@@ -126,7 +126,9 @@ def mlp_baseline(model: EnergyFlow, data: PairData, config: EnergyConfig) -> tup
 def without_flow(model: EnergyFlow, data: PairData, config: EnergyConfig) -> tuple[str, Scores]:
     """Name and scores of the model with its flow left out: the mapper's surface goes straight to the collector. Trained anew, for
     as many steps, on the batches and with the learning rates of the model's run."""
-    config = _own_schedule(config).replace(flows_enabled=False, text_loss_weight=0, arrival_loss_weight=0)
+    config = _own_schedule(config).replace(
+        flows_enabled=False, text_loss_weight=0, arrival_loss_weight=0, text_decoder_loss_weight=0, part="all"
+    )
     mx.random.seed(config.seed)
     ends = EnergyFlow(config)
     step = TrainStep(ends, start_training(ends, config), config)

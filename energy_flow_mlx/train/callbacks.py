@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..scores import Evaluation
+from .correction import Corrected
 
 if TYPE_CHECKING:
     from ..runs import Run
@@ -18,7 +19,7 @@ class Callback:
     def on_step(self, step: int, values: Mapping[str, Any]) -> None:
         """After every `log_interval` steps: the line that metrics.jsonl gets."""
 
-    def on_validation(self, step: int, result: Evaluation) -> None:
+    def on_validation(self, step: int, result: Evaluation | Corrected) -> None:
         """After a validation."""
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
@@ -38,7 +39,7 @@ class Callbacks:
         for each in self._callbacks:
             each.on_step(step, values)
 
-    def on_validation(self, step: int, result: Evaluation) -> None:
+    def on_validation(self, step: int, result: Evaluation | Corrected) -> None:
         for each in self._callbacks:
             each.on_validation(step, result)
 

@@ -18,8 +18,11 @@ from ..config import EnergyConfig, RunConfig
 from ..files import naming, resolve, write_aside, write_folder
 from ..metrics import FILE as METRICS
 from ..metrics import read_lines
+from ..models.corrector_files import RECORD as CORRECTOR_RECORD
+from ..models.corrector_files import TENSORS as CORRECTOR_TENSORS
+from ..models.corrector_files import corrector_writers
 from ..models.decoder_files import RECORD, TENSORS, decoder_writers
-from ..models.energy_flow import EnergyFlow
+from ..models.energy_flow import OPTIONAL_FILES, EnergyFlow
 from ..strict_json import read_json, to_json, write_json
 from ..tensors import LOADED, listing, load_arrays, save_arrays
 from .loss import number
@@ -59,6 +62,15 @@ class TrainerState:
         if config.learning_rate_schedule == "plateau" and self.step % config.validation_interval == 0:
             self.plateau.observe(loss, config.plateau_patience)
 
+    def exhausted(self, config: RunConfig) -> bool:
+        """Whether `early_stopping` validations went by without a better cosine."""
+        passed = self.step // config.validation_interval - self.best_step // config.validation_interval
+        return 0 < config.early_stopping <= passed
+
+    def finished(self, config: RunConfig) -> bool:
+        """Whether the run has come to its end: all steps are done, or it is exhausted."""
+        return self.step >= config.training_steps or self.exhausted(config)
+
     def scaling(self) -> LossScale | None:
         """Where the loss scaling of a float16 run stood; None at its start, and in other dtypes."""
         if not self.loss_scale:
@@ -96,6 +108,8 @@ def save(run: Path, model: EnergyFlow, optimiser: optim.Optimizer, config: Energ
     # One that does not learn is written once: it may be large.
     if model.text_decoder is not None and (config.text_decoder_loss_weight or not resolve(run, RECORD).is_file()):
         writers |= decoder_writers(model.text_decoder)
+    if model.text_corrector is not None and (config.part == "corrector" or not resolve(run, CORRECTOR_RECORD).is_file()):
+        writers |= corrector_writers(model.text_corrector)
     write_folder(run, writers)
 
 
@@ -112,10 +126,31 @@ def require(run: Path) -> None:
         config = EnergyConfig.from_json(resolve(run, "config.json"))
         if missing == ["tokenizer.json"] and not config.text_loss_weight:
             missing = []  # trained on data without texts
-        if config.text_decoder_loss_weight:
-            missing += [name for name in (RECORD, TENSORS) if not resolve(run, name).is_file()]
+        needed = [RECORD, TENSORS] if config.text_decoder_loss_weight or config.part == "corrector" else []
+        needed += [CORRECTOR_RECORD, CORRECTOR_TENSORS] if config.part == "corrector" else []
+        missing += [name for name in needed if not resolve(run, name).is_file()]
     if missing:
         raise FileNotFoundError(f"{run} holds no checkpoint to resume: {', '.join(missing)} missing")
+
+
+def read_state(run: Path) -> TrainerState:
+    """The trainer's state in a run folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: the file holds something else; names it.
+    """
+    path = resolve(run, "trainer.json")
+    try:
+        return _trainer_state(read_json(path))
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} is not the trainer state of this version: {error!r}") from error
+
+
+def files(run: Path) -> dict[str, Path]:
+    """The files of the checkpoint in `run` by name, those of a text decoder and corrector among them, also after an interrupted write."""
+    found = {name: resolve(run, name) for name in dict.fromkeys((*FILES, *OPTIONAL_FILES))}
+    return {name: path for name, path in found.items() if path.is_file()}
 
 
 def load(run: Path, model: EnergyFlow, optimiser: optim.Optimizer) -> TrainerState:
@@ -127,12 +162,7 @@ def load(run: Path, model: EnergyFlow, optimiser: optim.Optimizer) -> TrainerSta
     Raises:
         CheckpointError: the files are of different steps, the optimiser's state does not fit the model, or one is not finite.
     """
-    path = resolve(run, "trainer.json")
-    try:
-        state = _trainer_state(read_json(path))
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} is not the trainer state of this version: {error!r}") from error
-
+    state = read_state(run)
     path = resolve(run, "optimizer.safetensors")
     try:
         arrays, metadata = load_arrays(path, ("U64", *LOADED))

@@ -3,17 +3,15 @@
 import mlx.core as mx
 import numpy as np
 
-from ..checks import EMPTY_TEXT
-from ..config import ConfigError, EnergyConfig
+from ..config import EnergyConfig
 from ..data.source import PairDataset
-from ..data.target_tokens import NO_TOKEN
 from ..models.energy_flow import EnergyFlow
 from ..models.text_decoder import DecoderSettings
 from ..nn.t5 import T5Settings
+from ..text.rows import NO_TOKEN, framing
 from ..text.search import Search
-from ..text.tokeniser import END, START, Tokeniser
+from ..text.tokeniser import Tokeniser
 
-_STARTS, _ENDS = (START, "<s>"), (END, "</s>")
 _ADAPTER = 4  # the adapter's inner width, in widths of the decoder
 _FEEDFORWARD = 2  # and that of its gated feed-forward
 WATCHED = 200  # texts that a validation decodes
@@ -46,22 +44,6 @@ def decoder_settings(config: EnergyConfig, tokeniser: Tokeniser) -> DecoderSetti
         end=end,
         adapter_dropout=config.dropout,
     )
-
-
-def framing(tokeniser: Tokeniser) -> tuple[int, int]:
-    """The tokens with which this tokeniser begins and ends every text.
-
-    Raises:
-        ConfigError: it does not, so that a decoder could not tell where a text ends; names what it does.
-    """
-    ids, mask = tokeniser.encode([EMPTY_TEXT], 16)
-    row = ids[0][mask[0] > 0]
-    if row[0] != tokeniser.token_id(*_STARTS) or row[-1] != tokeniser.token_id(*_ENDS):
-        raise ConfigError(
-            f"the run's tokeniser does not fit a text decoder: it makes {' '.join(tokeniser.tokens(row))} of a text; accepted is one that "
-            f"begins each text with {' or '.join(_STARTS)} and ends it with {' or '.join(_ENDS)}"
-        )
-    return int(row[0]), int(row[-1])
 
 
 def exact_share(model: EnergyFlow, data: PairDataset, max_length: int) -> float:

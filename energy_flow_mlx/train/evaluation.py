@@ -41,6 +41,7 @@ def evaluate(model: EnergyFlow, data: PairDataset, config: RunConfig, world: Wor
         summed.append((*of_pairs, number(parts.arrived), number(parts.ended), _collided(out)))
         return np.array(out.embedding)
 
+    model.processor.reset_room()
     with evaluating(model):
         scores = score(predict, data, config.batch_size, world)
         exact = exact_share(model, data, config.text_max_length) if config.text_decoder_loss_weight else 0.0
@@ -70,7 +71,9 @@ def score(
     for batch in batches(data, batch_size, world):
         predicted.append(normalised(predict(batch)))
         targets.append(normalised(batch.target_embedding))
-    p, t = (_all_rows(rows, data, batch_size, world) for rows in (predicted, targets))
+    both = [np.concatenate(pair, axis=1) for pair in zip(predicted, targets, strict=True)]
+    shares = world.gather(np.concatenate([np.empty((0, 2 * data.dim), np.float32), *both]))
+    p, t = map(np.ascontiguousarray, np.split(_in_order(shares, batch_size), 2, axis=1))
     own = np.sum(p * t, axis=1)
     # By an epsilon: equal targets must not outrank each other by rounding.
     better = np.concatenate(
@@ -90,11 +93,6 @@ def batches(data: PairDataset, size: int, world: World = ALONE) -> Iterator[Pair
         if turn + world.rank < len(starts):
             start = starts[turn + world.rank]
             yield data.batch(np.arange(start, min(start + size, len(data))))
-
-
-def _all_rows(own: list[Floats], data: PairDataset, size: int, world: World) -> Floats:
-    """The rows [N, E] of all pairs, from those of the batches of this process."""
-    return _in_order(world.gather(np.concatenate([np.empty((0, data.dim), np.float32), *own])), size)
 
 
 def _in_order(shares: list[NDArray[Any]], size: int) -> NDArray[Any]:

@@ -1,5 +1,7 @@
 """The loss and its parts."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -7,10 +9,9 @@ import mlx.nn as nn
 
 from ..config import RunConfig
 from ..data.source import PairBatch
-from ..data.target_tokens import NO_TOKEN
 from ..distributed import ALONE, World
 from ..models.energy_flow import EnergyFlow, EnergyFlowOutput
-from ..models.text_decoder import CubeToTextDecoder
+from ..text.rows import NO_TOKEN
 
 
 class LossParts(NamedTuple):
@@ -70,10 +71,10 @@ def energy_flow_loss(
     The distance is that of a flow at the end of its life. Without this term z has a gradient only through the softmax of
     collection, which vanishes where a cell holds one flow, and arrival is left to chance. The cross-entropy is that of the target
     texts from the surfaces that the flows leave and, for 1 - text_decoder_flow_share of it, that of both texts of a pair from their
-    mapped embeddings. With `part` "decoder" it is the whole loss.
+    mapped embeddings. With `part` "decoder" it is the whole loss, and with "corrector" that of the text corrector.
 
     Args:
-        batch: B pairs.
+        batch: B pairs; for the corrector of a hypothesis and its text.
         key: of the exploration noise.
         training_step: where the displacement schedule stands; None: where the model's training stopped.
         world: the processes that share a batch, of which B pairs are this one's; see `loss_of`.
@@ -81,9 +82,10 @@ def energy_flow_loss(
     Returns:
         The loss, a scalar, and its parts.
     """
+    if config.part == "corrector":
+        return _without_flows(correcting_loss(model, batch, world), 1.0)
     if config.part == "decoder" and not config.text_decoder_flow_share:
-        decoding, nothing = decoding_loss(None, model, config, batch, world), mx.array(0.0)
-        return config.text_decoder_loss_weight * decoding, LossParts(*[nothing] * len(LossParts._fields))._replace(decoding=decoding)
+        return _without_flows(decoding_loss(None, model, config, batch, world), config.text_decoder_loss_weight)
     out = model(_array(batch.input_embedding), key=key, training_step=training_step)
     return loss_of(out, model, config, batch, world)
 
@@ -136,28 +138,41 @@ def decoding_loss(
     """The text decoder's part of `energy_flow_loss`, from the surfaces that the flows left [B, S]; 0 where none learns."""
     if not config.text_decoder_loss_weight:
         return mx.array(0.0)
-    assert model.text_decoder is not None and batch.target_ids is not None, "a run whose decoder learns has both"
+    decoder = model.text_decoder
+    assert decoder is not None and batch.target_ids is not None, "a run whose decoder learns has both"
     share, targets = config.text_decoder_flow_share, _array(batch.target_ids)
     loss = mx.array(0.0)
     if share < 1:
         embeddings = mx.concatenate([_array(batch.input_embedding), _array(batch.target_embedding)])
         inputs = mx.where(_array(batch.attention_mask) > 0, _array(batch.input_ids), NO_TOKEN)
         surfaces = model.map_to_surface(embeddings).reshape(len(embeddings), -1)
-        loss = (1 - share) * cross_entropy(model.text_decoder, surfaces, mx.concatenate([inputs, targets]), world)
+        loss = (1 - share) * cross_entropy(partial(decoder, surfaces), mx.concatenate([inputs, targets]), world)
     if share > 0 and flows is not None:
-        loss = loss + share * cross_entropy(model.text_decoder, flows, targets, world)
+        loss = loss + share * cross_entropy(partial(decoder, flows), targets, world)
     return loss
 
 
-def cross_entropy(decoder: CubeToTextDecoder, surfaces: mx.array, ids: mx.array, world: World = ALONE) -> mx.array:
-    """The mean cross-entropy of tokens, in nats, where the decoder is given a text's surface and all tokens before. Several processes
-    get values whose mean is that over all tokens of the whole batch.
+def correcting_loss(model: EnergyFlow, batch: PairBatch, world: World = ALONE) -> mx.array:
+    """The cross-entropy of the text corrector: the target texts, given the input texts and both embeddings."""
+    assert model.text_corrector is not None and batch.target_ids is not None, "a run whose corrector learns has both"
+    hypothesis = mx.where(_array(batch.attention_mask) > 0, _array(batch.input_ids), NO_TOKEN)
+    correct = partial(model.text_corrector, _array(batch.target_embedding), _array(batch.input_embedding), hypothesis)
+    return cross_entropy(correct, _array(batch.target_ids), world)
+
+
+def _without_flows(decoding: mx.array, weight: float) -> tuple[mx.array, LossParts]:
+    return weight * decoding, LossParts(*[mx.array(0.0)] * len(LossParts._fields))._replace(decoding=decoding)
+
+
+def cross_entropy(predict: Callable[[mx.array], mx.array], ids: mx.array, world: World = ALONE) -> mx.array:
+    """The mean cross-entropy of tokens, in nats, each given all tokens before it. Several processes get values whose mean is that over
+    all tokens of the whole batch.
 
     Args:
-        surfaces: [B, S].
+        predict: tokens [B, T - 1] -> logits [B, T - 1, V] of the token after each.
         ids: [B, T], start and end token included; NO_TOKEN after the end.
     """
     known, following = mx.maximum(ids[:, :-1], 0), ids[:, 1:]
     there = (following != NO_TOKEN).astype(mx.float32)
-    losses = nn.losses.cross_entropy(decoder(surfaces, known), mx.maximum(following, 0))
+    losses = nn.losses.cross_entropy(predict(known), mx.maximum(following, 0))
     return world.size * mx.sum(losses * there) / mx.maximum(world.sum(mx.sum(there).reshape(1)).reshape(()), 1)

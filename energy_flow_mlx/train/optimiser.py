@@ -80,11 +80,14 @@ def start_training(model: EnergyFlow, config: RunConfig) -> AdamW:
 
 def freeze_unreached(model: EnergyFlow, config: RunConfig) -> None:
     """Freeze the parameters that no term of the loss reaches: weight decay would shrink them."""
-    if config.part == "decoder":
+    if config.part != "all":
         model.freeze()
-        assert model.text_decoder is not None, "a run of this part has one"
-        model.text_decoder.unfreeze()
+        part = {"decoder": model.text_decoder, "corrector": model.text_corrector}[config.part]
+        assert part is not None, "a run of this part has one"
+        part.unfreeze()
         return
+    if model.text_corrector is not None:
+        model.text_corrector.freeze()
     # The flows carry no position history, and the collector's dictionary form is no part of training.
     model.carrier.position_memory.freeze()
     for layer in model.carrier.history_fusion:

@@ -1,23 +1,27 @@
 """What stands before the first step of a run: data, model, optimiser, and where a saved run stopped."""
 
-import sys
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from .. import blas
-from ..config import ConfigError, EnergyConfig, ModelConfig, field_names
-from ..data.source import EpochOrder, PairData
+from ..config import ConfigError, EnergyConfig
+from ..data.source import EpochOrder, PairData, PairDataset
 from ..dataset.open import data_of_run
-from ..files import settle
+from ..files import resolve, settle
 from ..models.energy_flow import EnergyFlow
 from ..models.text_decoder import CubeToTextDecoder
 from . import checkpoint, memory
 from .checkpoint import CheckpointError, TrainerState
+from .correction import Lessons, add_corrector, open_lessons
 from .decoding import decoder_settings
-from .loss import number
+from .init_from import initial_model
+from .keeping import BEST
 from .optimiser import AdamW, start_training
+
+logger = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
@@ -30,31 +34,55 @@ class Prepared(NamedTuple):
     model: EnergyFlow
     optimiser: AdamW
     state: TrainerState
+    lessons: Lessons | None  # what a text corrector learns from, in place of the data
+
+    @property
+    def pairs(self) -> PairDataset:
+        """What the steps read."""
+        return self.data.train if self.lessons is None else self.lessons.train
 
 
 def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
     """A new run, saved before its first step so that a kill leaves a run to resume; or the one saved in `folder`.
 
-    Raises:
-        ConfigError: the data do not fit the configuration, or a resumed run has done more steps than it asks for.
-        CheckpointError: `folder` holds no complete checkpoint, or one that was trained on other data.
+    Raises as `ready`.
     """
     if resume:
         settle(folder)
-    saved = _saved_model(folder) if resume else None
-    if config.starts_from_a_run and not resume:
-        saved, config = _started_model(Path(config.start_from), config)
-    data = data_of_run(config, None if saved is None else saved.text_encoder.tokeniser)
+    run = ready(config, folder, resume=resume)
+    if resume:
+        checkpoint.cut_metrics(folder, run.state.step)
+    else:
+        checkpoint.save(folder, run.model, run.optimiser, run.config, run.state)
+    return run
+
+
+def ready(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
+    """A new run, or the one saved in `folder`, in memory alone: nothing is written, but for the hypotheses of a corrector.
+
+    Raises:
+        ConfigError: the data, or the model of `init_from`, do not fit the configuration, or a resumed run has done more steps than it asks for.
+        CheckpointError: `folder` holds no complete checkpoint, or one that was trained on other data.
+    """
+    given, config = _given_model(config, folder if resume else None)
+    data = data_of_run(config, None if given is None else given.text_encoder.tokeniser)
     if data.tokeniser is None and config.text_loss_weight:
-        print(f"{data.name} has no texts: text_loss_weight is 0 instead of {config.text_loss_weight:g}", file=sys.stderr)
+        logger.warning("%s has no texts: text_loss_weight is 0 instead of %g", data.name, config.text_loss_weight)
         config = config.replace(text_loss_weight=0)
-    try:
-        order = EpochOrder(len(data.train), config.batch_size, config.seed)
-    except ValueError as error:
-        raise ConfigError(f"{data.name}: {error}") from error
-    model = _new_model(config, data) if saved is None else saved
+    model = _new_model(config) if given is None else given
+    if model.text_encoder.tokeniser is None:
+        model.text_encoder.tokeniser = data.tokeniser
     if not resume:
         _add_decoder(model, config)
+    lessons = None
+    if config.part == "corrector":
+        if not resume:
+            add_corrector(model, config)
+        lessons = open_lessons(model, data, config, folder, resume=resume)
+    try:
+        order = EpochOrder(len(data.train if lessons is None else lessons.train), config.batch_size, config.seed)
+    except ValueError as error:
+        raise ConfigError(f"{data.name}: {error}") from error
     optimiser = start_training(model, config)
     if resume:
         state = checkpoint.load(folder, model, optimiser)
@@ -66,48 +94,35 @@ def prepare(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
         if config.training_steps < state.step:
             raise ConfigError(f"training_steps={config.training_steps} is not accepted: {folder} has done {state.step} steps already")
         state.data_fingerprint = data.fingerprint
-        checkpoint.cut_metrics(folder, state.step)
     else:
         state = TrainerState(data_fingerprint=data.fingerprint)
-        checkpoint.save(folder, model, optimiser, config, state)
-    return Prepared(folder, config, data, order, model, optimiser, state)
+    return Prepared(folder, config, data, order, model, optimiser, state, lessons)
 
 
-def _saved_model(folder: Path) -> EnergyFlow:
+def _given_model(config: EnergyConfig, saved: Path | None) -> tuple[EnergyFlow | None, EnergyConfig]:
+    """The model that was `saved`, or the one that `init_from` names, and the configuration that fits it; None: there is none, and
+    weights are random."""
     try:
-        return EnergyFlow.from_pretrained(folder)
+        if saved is not None:
+            return EnergyFlow.from_pretrained(saved), config
+        return initial_model(config) if config.starts_from_a_model else (None, config)
+    except ConfigError:
+        raise
     except ValueError as error:  # the message names the file
         raise CheckpointError(str(error)) from error
 
 
-def _new_model(config: EnergyConfig, data: PairData) -> EnergyFlow:
+def _new_model(config: EnergyConfig) -> EnergyFlow:
     mx.random.seed(config.seed)
-    model = EnergyFlow(config)
-    model.text_encoder.tokeniser = data.tokeniser
-    return model
+    return EnergyFlow(config)
 
 
-def _started_model(source: Path, config: EnergyConfig) -> tuple[EnergyFlow, EnergyConfig]:
-    """A new run's model with the weights, tokeniser and text decoder of another run's, and the run's configuration, in which flows
-    move as far as the other run ended with.
-
-    Raises:
-        CheckpointError: `source` holds no model.
-        ConfigError: the two have other sizes; names the fields.
-    """
-    there = _saved_model(source)
-    scale = number(mx.array(there.carrier.displacement_scale(there.trained_steps)))
-    config = config.replace(displacement_scale=scale, displacement_scale_min=scale)
-    mx.random.seed(config.seed)
-    model = EnergyFlow(config)
-    found, wanted = ({name: array.shape for name, array in each.flow_parameters().items()} for each in (there, model))
-    if found != wanted:
-        pairs = [(name, getattr(there.config, name), getattr(config, name)) for name in sorted(field_names(ModelConfig))]
-        other = "; ".join(f"{name} is {theirs} there, {ours} here" for name, theirs, ours in pairs if theirs != ours)
-        raise ConfigError(f"start_from={config.start_from} does not fit: {other}")
-    model.load_weights(list(there.flow_parameters().items()))
-    model.text_encoder.tokeniser, model.text_decoder = there.text_encoder.tokeniser, there.text_decoder
-    return model, config
+def ended_early(run: Prepared) -> str:
+    """Of a run that early stopping ended: when, why, and where its best model is."""
+    config, state = run.config, run.state
+    best = f"the best cosine is {state.best_validation_cosine:.4f}, of step {state.best_step}" if state.best_step else "none had a cosine"
+    where = f"; its model is in {run.folder / BEST}" if resolve(run.folder / BEST, "config.json").is_file() else ""
+    return f"ended at step {state.step}: {config.early_stopping} validations without a better cosine; {best}{where}"
 
 
 def _add_decoder(model: EnergyFlow, config: EnergyConfig) -> None:
@@ -126,7 +141,7 @@ def _add_decoder(model: EnergyFlow, config: EnergyConfig) -> None:
         model.text_decoder.tokeniser = tokeniser
     elif model.text_decoder.settings != settings:
         raise ConfigError(
-            f"{config.start_from} has a text decoder of other sizes than the configuration asks for:\n{model.text_decoder.settings}\n{settings}"
+            f"{config.init_from} has a text decoder of other sizes than the configuration asks for:\n{model.text_decoder.settings}\n{settings}"
         )
 
 
@@ -135,6 +150,8 @@ def header(run: Prepared, processes: int = 1) -> str:
     config = memory.share(run.config, processes)
     if run.state.step == config.training_steps:
         return f"{run.folder} is complete: all {run.state.step} steps are done (--training-steps goes on)"
+    if run.state.exhausted(config):
+        return f"{run.folder} is complete: early_stopping={config.early_stopping} ended it at step {run.state.step} (--early-stopping 0 goes on)"
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     products = f", products by {blas.description()}" if on_cpu and blas.description() else ""
     steps = "every step" if config.checkpoint_steps == 1 else f"every {config.checkpoint_steps} steps"

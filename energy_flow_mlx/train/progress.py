@@ -14,6 +14,7 @@ from ..config import EnergyConfig
 from ..scores import Evaluation
 from .callbacks import Callbacks
 from .checkpoint import append_metrics
+from .correction import Corrected
 from .loss import number
 from .step import Launched, StepMetrics
 
@@ -33,7 +34,7 @@ class Progress:
     def __init__(self, folder: Path, config: EnergyConfig, start: int, quiet: bool, callbacks: Callbacks) -> None:
         self._folder, self._config, self._callbacks = folder, config, callbacks
         self._lines = not quiet and not in_terminal() and not in_notebook()
-        nothing = quiet or self._lines or start == config.training_steps
+        nothing = quiet or self._lines
         steps: dict[str, Any] = {"total": config.training_steps, "initial": start}
         self._bar = tqdm(**steps, disable=nothing) if in_notebook() else Bar(**steps, quiet=nothing, bar_format=_FORMAT)
         self._pairs_a_step = config.batch_size * config.gradient_accumulation_steps
@@ -65,10 +66,10 @@ class Progress:
             append_metrics(self._folder, line)
             self._callbacks.on_step(done, line)
 
-    def validated(self, step: int, result: Evaluation) -> None:
+    def validated(self, step: int, result: Evaluation | Corrected) -> None:
         """Note a validation after `step` steps; its time does not count towards the samples per second."""
         shown = {"val cosine": f"{result.cosine:.4f}"}
-        if self._config.text_decoder_loss_weight:
+        if self._config.text_decoder_loss_weight or self._config.part == "corrector":
             shown["val exact"] = f"{result.exact:.1%}"
         self._shown = {"loss": self._shown["loss"], **shown, **self._shown, **shown}
         self._bar.set_postfix(self._shown, refresh=False)

@@ -1,6 +1,6 @@
 """What a run leaves at its end: its results and its curves."""
 
-import sys
+import logging
 import time
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from .baselines import mlp_baseline, simple_baselines, without_flow
 from .evaluation import evaluate
 
 CURVES = "curves.png"
+logger = logging.getLogger(__name__)
 
 
 def held_out(
@@ -51,7 +52,7 @@ def try_curves(run: Path, rows: Rows | None = None) -> None:
     try:
         draw_curves(run, rows)
     except Exception as error:
-        print(f"warning: {run / CURVES} is not drawn: {type(error).__name__}: {reason(error)}", file=sys.stderr)
+        logger.warning("%s is not drawn: %s: %s", run / CURVES, type(error).__name__, reason(error))
 
 
 def draw_curves(run: Path, rows: Rows | None = None) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ..cli import reason
 from .checkpoint import METRICS
+from .correction import FILE as HYPOTHESES
+from .keeping import copy_best
 from .prepare import Prepared
 from .step import TrainStep
 
@@ -55,7 +57,10 @@ def _saved(run: Prepared, save: Callable[[Path], None]) -> Path:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
             continue
+        for name in (METRICS, HYPOTHESES):
+            with contextlib.suppress(OSError):
+                shutil.copyfile(run.folder / name, folder / name)
         with contextlib.suppress(OSError):
-            shutil.copyfile(run.folder / METRICS, folder / METRICS)
+            copy_best(run.folder, folder)
         return folder
     raise last

@@ -16,17 +16,20 @@ from ..data.source import PairBatch
 from ..distributed import ALONE, World
 from ..lock import locked
 from ..scores import Evaluation
-from . import checkpoint, memory, together
+from . import checkpoint, keeping, memory, together
 from .callbacks import Callback, Callbacks
+from .correction import Corrected
 from .evaluation import evaluate
 from .interrupt import StopRequest
 from .loss import number
-from .optimiser import learning_rate
-from .prepare import Prepared, header, prepare
+from .optimiser import AdamW, learning_rate
+from .prepare import Prepared, ended_early, header, prepare
 from .profile import Profile
 from .progress import Progress
 from .report import held_out, try_curves
+from .reporters import reporting
 from .rescue import rescued
+from .sharded import ShardedAdamW, whole
 from .step import Launched, TrainStep, micro_batches
 
 
@@ -42,6 +45,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     stop: StopRequest | None = None,
     world: World = ALONE,
+    shard_optimiser: bool = False,
 ) -> int:
     """Train until `config.training_steps`, from the checkpoint in `folder` if `resume`.
 
@@ -51,7 +55,8 @@ def train(
         ablation: afterwards train the model with its flow left out, for the final table.
         callbacks: hear of steps, validations and checkpoints.
         stop: once it is requested, the run is saved and ends.
-        world: the processes that train together; this is the first of them, and the others are in `together.follow`.
+        world: the processes that train together; this is the first of them, and the others are in `follow`.
+        shard_optimiser: the processes divide the moments of AdamW among them.
 
     Returns:
         The exit code: 0, or 130 for a run that a signal stopped and that was saved.
@@ -65,17 +70,22 @@ def train(
     with locked(folder):
         memory.limit(memory.share(config, world.size))
         run = prepare(config, folder, resume=resume)
+        if resume:  # what a kill left undone
+            keeping.keep(folder, run.state.step, config.keep_checkpoints)
         if not quiet:
             print(header(run, world.size), flush=True)
-        together.lead(world, run)
+        run = together.lead(world, run, shard_optimiser)
         began_at, began = run.state.step, time.perf_counter()
-        loop(run, trace, quiet, Callbacks(callbacks), stop or StopRequest(), world)
+        with reporting(config, folder, run.state.step) as reporters:
+            loop(run, trace, quiet, Callbacks([*reporters, *callbacks]), stop or StopRequest(), world)
         seconds = time.perf_counter() - began
         if profile is not None:
             print(f"{trace.written} has the trace" if trace.written else f"{profile}: the run was too short for a trace")
-        if run.state.step < config.training_steps:
+        if not run.state.finished(config):
             print(f"stopped and saved at step {run.state.step}; go on with:\n  python -m energy_flow_mlx.train --resume {folder}")
             return 130
+        if run.state.step < config.training_steps:
+            print(ended_early(run), flush=True)
         if not quiet:
             print(f"memory of the run: {mx.get_peak_memory() / memory.GB:.2f} GB at most")
         try:
@@ -97,19 +107,18 @@ def follow(world: World) -> int:
     Returns:
         The exit code, that of `train`.
 
-    Raises:
-        As `train`.
+    Raises as `train`.
     """
     run = together.follow(world)
     loop(run, Profile(None), True, Callbacks(()), StopRequest(), world)
-    if run.state.step < run.config.training_steps:
+    if not run.state.finished(run.config):
         return 130
     evaluate(run.model, run.data.test, run.config, world)
     return 0
 
 
 def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop: StopRequest, world: World) -> None:
-    """The training loop, up to the last step or to the first Ctrl-C; it ends with everything saved."""
+    """The training loop, up to the last step, to early stopping or to the first Ctrl-C; it ends with everything saved."""
     config, state, model = run.config, run.state, run.model
     step = TrainStep(model, run.optimiser, config, state.scaling(), world, lambda: stop.requested)
     order = together.OwnPairs(run.order, world)
@@ -117,7 +126,7 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
     asked_to_stop = False
 
     def read(step: int) -> list[PairBatch]:
-        return micro_batches(run.data.train, order, step, config.gradient_accumulation_steps)
+        return micro_batches(run.pairs, order, step, config.gradient_accumulation_steps)
 
     def report(launched: Launched | None) -> None:
         nonlocal asked_to_stop
@@ -136,30 +145,40 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
     def due() -> bool:
         return state.step == config.training_steps or state.step % config.validation_interval == 0
 
-    def validate(among: World = world) -> Evaluation:
+    def validate(among: World = world) -> Evaluation | Corrected:
         nonlocal validated
-        result = evaluate(model, run.data.validation, config, among)
+        if run.lessons is None:
+            result: Evaluation | Corrected = evaluate(model, run.data.validation, config, among)
+        else:
+            result = run.lessons.evaluate(model, config)
         state.observe(result.loss, result.cosine, config)
         validated = state.step
         return result
 
-    def save(folder: Path) -> None:
+    def keep_best(folder: Path) -> None:
+        if 0 < state.best_step == state.step:
+            keeping.save_best(folder, model, config)
+
+    def save(folder: Path, optimiser: AdamW) -> None:
         if step.scaled:
             state.keep_scaling(step.loss_scale)
-        checkpoint.save(folder, model, run.optimiser, config, state)
+        keep_best(folder)
+        checkpoint.save(folder, model, optimiser, config, state)
 
     def save_early(folder: Path) -> None:
         if due() and validated < state.step:  # a resumed run goes on after this step's validation
             validate(ALONE)  # the other processes do not know of the error
-        save(folder)
+        save(folder, run.optimiser)
 
     ahead = Prefetch(read, config.training_steps - 1)
-    progress = Progress(run.folder, config, state.step, quiet, callbacks) if world.first else together.Unheard()
-    saves = rescued(run, step, save_early) if world.first else nullcontext()
+    silent = quiet or state.finished(config)
+    progress = Progress(run.folder, config, state.step, silent, callbacks) if world.first else together.Unheard()
+    alone = world.first and not isinstance(run.optimiser, ShardedAdamW)  # this process can save without the others
+    saves = rescued(run, step, save_early) if alone else nullcontext()
     advice = f"; {run.folder} keeps its last checkpoint, go on with:\n  python -m energy_flow_mlx.train --resume {run.folder}"
     with world.watched(advice), stop, ahead, saves, progress:
         launched: Launched | None = None
-        while state.step < config.training_steps:
+        while not state.finished(config):
             world.mark(f"step {state.step}")
             with trace.step(state.step, step):
                 rate = learning_rate(config, state.step, state.plateau)
@@ -173,10 +192,16 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
                 launched = None
             if validating:
                 progress.validated(state.step, validate())
+                saving = saving or state.exhausted(config)
+                if not saving and world.first:
+                    keep_best(run.folder)
             if saving:
                 world.require_same("the weights", model.trainable_parameters())
+                optimiser = whole(run.optimiser)
                 if world.first:
-                    save(run.folder)
+                    save(run.folder, optimiser)
+                    keeping.keep(run.folder, state.step, config.keep_checkpoints)
+                del optimiser
                 progress.saved(state.step)
             if saving and stopping():
                 break

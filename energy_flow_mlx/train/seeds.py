@@ -8,6 +8,7 @@ from ..comparison import compare
 from ..config import ConfigError, EnergyConfig
 from ..files import resolve
 from ..results import FILE, Results
+from .checkpoint import read_state
 from .trainer import Trainer
 
 
@@ -42,7 +43,7 @@ def train_seeds(config: EnergyConfig, seeds: Sequence[int], base: Path, **option
     for seed, folder in zip(seeds, folders, strict=True):
         begun = resolve(folder, "trainer.json").is_file()
         trainer = Trainer(config.replace(seed=seed), out=folder, resume=begun, **options)
-        if begun and (folder / FILE).is_file() and Results.load(folder).steps >= config.training_steps:
+        if begun and _complete(folder, config):
             print(f"{folder} is complete", flush=True)
             continue
         trainer.fit()
@@ -50,3 +51,8 @@ def train_seeds(config: EnergyConfig, seeds: Sequence[int], base: Path, **option
             return trainer.exit_code
     print(f"\n{compare(*folders)}")
     return 0
+
+
+def _complete(folder: Path, config: EnergyConfig) -> bool:
+    state = read_state(folder)
+    return state.finished(config) and (folder / FILE).is_file() and Results.load(folder).steps == state.step

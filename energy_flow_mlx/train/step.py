@@ -109,6 +109,8 @@ class TrainStep:
         ) -> tuple[mx.array, tuple[mx.array, LossParts]]:
             with world.sharing():
                 value, parts = energy_flow_loss(model, config, batch, key=key, training_step=step, world=world)
+            if world.size > 1:
+                scale = scale / world.size  # a pair's gradients are as large as in one process: float16 overflows at the same
             return value * scale, (value, parts)
 
         self._loss_and_gradients = nn.value_and_grad(model, loss)
@@ -155,7 +157,8 @@ class TrainStep:
         scaling = LossScale(*scaling)
         # Gradients may be slices of a larger array: copied once here instead of in every kernel that reads them.
         gradients = tree_map(mx.contiguous, self.world.mean(gradients))
-        shrink = 1.0 / (count * scaling.scale) if self.scaled else mx.array(1.0 / count)
+        shares = self.world.size
+        shrink = shares / (count * scaling.scale) if self.scaled else mx.array(shares / count)
         norms = gradient_norms(gradients)[1] * shrink
         total = mx.linalg.norm(norms)
         finite = total < math.inf  # NaN is not

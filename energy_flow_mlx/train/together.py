@@ -10,19 +10,24 @@ from numpy.typing import NDArray
 from ..config import EnergyConfig
 from ..data.source import Order
 from ..distributed import World
-from ..files import resolve
 from . import checkpoint, memory
 from .prepare import Prepared, prepare
+from .sharded import ShardedAdamW
 
 
-def lead(world: World, run: Prepared) -> None:
-    """Give the run of the first process, whose folder holds its checkpoint, to the others."""
+def lead(world: World, run: Prepared, shard_optimiser: bool = False) -> Prepared:
+    """Give the run of the first process, whose folder holds its checkpoint, to the others.
+
+    Returns:
+        The run; with `shard_optimiser` its optimiser holds a part of the moments.
+    """
     if world.size == 1:
-        return
-    names = [name for name in checkpoint.FILES if resolve(run.folder, name).is_file()]
-    world.exchange([str(run.folder), run.config.to_dict(), names])
-    for name in names:
-        world.from_first(resolve(run.folder, name).read_bytes())
+        return run
+    files = {name: path.read_bytes() for name, path in checkpoint.files(run.folder).items()}
+    world.exchange([str(run.folder), run.config.to_dict(), {name: len(data) for name, data in files.items()}, shard_optimiser])
+    for data in files.values():
+        world.from_first(data, len(data))
+    return _sharded(world, run) if shard_optimiser else run
 
 
 def follow(world: World) -> Prepared:
@@ -31,17 +36,22 @@ def follow(world: World) -> Prepared:
     The data are opened by the name that the first process has for them.
 
     Raises:
-        As `prepare`; OSError: the checkpoint does not fit into the folder for temporary files.
+        OSError: the checkpoint does not fit into the folder for temporary files. Other errors are those of `prepare`.
     """
-    shown, fields, names = world.exchange(None)[0]
+    shown, fields, sizes, shard_optimiser = world.exchange(None)[0]
     config = EnergyConfig.from_dict(fields)
     memory.limit(memory.share(config, world.size))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / Path(shown).name
         folder.mkdir()
-        for file in names:
-            (folder / file).write_bytes(world.from_first(b""))
-        return prepare(config, folder, resume=True)._replace(folder=Path(shown))
+        for name, size in sizes.items():
+            (folder / name).write_bytes(world.from_first(None, size))
+        run = prepare(config, folder, resume=True)._replace(folder=Path(shown))
+    return _sharded(world, run) if shard_optimiser else run
+
+
+def _sharded(world: World, run: Prepared) -> Prepared:
+    return run._replace(optimiser=ShardedAdamW(run.optimiser, run.model.trainable_parameters(), world))
 
 
 class OwnPairs:

@@ -1,8 +1,8 @@
 """Training as a call: what the command line and a notebook have in common."""
 
 import itertools
+import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +14,18 @@ from ..ops.failures import kernel_errors
 from ..runs import Run
 from . import checkpoint, memory
 from .callbacks import Callback
+from .dry_run import dry_run
 from .interrupt import StopRequest
+from .reporters import require
 from .run import train
 
-# What a resumed run may change: how long it goes on, how often it looks and writes, and where its data now lies.
-RESUMABLE = ("training_steps", "validation_interval", "checkpoint_interval", "log_interval", "data")
+logger = logging.getLogger(__name__)
+
+# What a resumed run may change: how long it goes on, how often it looks, what it writes, and where its data and teacher now lie.
+RESUMABLE = (
+    "training_steps", "validation_interval", "early_stopping", "checkpoint_interval", "keep_checkpoints", "log_interval",
+    "report_to", "data", "text_corrector_teacher",
+)  # fmt: skip
 
 
 class Trainer:
@@ -35,12 +42,14 @@ class Trainer:
         mlp_baseline: afterwards train an MLP of the model's size, for the final table.
         ablation: afterwards train the model with its flow left out, for the final table.
         world: processes that train together, of which this is the first; the others call `run.follow`.
+        shard_optimiser: the processes divide the moments of AdamW among them, which takes several.
 
     Attributes:
         exit_code: of the last `fit`: 0, or 130 where it was stopped.
 
     Raises:
-        ConfigError: the run does not fit into memory or address space, or `config` is not that of the run to resume.
+        ConfigError: the run does not fit into memory or address space, a package that `report_to` needs is missing, or `config` is not that
+            of the run to resume.
         FileExistsError: `out` is not empty.
         FileNotFoundError: there is no run in `out` to resume.
     """
@@ -58,6 +67,7 @@ class Trainer:
         mlp_baseline: bool = False,
         ablation: bool = False,
         world: World = ALONE,
+        shard_optimiser: bool = False,
     ) -> None:
         if data is not None:
             config = config.replace(data=os.fspath(data))
@@ -65,8 +75,13 @@ class Trainer:
             raise ConfigError("resume=True came without out, the folder of the run to resume")
         self.folder = Path(out) if out is not None else new_folder(Path("runs") / f"{Path(config.data).stem}-seed{config.seed}")
         memory.share(config, world.size)  # or it is refused
+        if shard_optimiser and world.size == 1:
+            raise ConfigError("shard_optimiser=True is not accepted: several processes divide the moments among them, and this one is alone")
         if profile is not None and world.size > 1:
             raise ConfigError(f"profile={os.fspath(profile)!r} is not accepted: a trace is of one process, {world.size} came")
+        if config.part == "corrector" and world.size > 1:
+            raise ConfigError(f"part='corrector' is not accepted with mlx.launch: its hypotheses are drawn by one process, {world.size} came")
+        require(config)
         if resume:
             _require_same(self.folder, config)
         else:
@@ -76,10 +91,11 @@ class Trainer:
         self.config = config
         self.exit_code = 0
         self._callbacks, self._resume, self._stop, self._world = callbacks, resume, StopRequest(), world
+        self._shard_optimiser = shard_optimiser
         self._quiet, self._profile, self._mlp_baseline, self._ablation = quiet, profile, mlp_baseline, ablation
 
     def fit(self) -> Run:
-        """Train until `config.training_steps`, or until an interrupt or `stop()`, which save the run first; calling it again goes on.
+        """Train until `config.training_steps` or early stopping, or until an interrupt or `stop()`, which save the run first; calling it again goes on.
 
         Raises:
             NonFiniteLoss: the folder holds the last checkpoint before it.
@@ -98,12 +114,23 @@ class Trainer:
                 callbacks=self._callbacks,
                 stop=self._stop,
                 world=self._world,
+                shard_optimiser=self._shard_optimiser,
             )
         self._resume, self._stop = True, StopRequest()
         run = Run.load(self.folder)
         for callback in self._callbacks:
             callback.on_end(run)
         return run
+
+    def dry_run(self) -> str:
+        """What `fit` would train, how long and in how much memory, and what it would write, as text. Nothing is written.
+
+        Raises:
+            NonFiniteLoss: a step that was tried has a loss that is not finite.
+            KernelError: a kernel fails on this machine.
+        """
+        with kernel_errors():
+            return dry_run(self.config, self.folder, resume=self._resume)
 
     def stop(self) -> None:
         """From another thread or a callback: `fit` finishes its step, saves and returns."""
@@ -115,7 +142,7 @@ def new_folder(name: Path) -> Path:
     names = itertools.chain([name], (name.with_name(f"{name.name}-{number}") for number in itertools.count(2)))
     folder = next(each for each in names if not each.exists() or (each.is_dir() and not any(each.iterdir())))
     if folder != name:
-        print(f"{name} is not empty: this run goes to {folder} (--resume {name} goes on with the other one)", file=sys.stderr)
+        logger.warning("%s is not empty: this run goes to %s (--resume %s goes on with the other one)", name, folder, name)
     return folder
 
 

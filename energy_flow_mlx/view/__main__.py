@@ -9,6 +9,7 @@ from ..models.energy_flow import EnergyFlow
 from ..models.trace import Trace
 from ..ops.failures import KernelError, kernel_errors
 from ..plot.animation import WRITERS, animate, save_animation
+from ..train.keeping import at_step
 from .page import page
 
 TEXT = "A dog runs in the park."
@@ -22,13 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if out.suffix not in WRITERS:
             raise ValueError(f"--out {out}: accepted are files in {', '.join(WRITERS)}")
-        if arguments.other is not None and out.suffix != ".html":
-            raise ValueError(f"--other {arguments.other}: two runs stand beside each other on a page; give --out FILE.html")
+        several = {"--other": arguments.other, "--other-step": arguments.other_step}
+        for option, value in several.items():
+            if value is not None and out.suffix != ".html":
+                raise ValueError(f"{option} {value}: two runs or steps stand beside each other on a page; give --out FILE.html")
         if arguments.flows < 1:
             raise ValueError(f"--flows {arguments.flows}: accepted is 1 or more")
-        folders = [folder for folder in (arguments.run, arguments.other) if folder is not None]
+        shown = [(arguments.run, arguments.step)]
+        if any(value is not None for value in several.values()):
+            shown.append((arguments.other or arguments.run, arguments.other_step))
+        folders = list(dict.fromkeys(folder for folder, _ in shown))
         with kernel_errors():
-            traces = {_name(folder, folders): _trace(folder, arguments.text) for folder in folders}
+            traces = {_name(folder, folders, step): _trace(folder, step, arguments.text) for folder, step in shown}
         if out.suffix == ".html":
             written = page(traces, most=arguments.flows)
             write_aside(out, lambda aside: aside.write_text(written, encoding="utf-8"))
@@ -46,7 +52,9 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m energy_flow_mlx.view", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder with config.json, model.safetensors and tokenizer.json")
     parser.add_argument("--text", default=TEXT, help=f"whose flows are shown (default: {TEXT})")
+    parser.add_argument("--step", type=int, metavar="N", help="its checkpoint of that step, where train --keep left it (default: the last)")
     parser.add_argument("--other", type=Path, metavar="RUN", help="a second run or checkpoint, shown beside it")
+    parser.add_argument("--other-step", type=int, metavar="N", help="the same of the second run, or a second step of the same run")
     parser.add_argument("--flows", type=int, default=FLOWS, metavar="INT", help=f"flows that are drawn of each run (default: {FLOWS})")
     parser.add_argument(
         "--out", type=Path, default=Path("flows.html"), metavar="FILE",
@@ -55,14 +63,14 @@ def _parser() -> Parser:
     return parser
 
 
-def _trace(folder: Path, text: str) -> Trace:
-    return EnergyFlow.from_pretrained(folder).trace([text])
+def _trace(folder: Path, step: int | None, text: str) -> Trace:
+    return EnergyFlow.from_pretrained(folder if step is None else at_step(folder, step)).trace([text])
 
 
-def _name(folder: Path, folders: Sequence[Path]) -> str:
-    """The folder's name, or the path where both have the same."""
+def _name(folder: Path, folders: Sequence[Path], step: int | None) -> str:
+    """The folder's name, or the path where both have the same; and the step that was asked for."""
     same = len({each.resolve().name for each in folders}) < len(folders)
-    return str(folder) if same else folder.resolve().name
+    return (str(folder) if same else folder.resolve().name) + ("" if step is None else f", step {step}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from energy_flow_mlx.text import TextCache
 from energy_flow_mlx.train import checkpoint
 from energy_flow_mlx.train import command as training
 from energy_flow_mlx.train.interrupt import STDERR
+from energy_flow_mlx.train.keeping import BEST
 
 # A model of a few hundred numbers; its steps take milliseconds.
 TINY = {
@@ -196,7 +197,11 @@ class Training(Job):
         self.elsewhere.mkdir()
         os.environ["TMPDIR"] = str(self.elsewhere)
         with after(checkpoint, "save", lambda *arguments: announce(arguments[-1].step)):
-            return training.main([*how, "--quiet"])
+            return self.main([*how, "--quiet"])
+
+    def main(self, arguments: list[str]) -> int:
+        """The command with these arguments."""
+        return training.main(arguments)
 
     def fields(self) -> list[str]:
         return flags(
@@ -216,6 +221,8 @@ class Training(Job):
 
     def _faults(self, run: Path, step: int) -> list[str]:
         trained = EnergyFlow.from_pretrained(run).trained_steps
+        if resolve(run / BEST, "config.json").is_file():
+            EnergyFlow.from_pretrained(run / BEST)
         faults = [f"trainer.json is of step {step}, model.safetensors of {trained}"] if trained != step else []
         for name in ("model.safetensors", "optimizer.safetensors"):
             faults += not_finite(resolve(run, name))

@@ -135,6 +135,11 @@ def test_tokens_that_came_with_a_pair_are_used_and_cut(tmp_path):
     settings = Settings(sources=(str(tmp_path / "a.jsonl"),), tokeniser=str(tmp_path / "tokenizer.json"), validation=1, test=1)
     build(settings, tmp_path / "out", quiet=True)
     data = folder_data(tmp_path / "out", dim=12, vocab_size=60, max_length=6)
+    same = WordPieceTokeniser.from_file(tmp_path / "tokenizer.json")
+    assert folder_data(tmp_path / "out", dim=12, vocab_size=60, max_length=6, tokeniser=same).tokeniser is same
+    other = WordPieceTokeniser.train(["one two three seven"], 60)  # of a model that was trained on something else
+    with pytest.raises(DataError, match="stores the tokens of its inputs, of another tokeniser than the model's"):
+        folder_data(tmp_path / "out", dim=12, vocab_size=60, max_length=6, tokeniser=other)
     seen = 0
     for part in data[:3]:
         for index in range(len(part)):

@@ -101,10 +101,10 @@ def test_a_decoder_that_knows_its_text_is_perfect_and_an_empty_answer_is_worth_n
     data = data_of([("a cat sits", "an animal sits")], [("a dog runs.", "an animal runs."), ("two men read", "people read")])
     texts = [data.test.texts(number).target for number in range(2)]
 
-    def decode(self: EnergyFlow, surface: mx.array | None = None, *, embedding: mx.array | None = None, search: Search) -> list[str]:
-        if embedding is None:
-            return ["\u200b"] * len(surface)
-        return [texts[at] for at in np.argmax(np.array(embedding) @ TEACHER.embed(texts).T, axis=1)]
+    def decode(self: EnergyFlow, surface: mx.array, *, search: Search) -> list[str]:
+        known = [np.array(self.map_to_surface(TEACHER.embed([text]))).ravel() for text in texts]
+        rows = np.array(surface).reshape(len(surface), -1)
+        return [next((text for text, mapped in zip(texts, known, strict=True) if np.allclose(row, mapped, atol=1e-5)), "\u200b") for row in rows]
 
     monkeypatch.setattr(EnergyFlow, "decode", decode)
     scores = recover(lively_model(), data, TEACHER, Search(), SMALL, most=9, batch_size=9).scores
@@ -113,6 +113,29 @@ def test_a_decoder_that_knows_its_text_is_perfect_and_an_empty_answer_is_worth_n
     assert (worst.exact, worst.token_f1, worst.cosine) == (0, 0, 0)
     nearest = scores["nearest training sentence"]["all"]
     assert nearest.exact == 0 and nearest.token_f1 == pytest.approx((2 * 2 / 7 + 0) / 2)
+
+
+def test_with_rounds_each_way_has_a_corrected_row(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    meant = []
+
+    def correct(
+        self: EnergyFlow, texts: list[str], wanted: mx.array, teacher: HashedNgramTeacher, *, rounds: int, search: Search
+    ) -> list[str]:
+        meant.append((np.array(wanted), teacher, rounds))
+        return ["an animal runs."] * len(texts)
+
+    assert f"{run}: text_corrector: this model has none" in refusal(capsys, run, *SHORT, "--rounds", "2")
+    monkeypatch.setattr(EnergyFlow, "correct", correct)
+    data = data_of([("a cat sits", "an animal sits")], [("a dog runs.", "an animal runs.")])
+    model = EnergyFlow.from_pretrained(run)
+    scores = recover(model, data, TEACHER, Search(num_beams=1, max_length=4), SMALL, rounds=2, most=9, batch_size=9).scores
+    assert list(scores) == ["through the lattice", "through the lattice, corrected", "from the teacher's embedding",
+                            "from the teacher's embedding, corrected", "nearest training sentence"]  # fmt: skip
+    assert [rows["all"].exact for rows in scores.values()] == [0, 1, 0, 1, 0]
+    batch = data.test.batch(np.array([0]))
+    for (wanted, *rest), expected in zip(meant, (model(batch.input_embedding).embedding, batch.target_embedding), strict=True):
+        np.testing.assert_allclose(wanted, np.array(expected), atol=1e-6)
+        assert rest == [TEACHER, 2]
 
 
 def test_the_command_prints_a_table_or_the_same_as_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

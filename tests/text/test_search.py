@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from models.t5 import KINDS, ours, prefixes, torch_generate, torch_t5
 
-from energy_flow_mlx.text.search import Search, search
+from energy_flow_mlx.text.search import Search, search, search_all
 
 GREEDY: list[dict[str, Any]] = [{}, {"min_length": 9}, {"no_repeat_ngram_size": 1}, {"no_repeat_ngram_size": 2, "min_length": 10}, {"max_length": 2}]
 BEAMS: list[dict[str, Any]] = [
@@ -107,6 +107,9 @@ def test_beams_carry_their_cache_along() -> None:
         ({"num_beams": 1.5}, "num_beams.*1.5"),
         ({"max_length": 1}, "max_length.*from 2 to 4096, got 1"),
         ({"max_length": 10**9}, "max_length.*from 2 to 4096"),
+        ({"temperature": -1.0, "num_beams": 1}, "temperature.*0 to 10.*-1.0"),
+        ({"temperature": 1.0}, "temperature.*several beams"),
+        ({"seed": -1}, "seed.*-1"),
         ({"min_length": 65}, "min_length.*from 0 to 64, got 65"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size.*-1"),
         ({"early_stopping": "always"}, "early_stopping.*'never', got 'always'"),
@@ -124,3 +127,31 @@ def test_settings_that_are_refused(options: dict[str, Any], named: str) -> None:
 def test_more_beams_than_the_vocabulary_can_fill() -> None:
     with pytest.raises(ValueError, match="num_beams must be at most half of the vocabulary of 12 tokens, got 7"):
         walk(np.zeros((12, 12)), Search(num_beams=7))
+
+
+def test_all_beams_come_back_the_best_first() -> None:
+    """Four texts of one token and the end, whose probabilities are known."""
+    table = np.full((12, 12), -30.0)
+    table[1, [4, 5, 6, 7]] = np.log([0.4, 0.3, 0.2, 0.1])
+    table[4:8, 0] = 0.0
+    logits = mx.array(table.astype(np.float32))
+
+    def found(beams: int) -> list[list[list[int]]]:
+        settings = Search(num_beams=beams, max_length=5)
+        return search_all(lambda tokens, position, cache: (logits[tokens], cache), [], 2, 12, settings, start=1, end=0)
+
+    assert found(4) == [[[4, 0], [5, 0], [6, 0], [7, 0]]] * 2
+    assert found(1) == [[[4, 0]]] * 2
+
+
+def test_a_temperature_draws_from_the_softmax() -> None:
+    table = np.full((8, 8), -60.0)
+    table[1, [4, 5]] = np.log([0.8, 0.2])
+    table[4:6, 0] = 0.0
+
+    def share(temperature: float, seed: int = 0) -> float:
+        return np.mean([row == [5, 0] for row in walk(table, Search(num_beams=1, temperature=temperature, seed=seed), texts=4000)])
+
+    assert share(0.0) == 0.0
+    assert share(1.0) == pytest.approx(0.2, abs=0.03) and share(1.0) == share(1.0) != share(1.0, seed=1)
+    assert share(2.0) == pytest.approx(1 / 3, abs=0.03)  # sqrt(0.2) / (sqrt(0.2) + sqrt(0.8))

@@ -1,12 +1,19 @@
 """A model, data and a command line small enough for tests."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import pytest
 
 from energy_flow_mlx import EnergyConfig, EnergyFlow
 from energy_flow_mlx.data.source import PairData, built_in_data
+from energy_flow_mlx.scores import Evaluation
+from energy_flow_mlx.train import report
+from energy_flow_mlx.train import run as training_run
 from energy_flow_mlx.train.optimiser import freeze_unreached
 from energy_flow_mlx.train.step import TrainStep
 
@@ -90,6 +97,18 @@ def assert_same_arrays(first: dict[str, np.ndarray], second: dict[str, np.ndarra
     assert first.keys() == second.keys()
     for name, array in first.items():
         np.testing.assert_array_equal(array, second[name], err_msg=name, strict=True)
+
+
+def validate_as(patch: pytest.MonkeyPatch, cosines: Mapping[int, float]) -> None:
+    """From now on the validation after a step gives the cosine that `cosines` has for it, or 0; and a run has no figure and a short table."""
+    real = training_run.evaluate
+
+    def evaluated(model: EnergyFlow, *others: Any) -> Evaluation:
+        return dataclasses.replace(real(model, *others), cosine=cosines.get(model.trained_steps, 0.0))
+
+    patch.setattr(training_run, "evaluate", evaluated)
+    patch.setattr(training_run, "try_curves", lambda *_: None)
+    patch.setattr(report, "simple_baselines", lambda data: {})
 
 
 def overflow_a_gradient(step: TrainStep) -> None:

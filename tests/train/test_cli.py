@@ -71,6 +71,9 @@ def test_values_of_file_and_flags_are_checked_together(tmp_path):
         (["--collection", "near"], ["collection='near'", "nearest, bilinear"]),
         (["--preset", "huge"], ["preset='huge'", "tiny, debug, experiment, optimized"]),
         (["--training-steps", "1e20"], ["training_steps=1", "whole numbers go up to 2147483647"]),
+        (["--collective-timeout", "0"], ["--collective-timeout: '0' is not accepted: it takes a number of seconds above 0"]),
+        (["--collective-timeout", "soon"], ["--collective-timeout: 'soon' is not accepted"]),
+        (["--shard-optimiser"], ["shard_optimiser=True is not accepted", "this one is alone"]),
         (["--lattice-wid", "5"], ["--lattice-wid; did you mean --lattice-width?"]),
         (["--lr=1"], ["--lr; did you mean --learning-rate?"]),
         (["--steps", "1"], ["--steps; did you mean", "--training-steps"]),
@@ -136,7 +139,7 @@ def test_a_run_without_a_name_takes_the_next_free_one_and_says_so(capsys, tmp_pa
     assert names == ["runs/tiny-seed0", "runs/tiny-seed0-2", "runs/debug-seed0", "runs/tiny-seed0-3"]
 
 
-SAID = "runs/tiny-seed0 is not empty: this run goes to runs/tiny-seed0-2 (--resume runs/tiny-seed0 goes on with the other one)\n"
+SAID = "warning: runs/tiny-seed0 is not empty: this run goes to runs/tiny-seed0-2 (--resume runs/tiny-seed0 goes on with the other one)\n"
 
 
 def test_help_shows_groups_defaults_and_what_is_accepted(capsys):

@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from train.small import small_config, small_data, small_model
+from worlds import together
 
 from energy_flow_mlx.data.source import ArrayPairs, PairData
 from energy_flow_mlx.scores import Evaluation, Scores, table
@@ -80,6 +81,21 @@ def test_retrieval_counts_targets_that_are_nearer_than_the_own_one():
     first = score(lambda batch: np.tile(circle[:1], (len(batch.indices), 1)), data, 5)
     assert first.top1 == pytest.approx(1 / 12) and first.top10 == pytest.approx(10 / 12)
     assert first.cosine == pytest.approx(np.cos(angles).mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_several_processes_share_the_batches_and_have_the_same_scores(size):
+    random = np.random.default_rng(0)
+    data = pairs(random.normal(size=(14, 3)), random.normal(size=(14, 3)))
+    seen = []
+
+    def predict(batch):
+        seen.append(tuple(batch.indices.tolist()))
+        return batch.input_embedding
+
+    found = together(lambda world: score(predict, data, 4, world), size)  # 4 batches, the last of two pairs
+    assert sorted(seen) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11), (12, 13)]
+    assert found == [score(lambda batch: batch.input_embedding, data, 4)] * size
 
 
 def test_evaluation_says_what_the_flows_did():

@@ -9,6 +9,7 @@ from mlx.utils import tree_map
 from train.small import overflow_a_gradient, small_config, small_data, small_model
 
 from energy_flow_mlx.data.source import EpochOrder, PairBatch
+from energy_flow_mlx.distributed import World
 from energy_flow_mlx.train.loss import number
 from energy_flow_mlx.train.optimiser import make_optimiser, named_arrays
 from energy_flow_mlx.train.stages import STAGES
@@ -98,6 +99,21 @@ def test_a_non_finite_loss_names_step_batch_and_parameter_and_updates_nothing():
     for before, after in ((weights, as_numpy(model.parameters())), (state, as_numpy(optimiser.state))):
         for name, array in before.items():
             np.testing.assert_array_equal(after[name], array, err_msg=name)
+
+
+def test_several_processes_name_what_one_of_them_found_and_all_pairs():
+    """This process found nothing in its own share; the other one's share of the batches stands beside it."""
+
+    class Two(World):
+        def exchange(self, value):
+            return [value, ["the target embedding of training pair 9 is not finite", [[2, 3], [8, 9]]]]
+
+    step, _, _, data = make_step()
+    launched = step.launch(0, [data.batch(np.array([0, 1])), data.batch(np.array([6, 7]))], 1e-3)
+    step.world = Two()
+    error = step._non_finite(launched, math.nan)
+    assert error.indices == [0, 1, 2, 3, 6, 7, 8, 9]
+    assert "the loss is nan: the target embedding of training pair 9 is not finite" in str(error)
 
 
 def poisoned(function):

@@ -13,7 +13,7 @@ from train.together_worker import CONFIG, STEPS, fit
 from energy_flow_mlx import ConfigError
 from energy_flow_mlx.distributed import ALONE
 from energy_flow_mlx.metrics import read_lines
-from energy_flow_mlx.train import memory
+from energy_flow_mlx.train import Trainer, memory
 
 WORKER = Path(__file__).with_name("together_worker.py")
 BOUND = 1e-5  # of losses, relative, and of weights, which are about 1; the orders of additions differ
@@ -31,7 +31,7 @@ def alone(tmp_path_factory):
 
 
 def by_several(count, alone, folder):
-    """The same by `count` processes, which also go on with a copy of the half run."""
+    """`count` processes go on with a copy of the half run, and two of them train runs of their own."""
     shutil.copytree(alone / "half", folder / "half")
     with processes(count, [str(WORKER), str(folder)], folder / "log") as started:
         result = ended(started, folder / "log")
@@ -79,17 +79,26 @@ def test_two_processes_train_as_one_and_go_on_with_a_run_of_one(alone, two, run)
 
 def test_four_processes_train_as_one_and_go_on_with_a_run_of_one(alone, tmp_path):
     steps, _ = by_several(4, alone, tmp_path)
-    assert steps == [STEPS, STEPS]
-    for run in ("whole", "half"):
-        assert_close(alone / "whole", tmp_path / run)
+    assert steps == [STEPS]
+    assert_close(alone / "whole", tmp_path / "half")
 
 
 def test_a_run_that_one_process_was_told_to_stop_is_saved_by_all_and_goes_on_with_the_same_bits(two):
     folder, steps, said = two
-    assert steps == [STEPS, STEPS, 3, STEPS], "all learn of it one step later"
+    assert steps == [STEPS, STEPS, STEPS, 3, STEPS], "all learn of it one step later"
     assert_same_arrays(arrays(folder / "whole"), arrays(folder / "stopped"))
     assert lines(folder / "whole")[-1] == lines(folder / "stopped")[-1]
     assert ["stopping" in text for text in said] == [False, True]
+
+
+def test_moments_that_are_divided_give_the_same_bits_and_a_checkpoint_of_one_process(two):
+    assert_same_arrays(arrays(two[0] / "whole"), arrays(two[0] / "sharded"))
+    assert lines(two[0] / "whole") == lines(two[0] / "sharded")
+
+
+def test_one_process_has_nothing_to_divide(tmp_path):
+    with pytest.raises(ConfigError, match="shard_optimiser=True is not accepted: .* this one is alone"):
+        Trainer(small_config(), out=tmp_path / "run", shard_optimiser=True)
 
 
 def test_a_batch_that_cannot_be_divided_is_refused_by_name():

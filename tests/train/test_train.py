@@ -40,7 +40,7 @@ def assert_same_run(run, other):
 
 
 def test_a_run_leaves_its_files_and_a_table(whole, capsys):
-    assert sorted(path.name for path in whole.iterdir()) == sorted([*checkpoint.FILES, "metrics.jsonl", "curves.png", "results.json"])
+    assert sorted(path.name for path in whole.iterdir()) == sorted([*checkpoint.FILES, "metrics.jsonl", "curves.png", "results.json", "best"])
     steps = [line["step"] for line in metrics(whole) if "loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in metrics(whole) if "validation_cosine" in line] == [2, 4, 6]

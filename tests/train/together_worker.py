@@ -42,11 +42,11 @@ CONFIG = small_config(
 )
 
 
-def fit(folder: Path, world: World, *, resume: bool = False, config: EnergyConfig = CONFIG) -> int:
+def fit(folder: Path, world: World, *, resume: bool = False, config: EnergyConfig = CONFIG, shard: bool = False) -> int:
     """Train to the last step, or until a signal; the steps done."""
     if world.first:
         run = prepare(config, folder, resume=resume)
-        together.lead(world, run)
+        run = together.lead(world, run, shard)
     else:
         run = together.follow(world)
     loop(run, Profile(None), True, Callbacks(()), StopRequest(), world)
@@ -68,8 +68,9 @@ def interrupted_at(step: int) -> None:
 def main() -> None:
     folder = Path(sys.argv[1])
     with joined(timeout=30) as world:
-        steps = [fit(folder / "whole", world), fit(folder / "half", world, resume=True)]
+        steps = [fit(folder / "half", world, resume=True)]
         if world.size == 2:
+            steps += [fit(folder / "whole", world), fit(folder / "sharded", world, shard=True)]
             if world.rank == 1:
                 interrupted_at(1)
             steps += [fit(folder / "stopped", world), fit(folder / "stopped", world, resume=True)]

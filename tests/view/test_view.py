@@ -46,6 +46,28 @@ def written(tmp_path_factory):
     return folder
 
 
+def test_steps_of_a_run_stand_beside_each_other(written, capsys):
+    for step, seed in ((5, 1), (10, 2)):
+        folder = written / "plain" / "steps" / f"{step:07}"
+        saved(folder, seed=seed)
+        (folder / "trainer.json").write_text("{}")
+    out = written / "steps.html"
+    for options, names in (
+        (["--step", "5", "--other-step", "10"], ["plain, step 5", "plain, step 10"]),
+        (["--other-step", "10"], ["plain", "plain, step 10"]),
+        (["--step", "10", "--other", str(written / "children")], ["plain, step 10", "children"]),
+    ):
+        assert main([str(written / "plain"), *options, "--text", TEXT, "--out", str(out)]) == 0
+        runs = data_of(out.read_text())["runs"]
+        assert [run["name"] for run in runs] == names
+        assert runs[0]["position"] != runs[1]["position"]
+    capsys.readouterr()
+    assert main([str(written / "plain"), "--step", "7", "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"error: {written / 'plain' / 'steps'} holds no checkpoint of step 7: there are 5, 10\n"
+    assert main([str(written / "plain"), "--other-step", "5", "--out", str(written / "steps.gif")]) == 2
+    assert "--other-step 5: two runs or steps stand beside each other on a page; give --out FILE.html" in capsys.readouterr().err
+
+
 def test_the_page_has_the_flows_and_needs_no_network(written):
     text = (written / "flows.html").read_text()
     assert "://" not in text and "__DATA__" not in text and len(text) < 200_000
@@ -120,7 +142,7 @@ def test_an_animation_of_a_text(written, capsys, monkeypatch):
     ("arguments", "message"),
     [
         (["--out", "flows.avi"], "--out flows.avi: accepted are files in .gif, .mp4, .webm, .html"),
-        (["--other", "plain", "--out", "flows.gif"], "two runs stand beside each other on a page; give --out FILE.html"),
+        (["--other", "plain", "--out", "flows.gif"], "two runs or steps stand beside each other on a page; give --out FILE.html"),
         (["--flows", "0"], "--flows 0: accepted is 1 or more"),
         (["--out", "no/such/folder/flows.html"], "no/such/folder"),
         (["--other", "nothing"], "nothing/config.json is missing"),
