@@ -31,6 +31,7 @@ from .watchdog import Door, Watch, enter
 
 TIMEOUT = 300.0  # seconds, see `joined`
 PIECE = 2**26  # bytes of a file that are sent at a time
+SHORT = 1016  # bytes of a message that one collective takes
 Tree = TypeVar("Tree")
 T = TypeVar("T")
 
@@ -183,13 +184,17 @@ class World:
         return Watch(self.rank, self.hosts, timeout, lines)
 
     def _all_bytes(self, data: bytes) -> list[bytes]:
-        lengths = mx.distributed.all_gather(mx.array([len(data)], dtype=mx.int32), group=self._group).tolist()
-        most = max(cast(list[int], lengths), default=0)
-        if not most:
-            return [b""] * self.size
-        padded = mx.array(np.frombuffer(data.ljust(most, b"\0"), np.uint8))
-        rows = np.array(mx.distributed.all_gather(padded, group=self._group)).reshape(self.size, most)
-        return [row[:length].tobytes() for row, length in zip(rows, cast(list[int], lengths), strict=True)]
+        """The bytes of each process: their number and the first ones in one collective, and where that is not all the rest in another."""
+        first = self._all_rows(len(data).to_bytes(8, "little") + data[:SHORT], 8 + SHORT)
+        lengths = [int.from_bytes(row[:8], "little") for row in first]
+        rest = max(lengths) - SHORT
+        others = self._all_rows(data[SHORT:], rest) if rest > 0 else [b""] * self.size
+        return [(row[8:] + other)[:length] for row, other, length in zip(first, others, lengths, strict=True)]
+
+    def _all_rows(self, data: bytes, length: int) -> list[bytes]:
+        """The bytes of each process, with zeros up to `length`."""
+        padded = mx.array(np.frombuffer(data.ljust(length, b"\0"), np.uint8))
+        return [row.tobytes() for row in np.array(self.all(padded)).reshape(self.size, length)]
 
 
 ALONE = World()

@@ -6,6 +6,7 @@ import mlx.core as mx
 
 from .differentiable import Differentiable
 from .gelu import gelu, gelu_reference
+from .host import by_host
 from .kernel import call, suited, use_kernel
 
 # Rows of a SIMD-group of the forward kernel, which reads the weights once for all of them.
@@ -42,7 +43,8 @@ def heads(
     """
     weights = (bias, energy_weight, displacement_weight, out_bias)
     if not use_kernel("heads", kernels):
-        return heads_reference(inner, *weights, scale) if kernels is not None else _side_by_side(inner, *weights, scale)
+        together = kernels is None and by_host("heads")
+        return _side_by_side(inner, *weights, scale) if together else heads_reference(inner, *weights, scale)
     floats = [weight.astype(mx.float32) for weight in weights]
     run: Any = _heads
     energy, displacement = run(inner, *floats, scale)
@@ -72,7 +74,7 @@ def _side_by_side(
     out_bias: mx.array,
     scale: mx.array,
 ) -> tuple[mx.array, mx.array]:
-    """`heads_reference` with one product for both heads, so that neither pass cuts [N, A + M]."""
+    """`heads_reference` on a Linux CPU, with one product for both heads, so that neither pass cuts [N, A + M]."""
     left = mx.pad(energy_weight[None], [(0, 3), (0, displacement_weight.shape[1])])
     weight = left + mx.pad(displacement_weight, [(1, 0), (energy_weight.shape[0], 0)])
     out = mx.addmm(out_bias, gelu(inner.astype(mx.float32), bias), weight.T)

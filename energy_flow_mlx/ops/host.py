@@ -31,6 +31,11 @@ _NORMAL = (1.80936566e-9, -1.33646964e-7, 3.97311477e-6, -5.52779529e-5, -3.2954
 _DENSITY = 1.0 / np.sqrt(2.0 * np.pi)
 
 
+def by_host(op: str) -> bool:
+    """Whether `op` may compute by NumPy: on a CPU under Linux, unless ENERGY_FLOW_KERNELS asks for MLX's own graph."""
+    return sys.platform == "linux" and not on_gpu() and not switched_off(op)
+
+
 def use_host(op: str, wanted: bool | None, *arrays: Any) -> bool:
     """Whether `op` computes by NumPy where no kernel is used: on a CPU under Linux, if its inputs are many numbers and can be read.
 
@@ -41,7 +46,7 @@ def use_host(op: str, wanted: bool | None, *arrays: Any) -> bool:
         wanted: as `ops.kernel.use_kernel` takes it; False, like True, forces something else than NumPy.
         arrays: the inputs, or trees of them, which are computed here.
     """
-    if wanted is not None or sys.platform != "linux" or on_gpu() or switched_off(op):
+    if wanted is not None or not by_host(op):
         return False
     if max(array.size for _, array in cast(list[tuple[str, mx.array]], tree_flatten(arrays))) < LEAST:
         return False

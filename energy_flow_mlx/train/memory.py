@@ -12,6 +12,7 @@ from ..config import ConfigError, EnergyConfig
 from ..models.carrier import DISPLACEMENT_WIDTH
 from ..models.mapper import intermediate_size
 from ..nn.precision import DTYPES, flow_dtype
+from ..ops.host import by_host
 from ..ops.kernel import use_kernel
 
 GB = 1e9
@@ -22,6 +23,7 @@ OPERATIONS = {(9, 0): 100, (10, 0): 100, (12, 0): 100}
 OTHERS_OPERATIONS = 20
 BUFFERS = 10
 VARIABLE = "MLX_MAX_OPS_PER_BUFFER"
+BY_NUMPY = 1.6
 # What threads and libraries of a run on a CPU reserve of the address space beside its arrays, and each core of it: OpenBLAS's buffer of
 # 128 MiB. Where a limit leaves less, OpenBLAS tries for its buffer without an end, and MLX writes to memory that it did not get.
 LIBRARIES, A_CORE = 0.25e9, 0.14e9
@@ -48,7 +50,8 @@ def predicted(config: EnergyConfig) -> Memory:
     """The memory of a training step, in bytes, from the configuration.
 
     With the kernels a step of N flows keeps of each GRU layer the two products [N, 3 Hd] and the new state [N, Hd], and the heads'
-    inner product; the plain graph keeps the gates and what they are made of besides, 11 Hd in all. Gradient checkpointing stores the
+    inner product; the plain graph keeps the gates and what they are made of besides, 11 Hd in all. Where ops compute by NumPy, MLX keeps
+    what their inputs were made from too, measured as BY_NUMPY times as much. Gradient checkpointing stores the
     states of every k-th step, and everything of k steps during their backward pass. The step in progress also holds the gradients of its
     products.
     """
@@ -63,6 +66,8 @@ def predicted(config: EnergyConfig) -> Memory:
         whole += flows * size * (config.neuron_output_dim + 8)
     else:
         whole += flows * size * (8 * config.neuron_hidden_dim + 3 * config.neuron_output_dim)
+        if by_host("gru_gates"):
+            whole *= BY_NUMPY
     steps = config.flow_steps
     if config.gradient_checkpointing:
         every = config.checkpoint_steps if kernels else 1

@@ -25,8 +25,8 @@ def lead(world: World, run: Prepared, shard_optimiser: bool = False) -> Prepared
         return run
     files = {name: path.read_bytes() for name, path in checkpoint.files(run.folder).items()}
     world.exchange([str(run.folder), run.config.to_dict(), {name: len(data) for name, data in files.items()}, shard_optimiser])
-    for data in files.values():
-        world.from_first(data, len(data))
+    data = b"".join(files.values())
+    world.from_first(data, len(data))
     return _sharded(world, run) if shard_optimiser else run
 
 
@@ -44,8 +44,10 @@ def follow(world: World) -> Prepared:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / Path(shown).name
         folder.mkdir()
+        data, at = world.from_first(None, sum(sizes.values())), 0
         for name, size in sizes.items():
-            (folder / name).write_bytes(world.from_first(None, size))
+            (folder / name).write_bytes(data[at : at + size])
+            at += size
         run = prepare(config, folder, resume=True)._replace(folder=Path(shown))
     return _sharded(world, run) if shard_optimiser else run
 

@@ -38,10 +38,10 @@ def test_modules_and_flows_agree(folder: Path, golden: Path) -> None:
         for output, value in run(model, recorded).items():
             assert_close(f"{name}{output}", value, recorded[f"{name}.out{output}"])
     flows = load_file(golden / "flows.safetensors")
-    weights = model.parameters()
+    weights = list(model.flow_parameters().items())
     for name, changes in FLOWS.items():
         again = EnergyFlow(model.config.replace(movement_based_spawn=False).replace(**changes))
-        again.update(weights)
+        again.load_weights(weights)
         again.eval()
         steps = model.config.lattice_depth if name == "long" else None
         result = again.processor(mx.array(flows["surface"]), steps=steps)

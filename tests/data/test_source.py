@@ -44,7 +44,7 @@ def test_a_batch_holds_what_its_texts_say(data):
     np.testing.assert_array_equal(batch.input_ids, tokens.input_ids)
     np.testing.assert_array_equal(batch.attention_mask, tokens.attention_mask)
     np.testing.assert_array_equal(batch.indices, indices)
-    types = [array.dtype.name for array in batch]
+    types = [array.dtype.name for array in batch if array is not None]
     assert types == ["float32", "float32", "int32", "int32", "int64"]
     assert data.train.batch(np.array([], dtype=np.int64)).input_embedding.shape == (0, 48)
 

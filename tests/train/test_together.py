@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from train.small import arrays, assert_same_arrays, small_config
-from train.together import ended, processes
+from train.together import run
 from train.together_worker import CONFIG, STEPS, fit
 
 from energy_flow_mlx import ConfigError
@@ -31,10 +31,10 @@ def alone(tmp_path_factory):
 
 
 def by_several(count, alone, folder):
-    """`count` processes go on with a copy of the half run, and two of them train runs of their own."""
-    shutil.copytree(alone / "half", folder / "half")
-    with processes(count, [str(WORKER), str(folder)], folder / "log") as started:
-        result = ended(started, folder / "log")
+    """`count` processes go on with a copy of the half run; two also divide its moments, and train runs of their own."""
+    for name in ("half", "sharded"):
+        shutil.copytree(alone / "half", folder / name)
+    result = run(WORKER, count, folder)
     assert result.codes == [0] * count, result.err
     steps = [json.loads(out) for out in result.out]
     assert steps == [steps[0]] * count
@@ -48,8 +48,8 @@ def two(alone, tmp_path_factory):
     return folder, *by_several(2, alone, folder)
 
 
-def lines(run):
-    return [{name: value for name, value in line.items() if name not in OWN} for line in read_lines(run)]
+def lines(folder):
+    return [{name: value for name, value in line.items() if name not in OWN} for line in read_lines(folder)]
 
 
 def assert_close(one, several):
@@ -72,9 +72,9 @@ def test_the_run_has_everything_that_depends_on_the_whole_batch(alone):
     assert last["arrival"] > 0
 
 
-@pytest.mark.parametrize("run", ["whole", "half"])
-def test_two_processes_train_as_one_and_go_on_with_a_run_of_one(alone, two, run):
-    assert_close(alone / "whole", two[0] / run)
+@pytest.mark.parametrize("name", ["whole", "half"])
+def test_two_processes_train_as_one_and_go_on_with_a_run_of_one(alone, two, name):
+    assert_close(alone / "whole", two[0] / name)
 
 
 def test_four_processes_train_as_one_and_go_on_with_a_run_of_one(alone, tmp_path):
@@ -92,8 +92,8 @@ def test_a_run_that_one_process_was_told_to_stop_is_saved_by_all_and_goes_on_wit
 
 
 def test_moments_that_are_divided_give_the_same_bits_and_a_checkpoint_of_one_process(two):
-    assert_same_arrays(arrays(two[0] / "whole"), arrays(two[0] / "sharded"))
-    assert lines(two[0] / "whole") == lines(two[0] / "sharded")
+    assert_same_arrays(arrays(two[0] / "half"), arrays(two[0] / "sharded"))
+    assert lines(two[0] / "half") == lines(two[0] / "sharded")
 
 
 def test_one_process_has_nothing_to_divide(tmp_path):

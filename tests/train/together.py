@@ -1,4 +1,4 @@
-"""Several processes of one run on this machine, over MLX's ring, each started and ended here."""
+"""Several processes of one run on this machine, over MLX's ring."""
 
 import json
 import os
@@ -6,61 +6,68 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 60.0  # seconds, after which the processes of a test are killed
+LIMIT = 100.0  # seconds, after which the processes of a test are killed
 
 
 class Ended(NamedTuple):
-    """Of each process, by rank."""
+    """Of each process, by rank: exit code, output, errors."""
 
     codes: list[int]
     out: list[str]
     err: list[str]
 
 
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
-
-
-@contextmanager
-def processes(count: int, command: Sequence[str], folder: Path) -> Iterator[list["subprocess.Popen[str]"]]:
-    """`count` processes of `python COMMAND`, as mlx.launch starts them; none is left afterwards. Output goes to files in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    hosts = folder / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]))
-    started = []
-    try:
-        for rank in range(count):
-            path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-            environment = {**os.environ, "PYTHONPATH": path, "MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank), "OPENBLAS_NUM_THREADS": "1"}
-            with (folder / f"{rank}.out").open("w") as out, (folder / f"{rank}.err").open("w") as err:
-                started.append(
-                    subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL, text=True)
-                )
-        yield started
-    finally:
-        for process in started:
-            process.send_signal(signal.SIGCONT)
-            process.kill()
-            process.wait()
-
-
-def ended(started: Sequence["subprocess.Popen[str]"], folder: Path, limit: float = LIMIT) -> Ended:
-    """How all processes ended.
+def run(script: Path, count: int, folder: Path) -> Ended:
+    """`count` processes of `python SCRIPT`, whose main calls `fork`; none is left afterwards.
 
     Raises:
-        TimeoutExpired: one did not within `limit` seconds.
+        TimeoutExpired: they did not end within LIMIT seconds.
     """
-    until = time.monotonic() + limit
-    codes = [process.wait(max(until - time.monotonic(), 0.01)) for process in started]
-    texts = [[(folder / f"{rank}.{stream}").read_text() for rank in range(len(codes))] for stream in ("out", "err")]
-    return Ended(codes, texts[0], texts[1])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(count), str(folder)]
+    parent = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        parent.wait(LIMIT)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+        parent.wait()
+    texts = [[(folder / f"{rank}.{stream}").read_text() for rank in range(count)] for stream in ("out", "err")]
+    return Ended(json.loads((folder / "codes.json").read_text()), *texts)
 
+
+def fork(main: Callable[[], None], count: int, folder: Path) -> None:
+    """Run `main` in `count` children, as mlx.launch starts processes, but with the imports made once. This process must not have
+    computed anything: MLX starts its threads with the first computation."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        hosts = [[f"127.0.0.1:{each.getsockname()[1]}"] for each in sockets]
+    (folder / "hosts.json").write_text(json.dumps(hosts))
+    os.environ["MLX_HOSTFILE"] = str(folder / "hosts.json")
+    children = []
+    for rank in range(count):
+        if child := os.fork():
+            children.append(child)
+            continue
+        os.environ["MLX_RANK"] = str(rank)
+        for number, stream in ((1, "out"), (2, "err")):
+            os.dup2(os.open(folder / f"{rank}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        code = 1
+        try:
+            main()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    (folder / "codes.json").write_text(json.dumps(codes))

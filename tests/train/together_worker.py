@@ -1,6 +1,6 @@
-"""One process of tests/train/test_together.py: trains small runs together with the others, and prints how many steps each took as JSON.
+"""The processes of tests/train/test_together.py: they train small runs together, and print how many steps each took as JSON.
 
-    python together_worker.py FOLDER    FOLDER/half: a run of one process that stopped after two steps
+    python together_worker.py COUNT FOLDER    FOLDER/half, FOLDER/sharded: a run of one process that stopped after two steps
 """
 
 import json
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from train.small import small_config
+from train.together import fork
 
 from energy_flow_mlx import EnergyConfig
 from energy_flow_mlx.distributed import World, joined
@@ -66,11 +67,11 @@ def interrupted_at(step: int) -> None:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder = Path(sys.argv[2])
     with joined(timeout=30) as world:
         steps = [fit(folder / "half", world, resume=True)]
         if world.size == 2:
-            steps += [fit(folder / "whole", world), fit(folder / "sharded", world, shard=True)]
+            steps += [fit(folder / "whole", world), fit(folder / "sharded", world, resume=True, shard=True)]
             if world.rank == 1:
                 interrupted_at(1)
             steps += [fit(folder / "stopped", world), fit(folder / "stopped", world, resume=True)]
@@ -79,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    fork(main, int(sys.argv[1]), Path(sys.argv[2]))
