@@ -22,6 +22,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
 SETTINGS = "ENERGY_FLOW_NOTEBOOK"  # "quick": small settings; every notebook's first cell reads it
+WIDGET = "application/vnd.jupyter.widget-view+json"
 SECONDS = 900  # that one cell may take
 
 
@@ -68,11 +69,12 @@ def cleaned(notebook: nbformat.NotebookNode, folder: str) -> nbformat.NotebookNo
     )
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({})
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]  # a bar as it began
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
                 shown = (line.rsplit("\r", 1)[-1] for line in output.text.replace(folder, ".").split("\n"))
                 output.text = re.sub(r"\n{3,}", "\n\n", "\n".join(shown))
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # its text stays
     return notebook
 
 
