@@ -27,7 +27,8 @@ class Group:
     def name(self) -> str:
         """The settings, or where there are none the folder."""
         told = ", ".join(f"{name}={value}" for name, value in self.settings.items())
-        return told or self.runs[0].folder.name
+        first = self.runs[0]
+        return told or (first.folder.name.removesuffix(f"-seed{first.config.seed}") if len(self.runs) > 1 else first.folder.name)
 
     @property
     def seeds(self) -> list[int]:
@@ -43,7 +44,7 @@ class Group:
 class Comparison:
     """Groups of runs, the best mean cosine last. It shows itself as a table, and in a notebook with a picture.
 
-    The spread behind ± is the standard deviation over the seeds (with N - 1), where there are two or more.
+    baselines: mean cosines over all runs. The spread behind ± is the standard deviation over the seeds (with N - 1), where there are two or more.
     """
 
     groups: tuple[Group, ...]
@@ -110,8 +111,12 @@ def compare(*runs: Run | str | os.PathLike[str]) -> Comparison:
     if len(names) > 1:
         raise ValueError(f"runs: they were judged on {len(names)} data sets, {', '.join(sorted(names))}; accepted are runs of one")
     groups = tuple(_grouped(found))
-    last = results[-1].splits["test"]
-    baselines = {name: scores.cosine for name, scores in last.items() if not isinstance(scores, Evaluation)}
+    cosines: dict[str, list[float]] = {}  # by seed the data, and so the baselines, are others
+    for result in results:
+        for name, scores in result.splits["test"].items():
+            if not isinstance(scores, Evaluation):
+                cosines.setdefault(name.split(" (")[0], []).append(scores.cosine)
+    baselines = {name: float(np.mean(values)) for name, values in cosines.items()}
     return Comparison(tuple(sorted(groups, key=lambda group: float(group.values("cosine").mean()))), baselines)
 
 

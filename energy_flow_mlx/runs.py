@@ -1,5 +1,6 @@
 """A run folder as an object: its configuration, its metrics as arrays, its results and its model."""
 
+import html
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +31,10 @@ class Run:
             ConfigError: it does not hold a configuration.
         """
         folder = Path(folder)
-        return cls(folder, EnergyConfig.from_json(resolve(folder, "config.json")))
+        path = resolve(folder, "config.json")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: accepted is the folder of a run")
+        return cls(folder, EnergyConfig.from_json(path))
 
     @property
     def metrics(self) -> Metrics:
@@ -74,4 +78,4 @@ class Run:
     def _repr_html_(self) -> str:
         scores = self.results._repr_html_() if (self.folder / FILE).is_file() else "<em>it has no results yet</em>"
         curves = html_picture(self._repr_png_(), "cosine, arrivals and loss by training step")
-        return f"<div>{self.folder}</div>{scores}{self.config._repr_html_()}{curves}"
+        return f"<div>{html.escape(str(self.folder))}</div>{scores}{self.config._repr_html_()}{curves}"

@@ -33,6 +33,9 @@ from .stages import not_finite
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "trainer.json")
 
 
+HYPOTHESES = "hypotheses.json"  # what a corrector learns from, drawn once
+
+
 class NonFiniteState(ArithmeticError):
     """Weights or moments hold NaN or infinity and were not saved; the text names the step and the arrays."""
 
@@ -127,7 +130,7 @@ def require(run: Path) -> None:
         if missing == ["tokenizer.json"] and not config.text_loss_weight:
             missing = []  # trained on data without texts
         needed = [RECORD, TENSORS] if config.text_decoder_loss_weight or config.part == "corrector" else []
-        needed += [CORRECTOR_RECORD, CORRECTOR_TENSORS] if config.part == "corrector" else []
+        needed += [CORRECTOR_RECORD, CORRECTOR_TENSORS, HYPOTHESES] if config.part == "corrector" else []
         missing += [name for name in needed if not resolve(run, name).is_file()]
     if missing:
         raise FileNotFoundError(f"{run} holds no checkpoint to resume: {', '.join(missing)} missing")
@@ -148,8 +151,8 @@ def read_state(run: Path) -> TrainerState:
 
 
 def files(run: Path) -> dict[str, Path]:
-    """The files of the checkpoint in `run` by name, those of a text decoder and corrector among them, also after an interrupted write."""
-    found = {name: resolve(run, name) for name in dict.fromkeys((*FILES, *OPTIONAL_FILES))}
+    """The files of the checkpoint in `run` by name, those that only a text decoder or corrector has among them, also after an interrupted write."""
+    found = {name: resolve(run, name) for name in dict.fromkeys((*FILES, *OPTIONAL_FILES, HYPOTHESES))}
     return {name: path for name, path in found.items() if path.is_file()}
 
 

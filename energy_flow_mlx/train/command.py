@@ -19,6 +19,7 @@ from . import checkpoint
 from .checkpoint import CheckpointError, NonFiniteState
 from .found import NAMED, found_run
 from .init_from import model_fields
+from .keeping import BEST
 from .run import follow
 from .seeds import parsed_seeds, train_seeds
 from .step import NonFiniteLoss
@@ -61,8 +62,8 @@ def _train(arguments: Namespace, world: World) -> int:
         raise ConfigError(f"--out {arguments.out} is not accepted with --resume: a run stays in its folder")
     if arguments.seeds is not None and (arguments.resume is not None or "seed" in fields):
         raise ConfigError("--seeds is not accepted with --resume or --seed: the same command with --seeds goes on with what is not complete")
-    if arguments.seeds is not None and world.size > 1:
-        raise ConfigError("--seeds is not accepted with mlx.launch: start one run after another")
+    if arguments.seeds is not None and (world.size > 1 or arguments.shard_optimiser):
+        raise ConfigError("--seeds is not accepted with mlx.launch and --shard-optimiser: start one run after another")
     if arguments.dry_run and (arguments.seeds is not None or world.size > 1):
         raise ConfigError("--dry-run is not accepted with --seeds or mlx.launch: try one run in one process")
     resume = arguments.resume is not None
@@ -73,7 +74,9 @@ def _train(arguments: Namespace, world: World) -> int:
         config = layered_config(arguments.preset, arguments.config, fields, model_fields)
         one = arguments.seeds is None
         if config.part != "all":
-            name = Path(f"{config.init_from}-{config.part}")
+            source = Path(config.init_from)
+            source = source.parent if source.name == BEST else source
+            name = (source if source.is_dir() else Path("runs") / source.name).with_name(f"{source.name}-{config.part}")
         else:
             name = Path("runs") / (arguments.preset or "tiny")
             name = name.with_name(f"{name.name}-seed{config.seed}") if one else name

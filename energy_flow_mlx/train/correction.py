@@ -21,12 +21,11 @@ from ..nn.mode import evaluating
 from ..strict_json import read_json, write_json
 from ..text.rows import framing
 from ..text.search import Search
-from .checkpoint import CheckpointError
+from .checkpoint import HYPOTHESES, CheckpointError
 from .decoding import WATCHED
 from .evaluation import batches
 from .loss import energy_flow_loss, number
 
-FILE = "hypotheses.json"  # in the run folder: they are drawn once
 _ROWS = 256
 
 
@@ -108,7 +107,7 @@ def open_lessons(model: EnergyFlow, data: PairData, config: EnergyConfig, folder
         raise ConfigError(f"text_corrector_teacher={config.text_corrector_teacher}: {error}") from error
     parts = {"train": data.train, "validation": data.validation}
     texts = {name: _Texts.of(part, config.text_corrector_pairs) for name, part in parts.items()}
-    path = resolve(folder, FILE)
+    path = resolve(folder, HYPOTHESES)
     if resume:
         written = _read(path, {name: len(part.texts) for name, part in texts.items()})
     else:

@@ -104,7 +104,8 @@ def _files(run: Prepared) -> Iterator[str]:
     model, moments = (sum(array.nbytes for array in named_arrays(tree).values()) for tree in (run.model.parameters(), run.optimiser.state))
     whole = _size(model + moments)
     yield f"what a run writes in {run.folder}:"
-    yield f"  {', '.join(FILES)}: {whole}, at the start, every {config.checkpoint_interval} steps and at the end"
+    names = dict.fromkeys((*FILES, *run.model.writers()))
+    yield f"  {', '.join(names)}: {whole}, at the start, every {config.checkpoint_interval} steps and at the end"
     yield f"  {BEST}/: {_size(model)}, after each validation with a better cosine, every {config.validation_interval} steps"
     if config.keep_checkpoints:
         yield f"  {STEPS}/: {config.keep_checkpoints} times {whole}, the last checkpoints"

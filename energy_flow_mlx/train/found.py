@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from ..config import EnergyConfig
 from ..files import resolve
 from .checkpoint import TrainerState, read_state
 
@@ -15,7 +16,9 @@ def _saved_at(run: Path, state: TrainerState) -> float:
 
 
 def _best_cosine(run: Path, state: TrainerState) -> float:
-    return state.best_validation_cosine
+    path = resolve(run, "config.json")
+    of_texts = path.is_file() and EnergyConfig.from_json(path).part != "all"  # a decoder's and a corrector's score are of another kind
+    return -math.inf if of_texts else state.best_validation_cosine
 
 
 NAMED: dict[str, Callable[[Path, TrainerState], float]] = {"latest": _saved_at, "best": _best_cosine}

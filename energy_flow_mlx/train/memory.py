@@ -24,6 +24,7 @@ OTHERS_OPERATIONS = 20
 BUFFERS = 10
 VARIABLE = "MLX_MAX_OPS_PER_BUFFER"
 BY_NUMPY = 1.6
+LAYER_ARRAYS = 40  # of a decoder's width, kept of a token in each of its layers; measured
 # What threads and libraries of a run on a CPU reserve of the address space beside its arrays, and each core of it: OpenBLAS's buffer of
 # 128 MiB. Where a limit leaves less, OpenBLAS tries for its buffer without an end, and MLX writes to memory that it did not get.
 LIBRARIES, A_CORE = 0.25e9, 0.14e9
@@ -74,13 +75,32 @@ def predicted(config: EnergyConfig) -> Memory:
         kept = math.ceil(steps / every) * state + min(every, steps) * whole
     else:
         kept = steps * whole
-    number, several = parameters(config), config.gradient_accumulation_steps > 1
+    of_texts, kept_of_texts = text_decoding(config)
+    number, several = parameters(config) + of_texts, config.gradient_accumulation_steps > 1
+    if config.part == "corrector" or (config.part == "decoder" and not config.text_decoder_flow_share):
+        flows, kept = 0, 0.0  # none runs
     copies, sums = (computed if computed < 4 else 0), (4 if several else 0)
     return Memory(
         weights=(12.0 + copies + computed + sums) * number,
-        flows=kept + 2.0 * flows * size * 7 * hidden,
+        flows=kept + 2.0 * flows * size * 7 * hidden + kept_of_texts,
         update=(12.0 + (sums or computed)) * number + largest_update(config),
     )
+
+
+def text_decoding(config: EnergyConfig) -> tuple[float, float]:
+    """Parameters of the text decoder and corrector that a run has, and the bytes that a step keeps of them: of each token some arrays of
+    the decoder's width for each layer, its row of attention, and three of the vocabulary's size, the logits and what the loss makes of them."""
+    corrector = config.part == "corrector"
+    if not (config.text_decoder_loss_weight or corrector):
+        return 0.0, 0.0
+    d, layers, P, V = config.text_decoder_dim, config.text_decoder_layers, config.text_decoder_prefix, config.text_vocab_size
+    number = 14.0 * layers * d * d + 2 * V * d + config.surface_dim * 4 * d + 4 * d * P * d
+    share = config.text_decoder_flow_share
+    rows = config.batch_size * (1 if corrector else (2 if share < 1 else 0) + (1 if share > 0 else 0))
+    tokens = rows * config.text_max_length
+    a_layer = LAYER_ARRAYS * d + 3 * config.text_decoder_heads * config.text_max_length
+    kept = 4.0 * tokens * (layers * a_layer + 3 * V)
+    return (2 * number, 2 * kept) if corrector else (number, kept)
 
 
 def largest_update(config: EnergyConfig) -> float:

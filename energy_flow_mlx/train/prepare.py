@@ -77,6 +77,7 @@ def ready(config: EnergyConfig, folder: Path, *, resume: bool) -> Prepared:
     lessons = None
     if config.part == "corrector":
         if not resume:
+            _check_lessons(config, data)
             add_corrector(model, config)
         lessons = open_lessons(model, data, config, folder, resume=resume)
     try:
@@ -117,12 +118,24 @@ def _new_model(config: EnergyConfig) -> EnergyFlow:
     return EnergyFlow(config)
 
 
+def _check_lessons(config: EnergyConfig, data: PairData) -> None:
+    """Refuse a batch that the lessons cannot fill before they are drawn, which takes minutes."""
+    count = 2 * min(config.text_corrector_pairs, len(data.train))
+    if config.batch_size > count:
+        raise ConfigError(f"batch_size={config.batch_size} is not accepted: the corrector has {count} texts to learn from")
+
+
+# What early stopping and best/ go by, for each part that learns.
+WATCHED = {"all": "cosine", "corrector": "cosine", "decoder": "cross-entropy"}
+
+
 def ended_early(run: Prepared) -> str:
     """Of a run that early stopping ended: when, why, and where its best model is."""
     config, state = run.config, run.state
-    best = f"the best cosine is {state.best_validation_cosine:.4f}, of step {state.best_step}" if state.best_step else "none had a cosine"
+    watched, score = WATCHED[config.part], abs(state.best_validation_cosine) if config.part == "decoder" else state.best_validation_cosine
+    best = f"the best {watched} is {score:.4f}, of step {state.best_step}" if state.best_step else f"none had a {watched}"
     where = f"; its model is in {run.folder / BEST}" if resolve(run.folder / BEST, "config.json").is_file() else ""
-    return f"ended at step {state.step}: {config.early_stopping} validations without a better cosine; {best}{where}"
+    return f"ended at step {state.step}: {config.early_stopping} validations without a better {watched}; {best}{where}"
 
 
 def _add_decoder(model: EnergyFlow, config: EnergyConfig) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..cli import reason
-from .checkpoint import METRICS
-from .correction import FILE as HYPOTHESES
+from .checkpoint import HYPOTHESES, METRICS
 from .keeping import copy_best
 from .prepare import Prepared
 from .step import TrainStep

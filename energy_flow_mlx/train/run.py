@@ -88,6 +88,7 @@ def train(
             print(ended_early(run), flush=True)
         if not quiet:
             print(f"memory of the run: {mx.get_peak_memory() / memory.GB:.2f} GB at most")
+        results = None
         try:
             try_curves(folder)  # now, because the table may take long and be interrupted
             results = held_out(run.model, run.data, run.config, mlp=mlp_baseline, ablation=ablation, world=world)
@@ -95,6 +96,9 @@ def train(
             results.save(folder)
             try_curves(folder, results.splits["test"])
         except KeyboardInterrupt:
+            if results is not None:  # only its picture was not drawn
+                print(results)
+                return 130
             print(f"interrupted: the run is complete and saved; for the table:\n  python -m energy_flow_mlx.evaluate {folder}", file=sys.stderr)
             return 130
     print(results)
@@ -151,7 +155,9 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
             result: Evaluation | Corrected = evaluate(model, run.data.validation, config, among)
         else:
             result = run.lessons.evaluate(model, config)
-        state.observe(result.loss, result.cosine, config)
+        # Where the decoder learns alone the cosine stands still: of its results the better one has the smaller cross-entropy.
+        score = -result.decoding if config.part == "decoder" and isinstance(result, Evaluation) else result.cosine
+        state.observe(result.loss, score, config)
         validated = state.step
         return result
 

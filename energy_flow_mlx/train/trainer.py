@@ -3,7 +3,7 @@
 import itertools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..config import ConfigError, EnergyConfig
@@ -83,11 +83,11 @@ class Trainer:
             raise ConfigError(f"part='corrector' is not accepted with mlx.launch: its hypotheses are drawn by one process, {world.size} came")
         require(config)
         if resume:
-            _require_same(self.folder, config)
+            config = _resumed(self.folder, config)
         else:
             config = memory.within_budget(config, world.size)
             _refuse_used(self.folder)
-        memory.check_room(config)
+        memory.check_room(memory.share(config, world.size))
         self.config = config
         self.exit_code = 0
         self._callbacks, self._resume, self._stop, self._world = callbacks, resume, StopRequest(), world
@@ -118,6 +118,7 @@ class Trainer:
             )
         self._resume, self._stop = True, StopRequest()
         run = Run.load(self.folder)
+        self.config = run.config
         for callback in self._callbacks:
             callback.on_end(run)
         return run
@@ -140,23 +141,46 @@ class Trainer:
 def new_folder(name: Path) -> Path:
     """The folder `name`, or where that is used already the first of `name`-2, `name`-3, … that is not; then says so."""
     names = itertools.chain([name], (name.with_name(f"{name.name}-{number}") for number in itertools.count(2)))
-    folder = next(each for each in names if not each.exists() or (each.is_dir() and not any(each.iterdir())))
+    folder = next(filter(_is_free, names))
     if folder != name:
         logger.warning("%s is not empty: this run goes to %s (--resume %s goes on with the other one)", name, folder, name)
     return folder
 
 
+def _is_free(folder: Path) -> bool:
+    """Whether a run may begin there: there is nothing, or what a run left that ended before its first checkpoint."""
+    left = (INCOMING, LOCK, checkpoint.HYPOTHESES)
+    return not folder.exists() or (folder.is_dir() and all(path.name in left for path in folder.iterdir()))
+
+
 def _refuse_used(run: Path) -> None:
-    if run.is_file() or (run.is_dir() and any(path.name not in (INCOMING, LOCK) for path in run.iterdir())):
+    if not _is_free(run):
         raise FileExistsError(f"{run} is not empty: go on with it (--resume {run}) or choose another folder (--out)")
 
 
-def _require_same(folder: Path, config: EnergyConfig) -> None:
+def _resumed(folder: Path, config: EnergyConfig) -> EnergyConfig:
+    """The configuration of the run in `folder`, with what `config` may change of it.
+
+    Raises:
+        ConfigError: it was trained with others of the values that may not change.
+    """
     checkpoint.require(folder)
-    saved, given = Run.load(folder).config.to_dict(), config.to_dict()
-    changed = [name for name in saved if saved[name] != given[name] and name not in RESUMABLE]
+    run = Run.load(folder).config
+    saved, given = run.to_dict(), config.to_dict()
+    changed = [name for name in saved if saved[name] != given[name] and name not in (*RESUMABLE, *_resolved(run))]
     if changed:
         raise ConfigError(
             f"{folder} was trained with other values of {', '.join(changed)}: a run resumes with Run.load({str(folder)!r}).config, "
             f"of which {', '.join(RESUMABLE)} may change"
         )
+    return run.replace(**{name: given[name] for name in RESUMABLE})
+
+
+def _resolved(config: EnergyConfig) -> Iterator[str]:
+    """The fields that a run's first start may have set by itself."""
+    if config.starts_from_a_model:
+        yield from ("displacement_scale", "displacement_scale_min")
+    if config.memory_budget:
+        yield from ("gradient_checkpointing", "checkpoint_steps")
+    if not config.text_loss_weight:
+        yield "text_loss_weight"

@@ -82,7 +82,7 @@ def test_it_resumes_to_the_bit_with_the_hypotheses_that_were_drawn(decoded, corr
     path.unlink()
     assert "hypotheses.json" in refused(capsys, "--resume", tmp_path / "without")
     (tmp_path / "without/text_corrector.json").unlink()
-    assert "text_corrector.json missing" in refused(capsys, "--resume", tmp_path / "without")
+    assert "text_corrector.json, hypotheses.json missing" in refused(capsys, "--resume", tmp_path / "without")
 
 
 @pytest.mark.parametrize("part", ["all", "decoder", "corrector"])

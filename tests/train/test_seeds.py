@@ -36,7 +36,7 @@ def test_what_is_complete_is_not_trained_again(runs, monkeypatch, capsys):
     monkeypatch.setattr(training_run, "loop", None)
     assert train.main([*arguments(runs, training_steps=4), "--seeds", "1,0"]) == 0
     out = capsys.readouterr().out
-    assert "small-seed1 is complete\n" in out and "  1 0 " in next(line for line in out.splitlines() if line.startswith("small-seed1 "))
+    assert "small-seed1 is complete\n" in out and "  1 0 " in next(line for line in out.splitlines() if line.startswith("small "))
     assert train.main([*arguments(runs, training_steps=4, dropout=0.5), "--seeds", "0"]) == 2
     assert "was trained with other values of dropout" in capsys.readouterr().err
 
