@@ -1,6 +1,8 @@
 """Runs beside each other: what they differ in and what they reached, over seeds as a mean and its spread."""
 
 import os
+import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,20 +15,23 @@ from .scores import Evaluation
 from .showing import html_picture, html_table, png
 
 METRICS = ("cosine", "top1", "top10", "arrived", "collisions", "sideways")
+NAME = 32  # characters of a group's name on one line of the picture
 _LEFT_OUT = ("seed", "keep_checkpoints", "report_to")  # of what tells groups of runs apart
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but their seed and in what is written of them. settings: the fields in which the groups differ, with their values here."""
+    """Runs that differ in nothing but their seed and in what is written of them. settings: the fields in which the groups differ, with their
+    values here. unlike: those of them whose value is not that of most groups."""
 
     runs: tuple[Run, ...]
     settings: Mapping[str, Any]
+    unlike: Mapping[str, Any]
 
     @property
     def name(self) -> str:
-        """The settings, or where there are none the folder."""
-        told = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        """What is unlike most groups; where nothing is, "as most", or the folder of the only group."""
+        told = ", ".join(f"{name}={value}" for name, value in self.unlike.items()) or ("as most" if self.settings else "")
         first = self.runs[0]
         return told or (first.folder.name.removesuffix(f"-seed{first.config.seed}") if len(self.runs) > 1 else first.folder.name)
 
@@ -82,8 +87,9 @@ class Comparison:
         """The groups' means with their ranges, for the cosine beside the baselines; returns the Axes."""
         from .plot import scores
 
-        baselines = self.baselines if metric == "cosine" else {}
-        return scores({**baselines, **{group.name: group.values(metric) for group in self.groups}}, metric=metric, ours=[group.name for group in self.groups], ax=ax)
+        rows: dict[str, Any] = dict(self.baselines) if metric == "cosine" else {}
+        ours = {"\n".join(textwrap.wrap(group.name, NAME)): group.values(metric) for group in self.groups}
+        return scores({**rows, **ours}, metric=metric, ours=list(ours), ax=ax)
 
     def _repr_png_(self) -> bytes:
         from matplotlib.figure import Figure
@@ -126,9 +132,15 @@ def _grouped(runs: Sequence[Run]) -> list[Group]:
     groups: dict[tuple[str, ...], list[int]] = {}
     for number, each in enumerate(settings):
         groups.setdefault(tuple(repr(each[name]) for name in differing), []).append(number)
+    # Of two groups each is named by its own value; of more the value that most have goes without saying.
+    most = [Counter(column).most_common(1)[0][0] if len(groups) > 2 else None for column in zip(*groups, strict=True)]
     return [
-        Group(tuple(runs[number] for number in numbers), {name: settings[numbers[0]][name] for name in differing})
-        for numbers in groups.values()
+        Group(
+            tuple(runs[number] for number in numbers),
+            {name: settings[numbers[0]][name] for name in differing},
+            {name: settings[numbers[0]][name] for name, value, usual in zip(differing, values, most, strict=True) if value != usual},
+        )
+        for values, numbers in groups.items()
     ]
 
 

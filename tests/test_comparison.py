@@ -84,3 +84,12 @@ def test_a_configuration_shows_what_differs_from_its_preset():
     assert changed.changes() == ("debug", {"dropout": 0.5, "data": "<mine>"})
     assert "<th>dropout</th><td>0.5</td><td>0.0</td>" in changed._repr_html_() and "&lt;mine&gt;" in changed._repr_html_()
     assert changed.command() == "python -m energy_flow_mlx.train --preset debug --dropout 0.5 --data '<mine>'"
+
+
+def test_of_several_groups_a_name_says_what_is_unlike_most(tmp_path):
+    runs = [made(tmp_path / name, **changes) for name, changes in {"a": {}, "b": {"dropout": 0.5}, "c": {"collection": "nearest", "lattice_width": 10}}.items()]
+    found = compare(*runs)
+    assert {group.name for group in found.groups} == {"as most", "dropout=0.5", "lattice_width=10, collection=nearest"}
+    assert [len(group.settings) for group in found.groups] == [3, 3, 3]
+    labels = [label.get_text() for label in found.plot().get_yticklabels()]
+    assert max(len(line) for label in labels for line in label.splitlines()) <= 32
