@@ -8,7 +8,6 @@ equal on all, and what the first process does alone (writing, the final table) h
 """
 
 import functools
-import json
 import os
 import socket
 import sys
@@ -255,7 +254,7 @@ def _backend(environment: Mapping[str, str]) -> str | None:
 def _hostfile(environment: Mapping[str, str]) -> list[list[str]]:
     """The addresses IP:PORT of each process of a ring."""
     with open(environment["MLX_HOSTFILE"], encoding="utf-8") as file:
-        return cast(list[list[str]], json.loads(file.read() or "[]"))
+        return cast(list[list[str]], parse_json(file.read() or "[]"))
 
 
 def _first_addresses() -> list[str]:

@@ -67,8 +67,6 @@ def predicted(config: EnergyConfig) -> Memory:
         whole += flows * size * (config.neuron_output_dim + 8)
     else:
         whole += flows * size * (8 * config.neuron_hidden_dim + 3 * config.neuron_output_dim)
-        if by_host("gru_gates"):
-            whole *= BY_NUMPY
     steps = config.flow_steps
     if config.gradient_checkpointing:
         every = config.checkpoint_steps if kernels else 1
@@ -79,10 +77,13 @@ def predicted(config: EnergyConfig) -> Memory:
     number, several = parameters(config) + of_texts, config.gradient_accumulation_steps > 1
     if config.part == "corrector" or (config.part == "decoder" and not config.text_decoder_flow_share):
         flows, kept = 0, 0.0  # none runs
+    of_flows = kept + 2.0 * flows * size * 7 * hidden
+    if not kernels and by_host("gru_gates"):
+        of_flows *= BY_NUMPY
     copies, sums = (computed if computed < 4 else 0), (4 if several else 0)
     return Memory(
         weights=(12.0 + copies + computed + sums) * number,
-        flows=kept + 2.0 * flows * size * 7 * hidden + kept_of_texts,
+        flows=of_flows + kept_of_texts,
         update=(12.0 + (sums or computed)) * number + largest_update(config),
     )
 

@@ -25,6 +25,10 @@ class CountedFunction:
         self.differentiable.vjp(gradients)
         return self
 
+    def jvp(self, tangents: Function) -> "CountedFunction":
+        self.differentiable.jvp(tangents)
+        return self
+
     def __call__(self, *arrays: mx.array) -> Any:
         if CountedFunction.called is None:
             return self.differentiable(*arrays)
