@@ -31,6 +31,8 @@ _DESCRIPTION = (
     "is about a minute; a row of a larger preset ends after --seconds, or its first 3 calls."
 )
 
+_ALONE = {"machine": "counts and measures nothing", "scaling": "times the training step alone"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 (a measurement of the MLX model failed), 2 (invalid argument)."""
@@ -79,9 +81,6 @@ def _saved(arguments: Namespace, results: Mapping[str, Any]) -> int:
 
 def _machine(arguments: Namespace) -> dict[str, Any]:
     """What --machine prints: the least that the presets take there."""
-    for name in ("compare", "stages", "sweep", "scenario", "plot"):
-        if getattr(arguments, name):
-            raise ConfigError(f"--{name} is not accepted with --machine, which counts and measures nothing")
     names = [arguments.preset] if arguments.preset else ["debug", "experiment", "optimized"]
     presets = [
         (name, benchmark_config(name, arguments.config, given_fields(arguments), as_trained=arguments.as_trained)) for name in names
@@ -158,6 +157,10 @@ def _parser(argv: Sequence[str] | None) -> Parser:
 
 
 def _require(arguments: Namespace) -> None:
+    for alone, what in _ALONE.items():
+        for name in ("machine", "scaling", "compare", "stages", "sweep", "scenario", "plot"):
+            if getattr(arguments, alone) and name != alone and getattr(arguments, name):
+                raise ConfigError(f"--{name} is not accepted with --{alone}, which {what}")
     if arguments.scaling is not None:
         _counts(arguments.scaling)
     for name, least in (("repeats", 1), ("warmup", 0), ("scenario_steps", 1)):

@@ -249,6 +249,7 @@ def _commands(seeds: Path, place: Path) -> Iterator[Target]:
     done = lambda *_, **__: 0  # noqa: E731
     train_command.Trainer.fit = done  # type: ignore[assignment,method-assign]
     benchmark_command._measure = lambda *_: {"rows": [], "ceilings": {}}  # type: ignore[assignment]
+    benchmark_command._scaling = done  # type: ignore[assignment]
     benchmark_command.output = Namespace(text=str, save=done, draw=done)  # type: ignore[assignment]
     doctor_command._examine = lambda *_: iter(())  # type: ignore[assignment]
     nothing = Results("nothing", {"test": 0}, {"test": {"nothing": Scores(0.0, 0.0, 0.0)}}, 0)

@@ -58,6 +58,14 @@ def test_other_numbers_of_processes_are_refused(text, capsys):
     assert f"--scaling {text} is not accepted: it takes numbers of processes joined by commas" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "others", [["--compare", "torch"], ["--stages"], ["--sweep"], ["--scenario", "mlp"], ["--plot", "a.png"], ["--machine", "m4"]], ids=lambda others: others[0]
+)
+def test_no_other_measurement_is_accepted_beside_it(others, capsys):
+    assert benchmark.main(["--scaling", "1", *others]) == 2
+    assert "is not accepted with --" in (said := capsys.readouterr().err) and others[0] in said
+
+
 @pytest.mark.parametrize("cuda", [False, True])
 def test_each_process_has_the_environment_that_mlx_launch_gives_it(cuda, monkeypatch, tmp_path):
     monkeypatch.setattr(mx.cuda, "is_available", lambda: cuda)

@@ -76,12 +76,12 @@ def test_trains_on_384_numbers(teacher: Teacher) -> None:
     config = small_config(
         input_embedding_dim_from_teacher=384, lattice_width=6, lattice_height=6, text_vocab_size=400, batch_size=16,
         displacement_scale=0.25, displacement_scale_min=0.25, surface_loss_weight=0.1, learning_rate=2e-3,
-        use_exploration_noise=False, training_steps=120,
+        use_exploration_noise=False, training_steps=40,
     )  # fmt: skip
-    pairs = generate_pairs(256, 0)
+    pairs = generate_pairs(128, 0)
     tokeniser = Tokeniser.train([text for pair in pairs for text in pair], config.text_vocab_size)
     check_fit(config, teacher.name, vocab_size=tokeniser.vocab_size, embedding_dim=teacher.dim)
-    train, held_out = (ArrayPairs.embed(part, teacher, tokeniser, 16) for part in (pairs[:208], pairs[208:]))
+    train, held_out = (ArrayPairs.embed(part, teacher, tokeniser, 16) for part in (pairs[:96], pairs[96:]))
     model = small_model(config)
     optimiser = make_optimiser(config)
     optimiser.init(model.trainable_parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -15,10 +16,11 @@ THREADGROUP = re.compile(
 )
 # An array parameter: a C++ parameter may not itself be in an address space, the pointer it decays to may.
 PARAMETER = re.compile(
-    r"\b((?:const\s+)?(?:device|constant|threadgroup)\s+[\w:<>\s]+?)\s*\b(\w+)\s*\[[^\[\]]*\]((?:\[[^\[\]]*\])*)(?=\s*[,)])"
+    r"\b((?:const\s+)?(?:device|constant|threadgroup)(?:\s+[\w:<>]+)+?)\s+(\w+)\s*\[[^\[\]]*\]((?:\[[^\[\]]*\])*)(?=\s*[,)])"
 )
 
 
+@functools.cache
 def to_cpp(source: str) -> str:
     """`source` as C++17 over the shim headers.
 

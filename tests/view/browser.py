@@ -5,6 +5,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -26,7 +27,8 @@ class Browser:
     """One tab; use it in a `with` statement. `faults` collects errors of the console, exceptions and requests over the network."""
 
     def __enter__(self) -> "Browser":
-        self.profile = tempfile.TemporaryDirectory()
+        # The browser's other processes end a moment after it, and write until then.
+        self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         there, self.write = os.pipe()
         self.read, here = os.pipe()
 
@@ -36,7 +38,7 @@ class Browser:
 
         command = [str(find()), *FLAGS, f"--user-data-dir={self.profile.name}", "about:blank"]
         quiet = subprocess.DEVNULL
-        self.process = subprocess.Popen(command, preexec_fn=ends, close_fds=False, stdin=quiet, stdout=quiet, stderr=quiet)
+        self.process = subprocess.Popen(command, preexec_fn=ends, close_fds=False, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
         os.close(there), os.close(here)
         self.buffer, self.number, self.session, self.faults = b"", 0, None, []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -46,7 +48,7 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         os.close(self.read), os.close(self.write)
         self.profile.cleanup()
