@@ -22,7 +22,7 @@ from ..strict_json import read_json, write_json
 from ..text.rows import framing
 from ..text.search import Search
 from .checkpoint import HYPOTHESES, CheckpointError
-from .decoding import WATCHED
+from .decoding import TEXTS_DECODED
 from .evaluation import batches
 from .loss import energy_flow_loss, number
 
@@ -31,7 +31,7 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class Corrected:
-    """Of a corrector on validation pairs: the mean loss; and of the first WATCHED, after one round of one candidate, the mean cosine with
+    """Of a corrector on validation pairs: the mean loss; and of the first TEXTS_DECODED, after one round of one candidate, the mean cosine with
     what was wanted and the share that is the wanted text. exact_before: that share of the hypotheses."""
 
     loss: float
@@ -54,7 +54,7 @@ class Lessons:
             losses = [
                 len(batch.indices) * number(energy_flow_loss(model, config, batch)[0]) for batch in batches(self.validation, config.batch_size)
             ]
-        pairs = [self.validation.texts(at) for at in range(min(WATCHED, len(self.validation)))]
+        pairs = [self.validation.texts(at) for at in range(min(TEXTS_DECODED, len(self.validation)))]
         wanted = self.validation.batch(np.arange(len(pairs))).target_embedding
         search = Search(num_beams=1, max_length=config.text_max_length)
         texts = model.correct([pair.input for pair in pairs], mx.array(wanted), self.teacher, rounds=1, neighbours=0, search=search)

@@ -14,7 +14,7 @@ from ..text.tokeniser import Tokeniser
 
 _ADAPTER = 4  # the adapter's inner width, in widths of the decoder
 _FEEDFORWARD = 2  # and that of its gated feed-forward
-WATCHED = 200  # texts that a validation decodes
+TEXTS_DECODED = 200  # texts that a validation decodes
 
 
 def decoder_settings(config: EnergyConfig, tokeniser: Tokeniser) -> DecoderSettings:
@@ -47,9 +47,9 @@ def decoder_settings(config: EnergyConfig, tokeniser: Tokeniser) -> DecoderSetti
 
 
 def exact_share(model: EnergyFlow, data: PairDataset, max_length: int) -> float:
-    """Of the first WATCHED target texts of `data` the share that comes back, token for token, from the teacher's embedding: the mapped
+    """Of the first TEXTS_DECODED target texts of `data` the share that comes back, token for token, from the teacher's embedding: the mapped
     surface, without flows, decoded greedily."""
-    batch = data.batch(np.arange(min(WATCHED, len(data))))
+    batch = data.batch(np.arange(min(TEXTS_DECODED, len(data))))
     assert batch.target_ids is not None and model.text_decoder is not None, "data_of_run gives both where a decoder learns"
     surface = model.map_to_surface(mx.array(batch.target_embedding))
     search = Search(num_beams=1, max_length=max_length)
