@@ -4,21 +4,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .corpus import TextPair
-from .source import PairBatch, PairData, PairDataset, PairTexts
+from .source import PairBatch, PairData, WrappedPairs
 
 
-class Copies(PairTexts):
+class Copies(WrappedPairs):
     """The inputs of `pairs`, each its own target; implements `PairDataset`."""
-
-    def __init__(self, pairs: PairDataset) -> None:
-        self._pairs = pairs
-
-    @property
-    def dim(self) -> int:
-        return self._pairs.dim
-
-    def __len__(self) -> int:
-        return len(self._pairs)
 
     def batch(self, indices: NDArray[np.integer]) -> PairBatch:
         """As the batch of `pairs`, with its inputs for targets."""

@@ -62,6 +62,23 @@ class PairTexts(PairDataset):
         return f"<{type(self).__name__}: {len(self):,} pairs, E = {self.dim}>"
 
 
+class WrappedPairs(PairTexts):
+    """Base of a data set that is `pairs` but for what it gives of them."""
+
+    def __init__(self, pairs: PairDataset) -> None:
+        self._pairs = pairs
+
+    @property
+    def dim(self) -> int:
+        return self._pairs.dim
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def texts(self, index: int) -> TextPair:
+        return self._pairs.texts(index)
+
+
 class PairData(NamedTuple):
     """The parts of a data set, and its tokeniser."""
 
