@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from text_pairs import TextPair, report, within, write_parts
+from text_pairs import TextPair, report, run, within, write_parts
 
 SHORTEST, LONGEST = 5, 15  # words a side
 HELD_OUT = 1000  # pairs in validation and in test, at least
@@ -149,18 +149,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--wordnet", type=Path, required=True, metavar="FOLDER", help="holds data.noun and data.verb")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="for train, validation, test .jsonl")
     parser.add_argument("--seed", type=int, default=0, metavar="INT", help="of the drawn subtrees (default: 0)")
-    options = parser.parse_args(argv)
-    try:
-        synsets = read_synsets(options.wordnet)
-        pairs, left_out = make_pairs(synsets)
-        parts = split(pairs, synsets, HELD_OUT, options.seed)
-        left_out["from the top of a subtree that is held out"] = len(pairs) - sum(map(len, parts.values()))
-        write_parts(options.to, parts)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report(options.to, parts, left_out))
-    return 0
+    return run(_make, parser.parse_args(argv))
+
+
+def _make(options: argparse.Namespace) -> str:
+    synsets = read_synsets(options.wordnet)
+    pairs, left_out = make_pairs(synsets)
+    parts = split(pairs, synsets, HELD_OUT, options.seed)
+    left_out["from the top of a subtree that is held out"] = len(pairs) - sum(map(len, parts.values()))
+    write_parts(options.to, parts)
+    return report(options.to, parts, left_out)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from make_glosses import FILES, LONGEST, SHORTEST, read_synsets
 from make_verses import PACKAGES, RENUMBERED, read_source, read_verses
-from text_pairs import TextPair, counted, within, write_parts
+from text_pairs import TextPair, counted, run, within, write_parts
 
 from energy_flow_mlx.checks import canonical
 
@@ -68,25 +68,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--verses", action="store_true", help="also clauses of the two installed Bibles")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="for train, validation, test .jsonl")
     parser.add_argument("--seed", type=int, default=0, metavar="INT", help="of the parts (default: 0)")
-    options = parser.parse_args(argv)
+    return run(_make, parser.parse_args(argv))
+
+
+def _make(options: argparse.Namespace) -> str:
+    if options.wordnet is None and not options.verses:
+        raise ValueError("--wordnet FOLDER, --verses or both must say where sentences come from")
     sentences: dict[int, list[str]] = defaultdict(list)
     left_out: Counter[str] = Counter()
-    try:
-        if options.wordnet is None and not options.verses:
-            raise ValueError("--wordnet FOLDER, --verses or both must say where sentences come from")
-        for source in (of_wordnet(options.wordnet) if options.wordnet else (), of_verses() if options.verses else ()):
-            for key, text in source:
-                if within(text, SHORTEST, LONGEST):
-                    sentences[key].append(text)
-                else:
-                    left_out[f"of under {SHORTEST} or over {LONGEST} words"] += 1
-        parts, left_out["that are there already"] = split(sentences, HELD_OUT, options.seed)
-        write_parts(options.to, parts)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(counted(options.to, parts, left_out))
-    return 0
+    for source in (of_wordnet(options.wordnet) if options.wordnet else (), of_verses() if options.verses else ()):
+        for key, text in source:
+            if within(text, SHORTEST, LONGEST):
+                sentences[key].append(text)
+            else:
+                left_out[f"of under {SHORTEST} or over {LONGEST} words"] += 1
+    parts, left_out["that are there already"] = split(sentences, HELD_OUT, options.seed)
+    write_parts(options.to, parts)
+    return counted(options.to, parts, left_out)
 
 
 if __name__ == "__main__":

