@@ -14,7 +14,10 @@ from typing import Any, NoReturn
 
 from .checks import did_you_mean
 from .config import NOTHING, PART_PRESETS, PRESETS, EnergyConfig, ModelConfig, accepted, field_names, flag, read_fields
+from .distributed import ALONE, World
+from .ops.failures import KernelError, kernel_errors
 
+Errors = tuple[type[BaseException], ...]
 HANGUP = getattr(signal, "SIGHUP", None)
 
 
@@ -70,10 +73,28 @@ def reason(error: BaseException) -> str:
     return str(error)
 
 
-def fail(error: BaseException, code: int) -> int:
-    """Print `error: …` and return the exit code `code`."""
-    print(f"error: {reason(error)}", file=sys.stderr)
-    return code
+def exit_code(
+    work: Callable[[], int], world: World = ALONE, *,
+    refused: Errors = (ValueError, TypeError, OSError), failed: Errors = (KernelError,), interrupted: str = "interrupted",
+) -> int:  # fmt: skip
+    """Do the work of a command and return its exit code. An error that is named here is told in a line, `error: …`.
+
+    Args:
+        work: returns the code of a command that comes to its end.
+        world: the processes that share the work; all end with the same code.
+        refused: errors of an argument or a file, code 2.
+        failed: errors of what was computed, code 1.
+        interrupted: the line for Ctrl-C and its like, code 130.
+    """
+    try:
+        with kernel_errors():
+            return world.leave(work())
+    except failed as error:
+        return world.failed(error, f"error: {reason(error)}", 1)
+    except refused as error:
+        return world.failed(error, f"error: {reason(error)}", 2)
+    except KeyboardInterrupt as error:
+        return world.failed(error, interrupted, 130)
 
 
 def check_writable(path: Path | None, endings: Sequence[str] = ()) -> None:
@@ -142,13 +163,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
         signal.signal(HANGUP, signal.default_int_handler)
-    try:
-        code = main()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    except OSError as error:
-        code = fail(error, 2)
+    code = exit_code(main, refused=(OSError,))
     out.flush()
     if out.failure is not None and not isinstance(out.failure, BrokenPipeError):
         print(f"error: standard output: {out.failure.strerror}", file=sys.stderr)

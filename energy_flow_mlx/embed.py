@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .cli import Parser, reason, run_command
+from .cli import Parser, exit_code, run_command
 from .data.shared import Embed, dismiss, spread
 from .dataset.formats.lines import lines_of, read_lines, without_break
 from .dataset.records import Faults
@@ -18,7 +18,6 @@ from .dataset.teacher import teacher_of_run
 from .distributed import World, joined
 from .files import write_aside
 from .models.energy_flow import EnergyFlow, model_folder
-from .ops.failures import KernelError, kernel_errors
 from .strict_json import to_json
 
 STANDARD_INPUT = "-"
@@ -31,14 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 (a kernel failed), 2 (invalid folder, text or argument), 130 (interrupted)."""
     options = _parser().parse_args(argv)
     with joined() as world:
-        try:
-            return world.leave(_embed(options, world))
-        except KernelError as error:
-            return world.failed(error, f"error: {reason(error)}", 1)
-        except (ValueError, OSError) as error:
-            return world.failed(error, f"error: {reason(error)}", 2)
-        except KeyboardInterrupt as error:
-            return world.failed(error, "interrupted", 130)
+        return exit_code(lambda: _embed(options, world), world)
 
 
 def _embed(options: Namespace, world: World) -> int:
@@ -62,12 +54,11 @@ def _embed(options: Namespace, world: World) -> int:
     teacher = None if options.text_encoder else teacher_of_run(folder, model.config, options.teacher)
     write: Callable[..., None] = write_npy if options.to.suffix == ".npy" else write_jsonl
     embed, dim = partial(model.embed, teacher=teacher, batch_size=options.batch_size), model.config.embedding_dim
-    with kernel_errors():
-        if world.first:
-            write_aside(options.to, lambda aside: write(aside, embedded(embed, dim), dim))
-            dismiss(world)
-        while not world.first and (texts := world.exchange(None)[0]) is not None:
-            spread(embed, texts, dim, world)
+    if world.first:
+        write_aside(options.to, lambda aside: write(aside, embedded(embed, dim), dim))
+        dismiss(world)
+    while not world.first and (texts := world.exchange(None)[0]) is not None:
+        spread(embed, texts, dim, world)
     if world.first:
         print(f"{options.to}: {count} texts, {dim} numbers each")
     return 0

@@ -4,13 +4,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cli import Parser, reason, run_command
+from .cli import Parser, exit_code, run_command
 from .config import EnergyConfig
 from .dataset.open import data_of_run
 from .distributed import World, joined
 from .files import resolve
 from .models.energy_flow import EnergyFlow
-from .ops.failures import KernelError, kernel_errors
 from .results import FILE, Results
 from .strict_json import to_json
 from .train.evaluation import evaluate
@@ -18,7 +17,7 @@ from .train.report import held_out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 (a kernel failed), or 2 (invalid folder, data or argument)."""
+    """Run the command; returns the exit code: 0, 1 (a kernel failed), 2 (invalid folder, data or argument), 130 (interrupted)."""
     parser = Parser(prog="python -m energy_flow_mlx.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder with config.json and model.safetensors")
     parser.add_argument("--data", metavar="FOLDER|FILE", help="the data set (default: that of the training)")
@@ -30,12 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print all scores as JSON, as in results.json")
     arguments = parser.parse_args(argv)
     with joined() as world:
-        try:
-            return world.leave(_evaluate(arguments, world))
-        except KernelError as error:
-            return world.failed(error, f"error: {reason(error)}", 1)
-        except (ValueError, OSError) as error:
-            return world.failed(error, f"error: {reason(error)}", 2)
+        return exit_code(lambda: _evaluate(arguments, world), world)
 
 
 def _evaluate(arguments: Namespace, world: World) -> int:
@@ -48,11 +42,10 @@ def _evaluate(arguments: Namespace, world: World) -> int:
     saving = own and not _held(arguments.run, model.trained_steps)
     if data.tokeniser is None:
         config = config.replace(text_loss_weight=0)
-    with kernel_errors():
-        if not world.first:
-            evaluate(model, data.test, config, world)
-            return 0
-        results = held_out(model, data, config, mlp=arguments.mlp_baseline, ablation=arguments.ablation, world=world)
+    if not world.first:
+        evaluate(model, data.test, config, world)
+        return 0
+    results = held_out(model, data, config, mlp=arguments.mlp_baseline, ablation=arguments.ablation, world=world)
     if saving:
         results.save(arguments.run)
     if arguments.json:

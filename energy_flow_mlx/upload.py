@@ -1,15 +1,15 @@
 """python -m energy_flow_mlx.upload RUN OWNER/NAME: put a trained model on the Hugging Face hub, with a model card."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cli import Parser, fail, run_command
+from .cli import Parser, exit_code, run_command
 from .config import EnergyConfig
 from .dataset.open import data_of_run
 from .files import resolve
 from .model_files import check_repository, publish
 from .models.energy_flow import OPTIONAL_FILES, EnergyFlow
-from .ops.failures import KernelError, kernel_errors
 from .results import FILE as RESULTS
 from .results import Results
 from .strict_json import to_json
@@ -20,30 +20,26 @@ CARD, PLOT = "README.md", "curves.png"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 (a kernel failed), 2 (invalid folder, data or argument, or the upload failed)."""
+    """Run the command; returns the exit code: 0, 1 (a kernel failed), 2 (invalid folder, data or argument, or the upload failed), 130 (interrupted)."""
     options = _parser().parse_args(argv)
-    try:
-        check_repository("repository", options.repository)
-        model = EnergyFlow.from_pretrained(options.run)
-        config = EnergyConfig.from_json(resolve(options.run, "config.json"))
-        converted = resolve(options.run, "conversion.json").is_file()  # its config.json names no data that it was trained on
-        with kernel_errors():
-            measured = not (options.without_table or converted)
-            scores = scores_of(options.run, model, config) if measured else None
-        found = {name: resolve(options.run, name) for name in FILES}
-        files: dict[str, Path | bytes] = {name: path for name, path in found.items() if path.is_file()}
-        text = card(options.repository, model, config, scores, plot=PLOT in files, converted=converted)
-        if options.dry_run:
-            print(text)
-            return 0
-        files[CARD] = text.encode()
-        where = publish(
-            options.repository, files, message=f"energy flow, {model.trained_steps} steps", private=options.private
-        )
-    except KernelError as error:
-        return fail(error, 1)
-    except (ValueError, OSError) as error:
-        return fail(error, 2)
+    return exit_code(lambda: _upload(options))
+
+
+def _upload(options: Namespace) -> int:
+    check_repository("repository", options.repository)
+    model = EnergyFlow.from_pretrained(options.run)
+    config = EnergyConfig.from_json(resolve(options.run, "config.json"))
+    converted = resolve(options.run, "conversion.json").is_file()  # its config.json names no data that it was trained on
+    measured = not (options.without_table or converted)
+    scores = scores_of(options.run, model, config) if measured else None
+    found = {name: resolve(options.run, name) for name in FILES}
+    files: dict[str, Path | bytes] = {name: path for name, path in found.items() if path.is_file()}
+    text = card(options.repository, model, config, scores, plot=PLOT in files, converted=converted)
+    if options.dry_run:
+        print(text)
+        return 0
+    files[CARD] = text.encode()
+    where = publish(options.repository, files, message=f"energy flow, {model.trained_steps} steps", private=options.private)
     print(f"{where}: {', '.join(files)}")
     return 0
 

@@ -28,6 +28,13 @@ def test_every_command_of_the_readme_is_listed() -> None:
     assert all(20 < len(does) < 110 for does in COMMANDS.values())
 
 
+def test_every_command_leaves_errors_to_exit_code() -> None:
+    for name in COMMANDS:
+        file = ROOT / "energy_flow_mlx" / f"{name}.py"
+        sources = [path.read_text("utf-8") for path in ([file] if file.is_file() else file.with_suffix("").glob("*.py"))]
+        assert any("return exit_code(" in source for source in sources), name
+
+
 def test_documentation_makes_a_command(tmp_path: Path) -> None:
     (tmp_path / "look").mkdir()
     (tmp_path / "look" / "__main__.py").write_text('"""python -m energy_flow_mlx.look RUN: look at a run: closely."""')

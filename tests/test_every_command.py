@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from energy_flow_mlx.checks import did_you_mean
-from energy_flow_mlx.cli import Output, Parser, check_writable, reason, run_command
+from energy_flow_mlx.cli import Output, Parser, check_writable, exit_code, reason, run_command
+from energy_flow_mlx.ops import failures
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -57,6 +58,48 @@ def test_under_nohup_a_hangup_stays_ignored():
 def test_an_error_of_the_system_is_printed(capsys, tmp_path):
     assert code_of(lambda: (tmp_path / "absent").read_bytes()) == 2
     assert capsys.readouterr().err == f"error: {tmp_path / 'absent'}: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ValueError("seed=-1"), 2, "error: seed=-1"),
+        (TypeError("seed='a'"), 2, "error: seed='a'"),
+        (FileNotFoundError(2, "No such file or directory", "a/b"), 2, "error: a/b: No such file or directory"),
+        (failures.KernelError("move fails"), 1, "error: move fails"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_the_code_and_the_line_of_an_error(error, code, said, capsys):
+    def work():
+        raise error
+
+    assert exit_code(work) == code
+    assert capsys.readouterr().err == f"{said}\n"
+    assert exit_code(lambda: 3) == 3
+
+
+def test_a_command_may_name_its_errors_and_a_fault_of_the_program_is_none(capsys):
+    def work(error):
+        raise error
+
+    assert exit_code(lambda: work(ArithmeticError("inf")), failed=(ArithmeticError,)) == 1
+    assert exit_code(lambda: work(KeyboardInterrupt()), interrupted="interrupted; go on") == 130
+    assert capsys.readouterr().err == "error: inf\ninterrupted; go on\n"
+    for error in (ValueError("a fault"), failures.KernelError("a fault")):
+        with pytest.raises(type(error), match="a fault"):
+            exit_code(lambda error=error: work(error), refused=(OSError,), failed=(ArithmeticError,))
+
+
+def test_what_mlx_says_of_a_kernel_is_told_by_its_op(capsys, monkeypatch):
+    monkeypatch.setattr(failures, "_launched", {})
+    failures.note_launch("neuron", "forward", {}, 64)
+
+    def work():
+        raise RuntimeError(f"{failures.LIBRARY} from source: neuron/forward/x.metal:1:1: error: no")
+
+    assert exit_code(work) == 1
+    assert capsys.readouterr().err.startswith("error: neuron (forward; no template) does not compile here")
 
 
 def broken_pipe():

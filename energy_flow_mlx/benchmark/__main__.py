@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from .. import blas
-from ..cli import Parser, add_config_flags, check_writable, fail, given_fields, run_command
+from ..cli import Parser, add_config_flags, check_writable, exit_code, given_fields, run_command
 from ..config import ConfigError, EnergyConfig
 from ..distributed import launched
 from ..figures import ENDINGS
@@ -35,48 +35,31 @@ _ALONE = {"machine": "counts and measures nothing", "scaling": "times the traini
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 (a measurement of the MLX model failed), 2 (invalid argument)."""
+    """Run the command; returns the exit code: 0, 1 (a measurement of the MLX model failed), 2 (invalid argument), 130 (interrupted)."""
     arguments = _parser(argv).parse_args(argv)
-    try:
-        _require(arguments)
-        config = benchmark_config(
-            arguments.preset, arguments.config, given_fields(arguments), as_trained=arguments.as_trained
-        )
-        config = memory.within_budget(config)
-        if arguments.compare:
-            require_comparable(config)
-        machine = _machine(arguments) if arguments.machine else None
-        check_writable(arguments.json)
-        check_writable(arguments.plot, ENDINGS)
-    except (ConfigError, OSError) as error:
-        return fail(error, 2)
-    if machine is not None:
-        print(output.floors(machine))
-        return _saved(arguments, machine)
-    try:
-        if arguments.scaling is not None:
-            return _scaling(config, arguments)
-        results = _measure(config, arguments)
-    except MeasurementFailed as error:
-        return fail(error, 1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    print(output.text(results))
-    failed = int(any("error" in row for row in results["rows"] if row["framework"] == "mlx"))
-    return _saved(arguments, results) or failed
+    return exit_code(lambda: _benchmark(arguments), refused=(ConfigError, OSError), failed=(MeasurementFailed,))
 
 
-def _saved(arguments: Namespace, results: Mapping[str, Any]) -> int:
-    """Write the files that were asked for; returns the exit code."""
-    try:
-        if arguments.json is not None:
-            output.save(arguments.json, results)
-        if arguments.plot is not None:
-            output.draw(arguments.plot, results)
-    except OSError as error:
-        return fail(error, 2)
-    return 0
+def _benchmark(arguments: Namespace) -> int:
+    _require(arguments)
+    config = benchmark_config(
+        arguments.preset, arguments.config, given_fields(arguments), as_trained=arguments.as_trained
+    )
+    config = memory.within_budget(config)
+    if arguments.compare:
+        require_comparable(config)
+    machine = _machine(arguments) if arguments.machine else None
+    check_writable(arguments.json)
+    check_writable(arguments.plot, ENDINGS)
+    if arguments.scaling is not None:
+        return _scaling(config, arguments)
+    results = machine or _measure(config, arguments)
+    print(output.text(results) if machine is None else output.floors(machine))
+    if arguments.json is not None:
+        output.save(arguments.json, results)
+    if arguments.plot is not None:
+        output.draw(arguments.plot, results)
+    return int(any("error" in row for row in results["rows"] if row.get("framework") == "mlx"))
 
 
 def _machine(arguments: Namespace) -> dict[str, Any]:

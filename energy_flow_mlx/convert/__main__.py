@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cli import Parser, fail, run_command
+from ..cli import Parser, exit_code, run_command
 from ..nn.quantised import BITS
 from . import to_mlx, to_torch
 from .quantise import is_model_folder, quantise_folder, quantised
@@ -15,12 +15,13 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 for an invalid file or argument."""
+    """Run the command; returns the exit code: 0, 2 (an invalid file or argument), 130 (interrupted)."""
     options = _parser().parse_args(argv)
-    try:
-        rows, headers, notes, files = _convert(options)
-    except (ValueError, OSError) as error:
-        return fail(error, 2)
+    return exit_code(lambda: _convert(options))
+
+
+def _convert(options: argparse.Namespace) -> int:
+    rows, headers, notes, files = _converted(options)
     if rows:
         print(table(rows, headers) if options.verbose else summary(rows))
     print("\n".join(notes if options.verbose else map(shortened, notes)))
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _convert(options: argparse.Namespace) -> tuple[list[Row], tuple[str, str], list[str], list[str]]:
+def _converted(options: argparse.Namespace) -> tuple[list[Row], tuple[str, str], list[str], list[str]]:
     """What was done to each tensor, from and to, remarks, and the files that were written."""
     if options.to_torch:
         _refuse(options, "--to-torch", "mapper", "tokenizer", "decoder_tokenizer", "config", "init_missing", "set", "quantise")

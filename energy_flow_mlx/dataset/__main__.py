@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..checks import is_blank
-from ..cli import Parser, reason, run_command
+from ..cli import Parser, exit_code, run_command
 from ..data.corpus import MAX_SEED
 from ..data.shared import dismiss, serve
 from ..distributed import World, joined
 from ..nn.pooling import POOLINGS
-from ..ops.failures import KernelError, kernel_errors
 from ..text.tokeniser import Tokeniser
 from . import inspection
 from .build import Settings, build
@@ -40,15 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     commands = {"build": _build, "inspect": _inspect, "convert": _convert, "train-tokenizer": _train_tokeniser}
     with joined() as world:
-        try:
-            with kernel_errors():
-                return world.leave(commands[options.command](options, world) if world.first else _serve(options, world))
-        except KernelError as error:
-            return world.failed(error, f"error: {reason(error)}", 1)
-        except (ValueError, OSError) as error:
-            return world.failed(error, f"error: {reason(error)}", 2)
-        except KeyboardInterrupt as error:
-            return world.failed(error, "interrupted; the same command resumes a build", 130)
+        work = commands[options.command] if world.first else _serve
+        return exit_code(lambda: work(options, world), world, interrupted="interrupted; the same command resumes a build")
 
 
 def _serve(options: argparse.Namespace, world: World) -> int:

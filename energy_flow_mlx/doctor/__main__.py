@@ -6,13 +6,13 @@ the sizes of the presets. On a CPU only the built-in operations are run. Exit co
 """
 
 import sys
-from argparse import RawDescriptionHelpFormatter
+from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..benchmark.processes import MeasurementFailed, run_mlx, workshop
-from ..cli import Parser, check_writable, fail, run_command
+from ..cli import Parser, check_writable, exit_code, run_command
 from ..config import PRESETS
 from ..nn.precision import DTYPES
 from ..ops.failures import DOCTOR, how_to_go_on
@@ -28,19 +28,17 @@ OPS = tuple(dict.fromkeys(name.split(",")[0] for name in NAMES))
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 (a check failed), 2 (invalid argument), 130 (interrupted)."""
     options = _parser().parse_args(argv)
-    try:
-        check_writable(options.report, (".json",))  # a .txt is written beside it
-    except OSError as error:
-        return fail(error, 2)
+    return exit_code(lambda: _doctor(options), refused=(OSError,))
+
+
+def _doctor(options: Namespace) -> int:
+    check_writable(options.report, (".json",))  # a .txt is written beside it
     machine, findings = report.machine(), []
     print(report.heading(machine), flush=True)
     try:
         for finding in _examine(options.ops, options.preset, options.dtype):
             findings.append(finding)
             print(".", end="", file=sys.stderr, flush=True)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
     finally:
         print(file=sys.stderr)
     print(report.table(findings), report.closing(findings), sep="\n\n")

@@ -14,12 +14,11 @@ from typing import cast
 
 from tqdm import tqdm
 
-from ..cli import Parser, fail, run_command
+from ..cli import Parser, exit_code, run_command
 from ..config import EnergyConfig
 from ..dataset.teacher import UnknownTeacher, teacher_of_run
 from ..files import resolve
 from ..models.energy_flow import NEIGHBOURS, EnergyFlow
-from ..ops.failures import KernelError, kernel_errors
 from ..strict_json import to_json
 from ..text.search import EARLY_STOPPING, Search
 from .round_trip import Returned, RoundTrip
@@ -31,17 +30,7 @@ _STOPPING = {str(value).lower(): value for value in EARLY_STOPPING}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 (a kernel failed), 2 (refused), 130 (interrupted)."""
     arguments = _parser().parse_intermixed_args(argv)  # so that texts may follow options
-    try:
-        with kernel_errors():
-            _generate(arguments)
-    except KernelError as error:
-        return fail(error, 1)
-    except (ValueError, TypeError, OSError) as error:
-        return fail(error, 2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: _generate(arguments))
 
 
 def _parser() -> Parser:
@@ -81,7 +70,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _generate(arguments: argparse.Namespace) -> None:
+def _generate(arguments: argparse.Namespace) -> int:
     search = Search(
         num_beams=arguments.num_beams,
         max_length=arguments.max_length,
@@ -136,6 +125,7 @@ def _generate(arguments: argparse.Namespace) -> None:
             f"note: {cut} texts were cut: {config.text_max_length} tokens (text_max_length) of a text are read, and {MOST_CHARACTERS} characters",
             file=sys.stderr,
         )
+    return 0
 
 
 def _texts(arguments: argparse.Namespace) -> tuple[Iterator[Text], int | None]:

@@ -9,18 +9,17 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..checks import check_int
-from ..cli import Parser, fail, run_command
+from ..cli import Parser, exit_code, run_command
 from ..config import EnergyConfig
 from ..data.teacher import Teacher
 from ..dataset.open import data_of_run
 from ..dataset.teacher import UnknownTeacher, teacher_of_run
 from ..files import resolve
 from ..models.energy_flow import EnergyFlow
-from ..ops.failures import KernelError, kernel_errors
 from ..strict_json import to_json
 from ..text.scores import NO_BLEU, TOTAL
 from ..text.search import Search
-from .recovery import Recovery, recover, table
+from .recovery import recover, table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,21 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--teacher", metavar="NAME", help="folder or hub id of the run's teacher, or builtin (default: as the run tells)")
     parser.add_argument("--json", action="store_true", help="print a JSON object in place of the table")
     arguments = parser.parse_args(argv)
-    try:
-        with kernel_errors():
-            found = _recover(arguments)
-    except KernelError as error:
-        return fail(error, 1)
-    except (ValueError, TypeError, OSError) as error:
-        return fail(error, 2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    print(to_json(dataclasses.asdict(found)) if arguments.json else table(found))
-    return 0
+    return exit_code(lambda: _recover(arguments))
 
 
-def _recover(arguments: argparse.Namespace) -> Recovery:
+def _recover(arguments: argparse.Namespace) -> int:
     most = check_int("--sentences", arguments.sentences, 1)
     batch_size = check_int("--batch-size", arguments.batch_size, 1)
     rounds = check_int("--rounds", arguments.rounds, 0)
@@ -68,7 +56,8 @@ def _recover(arguments: argparse.Namespace) -> Recovery:
     found = recover(model, data, teacher, search, config, rounds=rounds, most=most, batch_size=batch_size)
     if any(scores[TOTAL].bleu is None for scores in found.scores.values()):
         print(f"note: {NO_BLEU}", file=sys.stderr)
-    return found
+    print(to_json(dataclasses.asdict(found)) if arguments.json else table(found))
+    return 0
 
 
 def _check_answers(run: Path, model: EnergyFlow, teacher: Teacher | None, search: Search, rounds: int) -> None:

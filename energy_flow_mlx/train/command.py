@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cli import Parser, add_config_flags, flag, given_fields, layered_config, reason
+from ..cli import Parser, add_config_flags, exit_code, flag, given_fields, layered_config
 from ..config import ConfigError, EnergyConfig
 from ..dataset.records import DataError
 from ..distributed import TIMEOUT, World, joined
 from ..files import resolve
 from ..logs import LEVELS, shown
-from ..ops.failures import KernelError, kernel_errors
+from ..ops.failures import KernelError
 from . import checkpoint
 from .checkpoint import CheckpointError, NonFiniteState
 from .found import NAMED, found_run
@@ -41,19 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 (the loss became non-finite, or a kernel fails here), 2 (refused), 130 (interrupted)."""
     arguments = _parser(argv).parse_args(argv)
     with joined(arguments.collective_timeout) as world, shown(arguments.log_level):
-        try:
-            return world.leave(_train(arguments, world) if world.first else _follow(world))
-        except (ConfigError, CheckpointError, DataError, OSError) as error:
-            return world.failed(error, f"error: {reason(error)}", 2)
-        except (NonFiniteLoss, NonFiniteState, KernelError) as error:
-            return world.failed(error, f"error: {reason(error)}", 1)
-        except KeyboardInterrupt as error:
-            return world.failed(error, "interrupted", 130)
-
-
-def _follow(world: World) -> int:
-    with kernel_errors():
-        return follow(world)
+        return exit_code(
+            lambda: _train(arguments, world) if world.first else follow(world), world,
+            refused=(ConfigError, CheckpointError, DataError, OSError), failed=(NonFiniteLoss, NonFiniteState, KernelError),
+        )  # fmt: skip
 
 
 def _train(arguments: Namespace, world: World) -> int:

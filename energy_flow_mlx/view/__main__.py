@@ -1,13 +1,13 @@
 """python -m energy_flow_mlx.view RUN: the flows of a text, as a page to play and turn, or as an animation."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cli import Parser, fail, run_command
+from ..cli import Parser, exit_code, run_command
 from ..files import write_aside
 from ..models.energy_flow import EnergyFlow
 from ..models.trace import Trace
-from ..ops.failures import KernelError, kernel_errors
 from ..plot.animation import WRITERS, animate, save_animation
 from ..train.keeping import at_step
 from .page import page
@@ -17,33 +17,31 @@ FLOWS = 20_000  # drawn of each run: more make the page slow
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 (a kernel failed), or 2 (invalid folder or argument)."""
+    """Run the command; returns the exit code: 0, 1 (a kernel failed), 2 (invalid folder or argument), 130 (interrupted)."""
     arguments = _parser().parse_args(argv)
+    return exit_code(lambda: _view(arguments))
+
+
+def _view(arguments: Namespace) -> int:
     out: Path = arguments.out
-    try:
-        if out.suffix not in WRITERS:
-            raise ValueError(f"--out {out}: accepted are files in {', '.join(WRITERS)}")
-        several = {"--other": arguments.other, "--other-step": arguments.other_step}
-        for option, value in several.items():
-            if value is not None and out.suffix != ".html":
-                raise ValueError(f"{option} {value}: two runs or steps stand beside each other on a page; give --out FILE.html")
-        if arguments.flows < 1:
-            raise ValueError(f"--flows {arguments.flows}: accepted is 1 or more")
-        shown = [(arguments.run, arguments.step)]
-        if any(value is not None for value in several.values()):
-            shown.append((arguments.other or arguments.run, arguments.other_step))
-        folders = list(dict.fromkeys(folder for folder, _ in shown))
-        with kernel_errors():
-            traces = {_name(folder, folders, step): _trace(folder, step, arguments.text) for folder, step in shown}
-        if out.suffix == ".html":
-            written = page(traces, most=arguments.flows)
-            write_aside(out, lambda aside: aside.write_text(written, encoding="utf-8"))
-        else:
-            save_animation(animate(next(iter(traces.values())), most=arguments.flows, title=arguments.text), out)
-    except KernelError as error:
-        return fail(error, 1)
-    except (ValueError, TypeError, OSError) as error:
-        return fail(error, 2)
+    if out.suffix not in WRITERS:
+        raise ValueError(f"--out {out}: accepted are files in {', '.join(WRITERS)}")
+    several = {"--other": arguments.other, "--other-step": arguments.other_step}
+    for option, value in several.items():
+        if value is not None and out.suffix != ".html":
+            raise ValueError(f"{option} {value}: two runs or steps stand beside each other on a page; give --out FILE.html")
+    if arguments.flows < 1:
+        raise ValueError(f"--flows {arguments.flows}: accepted is 1 or more")
+    shown = [(arguments.run, arguments.step)]
+    if any(value is not None for value in several.values()):
+        shown.append((arguments.other or arguments.run, arguments.other_step))
+    folders = list(dict.fromkeys(folder for folder, _ in shown))
+    traces = {_name(folder, folders, step): _trace(folder, step, arguments.text) for folder, step in shown}
+    if out.suffix == ".html":
+        written = page(traces, most=arguments.flows)
+        write_aside(out, lambda aside: aside.write_text(written, encoding="utf-8"))
+    else:
+        save_animation(animate(next(iter(traces.values())), most=arguments.flows, title=arguments.text), out)
     print(f"{out}: {', '.join(f'{name}: {trace!r}' for name, trace in traces.items())}")
     return 0
 
