@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import contextmanager
 
 import pytest
 from tqdm import tqdm
@@ -9,6 +10,7 @@ from train.small import arguments, small_config, validate_as
 
 from energy_flow_mlx import bar, logs
 from energy_flow_mlx.bar import Bar
+from energy_flow_mlx.distributed import World
 from energy_flow_mlx.train import Callback, Trainer
 from energy_flow_mlx.train import command as train
 
@@ -45,6 +47,25 @@ def test_the_command_hears_log_level(options, said, tmp_path, monkeypatch, capsy
     captured = capsys.readouterr()
     assert captured.err.splitlines() == ([said, said] if said else [])
     assert "energy flow (1 steps)" in captured.out
+
+
+@pytest.mark.parametrize(("options", "said"), [([], ["error: no disk"]), (["--log-level", "debug"], ["error: no disk"])])
+def test_of_several_processes_the_first_one_notes(options, said, monkeypatch, capsys):
+    @contextmanager
+    def second(timeout):
+        world = World()
+        world.rank = 1
+        yield world
+
+    def follow(world):
+        LOGGER.warning("data has no texts")
+        LOGGER.error("no disk")
+        return 0
+
+    monkeypatch.setattr("energy_flow_mlx.train.command.joined", second)
+    monkeypatch.setattr("energy_flow_mlx.train.command.follow", follow)
+    assert train.main(options) == 0
+    assert capsys.readouterr().err.splitlines() == said
 
 
 def test_another_level_is_refused(capsys):

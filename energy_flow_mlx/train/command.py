@@ -40,11 +40,17 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 (the loss became non-finite, or a kernel fails here), 2 (refused), 130 (interrupted)."""
     arguments = _parser(argv).parse_args(argv)
-    with joined(arguments.collective_timeout) as world, shown(arguments.log_level):
+    with joined(arguments.collective_timeout) as world, shown(_level(arguments, world)):
         return exit_code(
             lambda: _train(arguments, world) if world.first else follow(world), world,
             refused=(ConfigError, CheckpointError, DataError, OSError), failed=(NonFiniteLoss, NonFiniteState, KernelError),
         )  # fmt: skip
+
+
+def _level(arguments: Namespace, world: World) -> str:
+    """The least of what this process notes: what all could say, the first one says for them."""
+    least = "debug" if world.first else "error"
+    return max(arguments.log_level, least, key=LEVELS.index)
 
 
 def _train(arguments: Namespace, world: World) -> int:

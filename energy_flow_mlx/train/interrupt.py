@@ -16,10 +16,14 @@ class StopRequest:
     """Inside, the first signal sets `requested`, which is read between steps; another one raises KeyboardInterrupt.
 
     A thread other than the main one gets no signals, and SIGHUP stays ignored where it is, as under nohup.
+
+    Args:
+        tells: says at once what the first signal does; of several processes, all of which a Ctrl-C reaches, one is enough.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tells: bool = True) -> None:
         self.requested = False
+        self._tells = tells
 
     def __enter__(self) -> "StopRequest":
         caught = [signal.SIGINT, signal.SIGTERM]
@@ -38,5 +42,7 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        if not self._tells:
+            return
         with contextlib.suppress(OSError):
             os.write(STDERR, _SAID)  # at once; sys.stderr may be in the middle of a line and refuse to be entered again

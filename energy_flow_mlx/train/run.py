@@ -114,7 +114,7 @@ def follow(world: World) -> int:
     Raises as `train`.
     """
     run = together.follow(world)
-    loop(run, Profile(None), True, Callbacks(()), StopRequest(), world)
+    loop(run, Profile(None), True, Callbacks(()), StopRequest(tells=False), world)
     if not run.state.finished(run.config):
         return 130
     evaluate(run.model, run.data.test, run.config, world)

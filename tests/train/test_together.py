@@ -88,7 +88,7 @@ def test_a_run_that_one_process_was_told_to_stop_is_saved_by_all_and_goes_on_wit
     assert steps == [STEPS, STEPS, STEPS, 3, STEPS], "all learn of it one step later"
     assert_same_arrays(arrays(folder / "whole"), arrays(folder / "stopped"))
     assert lines(folder / "whole")[-1] == lines(folder / "stopped")[-1]
-    assert ["stopping" in text for text in said] == [False, True]
+    assert not any("stopping" in text for text in said), "only the first process would say it, and it was not the one"
 
 
 def test_moments_that_are_divided_give_the_same_bits_and_a_checkpoint_of_one_process(two):

@@ -50,7 +50,7 @@ def fit(folder: Path, world: World, *, resume: bool = False, config: EnergyConfi
         run = together.lead(world, run, shard)
     else:
         run = together.follow(world)
-    loop(run, Profile(None), True, Callbacks(()), StopRequest(), world)
+    loop(run, Profile(None), True, Callbacks(()), StopRequest(tells=world.first), world)
     return run.state.step
 
 
