@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _level(arguments: Namespace, world: World) -> str:
-    """The least of what this process notes: what all could say, the first one says for them."""
-    least = "debug" if world.first else "error"
+    """The least of what this process notes: what all could say, the first one says for them; with --quiet a warning."""
+    least = ("warning" if arguments.quiet else "debug") if world.first else "error"
     return max(arguments.log_level, least, key=LEVELS.index)
 
 
@@ -112,7 +112,7 @@ def _parser(argv: Sequence[str] | None) -> Parser:
         "--log-level", choices=LEVELS, default="info", metavar="LEVEL",
         help=f"the least of what is noted on standard error: {', '.join(LEVELS)} (default: info); the bar is not of it",
     )  # fmt: skip
-    parser.add_argument("--quiet", action="store_true", help="print the final table alone")
+    parser.add_argument("--quiet", action="store_true", help="print the final table alone, and warnings")
     parser.add_argument("--mlp-baseline", action="store_true", help="train an MLP of the model's size for the final table")
     parser.add_argument("--ablation", action="store_true", help="train the model with its flow left out for the final table")
     add_config_flags(parser, argv)

@@ -159,12 +159,13 @@ def _add_decoder(model: EnergyFlow, config: EnergyConfig) -> None:
 
 
 def header(run: Prepared, processes: int = 1) -> str:
-    """Two lines before the first step: data and device, and the memory that a step is expected to take. Of a complete run one."""
+    """Two lines before the first step: data and device, and the memory that a step is expected to take. Of a complete run one, which says
+    what is still done."""
     config = memory.share(run.config, processes)
-    if run.state.step == config.training_steps:
-        return f"{run.folder} is complete: all {run.state.step} steps are done (--training-steps goes on)"
-    if run.state.exhausted(config):
-        return f"{run.folder} is complete: early_stopping={config.early_stopping} ended it at step {run.state.step} (--early-stopping 0 goes on)"
+    if run.state.finished(config):
+        ended = f"early_stopping={config.early_stopping} ended it at step {run.state.step} (--early-stopping 0 goes on)"
+        done = f"all {run.state.step} steps are done (--training-steps goes on)"
+        return f"{run.folder} is complete: {done if run.state.step == config.training_steps else ended}; evaluating it once more"
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     products = f", products by {blas.description()}" if on_cpu and blas.description() else ""
     steps = "every step" if config.checkpoint_steps == 1 else f"every {config.checkpoint_steps} steps"

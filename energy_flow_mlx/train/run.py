@@ -1,6 +1,7 @@
 """A training run: data, step, report, validate, save."""
 
 import dataclasses
+import logging
 import os
 import sys
 import time
@@ -31,6 +32,8 @@ from .reporters import reporting
 from .rescue import rescued
 from .sharded import ShardedAdamW, whole
 from .step import Launched, TrainStep, micro_batches
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -79,14 +82,16 @@ def train(
         with reporting(config, folder, run.state.step) as reporters:
             loop(run, trace, quiet, Callbacks([*reporters, *callbacks]), stop or StopRequest(), world)
         seconds = time.perf_counter() - began
-        if profile is not None:
-            print(f"{trace.written} has the trace" if trace.written else f"{profile}: the run was too short for a trace")
+        if trace.written and not quiet:
+            print(f"{trace.written} has the trace")
+        if profile is not None and not trace.written:
+            logger.warning("%s: the run was too short for a trace", profile)
         if not run.state.finished(config):
             print(f"stopped and saved at step {run.state.step}; go on with:\n  python -m energy_flow_mlx.train --resume {folder}")
             return 130
-        if run.state.step < config.training_steps:
+        if run.state.step < config.training_steps and not quiet:
             print(ended_early(run), flush=True)
-        if not quiet:
+        if run.state.step > began_at and not quiet:
             print(f"memory of the run: {mx.get_peak_memory() / memory.GB:.2f} GB at most")
         results = None
         try:

@@ -25,13 +25,14 @@ def parsed_seeds(text: str) -> list[int]:
     return seeds
 
 
-def train_seeds(config: EnergyConfig, seeds: Sequence[int], base: Path, **options: Any) -> int:
+def train_seeds(config: EnergyConfig, seeds: Sequence[int], base: Path, *, quiet: bool = False, **options: Any) -> int:
     """Train `config` with each seed in a folder of its own, `base`-seed0 …, and print what they reached.
 
     A run that is complete is not repeated, and one that was stopped goes on, so that the same command finishes the whole.
 
     Args:
-        options: of `Trainer`.
+        quiet: nothing but tables is printed.
+        options: others of `Trainer`.
 
     Returns:
         The exit code: 0, or 130 where a run was stopped, with which the rest is left undone.
@@ -42,9 +43,10 @@ def train_seeds(config: EnergyConfig, seeds: Sequence[int], base: Path, **option
     folders = [base.with_name(f"{base.name}-seed{seed}") for seed in seeds]
     for seed, folder in zip(seeds, folders, strict=True):
         begun = resolve(folder, "trainer.json").is_file()
-        trainer = Trainer(config.replace(seed=seed), out=folder, resume=begun, **options)
+        trainer = Trainer(config.replace(seed=seed), out=folder, resume=begun, quiet=quiet, **options)
         if begun and _complete(folder, config):
-            print(f"{folder} is complete", flush=True)
+            if not quiet:
+                print(f"{folder} is complete", flush=True)
             continue
         trainer.fit()
         if trainer.exit_code:

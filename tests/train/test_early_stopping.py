@@ -31,9 +31,11 @@ def test_a_run_ends_saved_after_its_validations_without_a_better_one(ended, caps
     assert (read_state(ended).step, read_state(ended).best_step) == (6, 2)
     assert train.main(["--resume", str(ended)]) == 0
     said = capsys.readouterr()
-    assert said.out.startswith(f"{ended} is complete: early_stopping=2 ended it at step 6 (--early-stopping 0 goes on)\n")
+    assert said.out.startswith(f"{ended} is complete: early_stopping=2 ended it at step 6 (--early-stopping 0 goes on); evaluating it once more\n")
     assert f"ended at step 6: 2 validations without a better cosine; the best cosine is 0.3000, of step 2; its model is in {ended / 'best'}\n" in said.out
-    assert "energy flow (6 steps)" in said.out and said.err == ""
+    assert "energy flow (6 steps)" in said.out and "memory of the run" not in said.out and said.err == ""
+    assert train.main(["--resume", str(ended), "--quiet"]) == 0
+    assert said.out.endswith(table := capsys.readouterr().out) and table.startswith("8 held-out test pairs of ")
     assert json.loads((ended / "results.json").read_text())["steps"] == 6
 
 

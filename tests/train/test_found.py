@@ -65,3 +65,5 @@ def test_the_command_says_which_run_it_took_and_a_path_is_a_path(given, resumed,
     assert len(said) == (2 if given in ("latest", "best") else 1)
     assert said[0].startswith(f"--resume {given}: {resumed}, step ") or len(said) == 1
     assert re.match(rf"error: {resumed} (holds no checkpoint to resume|is no folder)", said[-1])
+    assert train.main(["--resume", given, "--quiet"]) == 2
+    assert capsys.readouterr().err.splitlines() == said[-1:]

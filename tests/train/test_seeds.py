@@ -34,7 +34,10 @@ def test_each_seed_has_a_run_and_one_that_was_begun_goes_on(runs):
 
 def test_what_is_complete_is_not_trained_again(runs, monkeypatch, capsys):
     monkeypatch.setattr(training_run, "loop", None)
-    assert train.main([*arguments(runs, training_steps=4), "--seeds", "1,0"]) == 0
+    command = [*arguments(runs, training_steps=4), "--seeds", "1,0"]
+    assert train.main(command) == 0
+    assert "is complete" not in capsys.readouterr().out, "--quiet"
+    assert train.main([word for word in command if word != "--quiet"]) == 0
     out = capsys.readouterr().out
     assert "small-seed1 is complete\n" in out and "  1 0 " in next(line for line in out.splitlines() if line.startswith("small "))
     assert train.main([*arguments(runs, training_steps=4, dropout=0.5), "--seeds", "0"]) == 2
