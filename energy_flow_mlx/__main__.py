@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .cli import run_command
+from .program import MODULE, called_as
 
 PACKAGE = "energy_flow_mlx"
 _PROGRAM = "energy-flow"
@@ -31,6 +32,7 @@ def main() -> int:
     if name not in commands:
         print(f"error: {name} is no command; accepted are {', '.join(commands)}", file=sys.stderr)
         return 2
+    called_as(MODULE if Path(sys.argv[0]).name == "__main__.py" else _PROGRAM)
     sys.argv = [f"{PACKAGE}.{name}", *words[1:]]
     runpy.run_module(f"{PACKAGE}.{name}", run_name="__main__", alter_sys=True)
     return 0
@@ -53,7 +55,7 @@ def verbs(package: Path) -> dict[str, str]:
 
 def _listing(commands: dict[str, str]) -> str:
     width = max(map(len, commands))
-    lines = [f"{_PROGRAM} COMMAND ..., or python -m {PACKAGE}.COMMAND ...", ""]
+    lines = [f"{_PROGRAM} COMMAND ..., or {MODULE}.COMMAND ...", ""]
     lines += [f"  {name:{width}}  {does}" for name, does in commands.items()]
     return "\n".join([*lines, "", f"{_PROGRAM} COMMAND --help shows the arguments of one."])
 

@@ -18,6 +18,7 @@ from .dataset.teacher import teacher_of_run
 from .distributed import World, joined
 from .files import write_aside
 from .models.energy_flow import EnergyFlow, model_folder
+from .program import call_of
 from .strict_json import to_json
 
 STANDARD_INPUT = "-"
@@ -115,7 +116,7 @@ def write_jsonl(path: Path, batches: Iterable[Batch], dim: int) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m energy_flow_mlx.embed", description=__doc__)
+    parser = Parser(prog=call_of("embed"), description=__doc__)
     parser.add_argument("run", metavar="RUN", help="a model folder, or OWNER/NAME of the hub")
     parser.add_argument("texts", metavar="TEXTS", help="a UTF-8 file with a text on each line; - is standard input")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="the new .npy or .jsonl file; its rows are of length 1")

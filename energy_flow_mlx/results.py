@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from .config import EnergyConfig
 from .files import write_aside
+from .program import call_of
 from .scores import Evaluation, Rows, Scores, html_rows, table
 from .strict_json import read_json, write_json
 
@@ -73,7 +74,7 @@ class Results:
         """
         path = Path(folder) / FILE
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; a training writes it at its end, and python -m energy_flow_mlx.evaluate {folder}")
+            raise FileNotFoundError(f"{path}: no such file; a training writes it at its end, and {call_of('evaluate')} {folder}")
         values = read_json(path)
         if not isinstance(values, dict) or values.pop("format", None) != _FORMAT:
             raise ValueError(f"{path} does not hold the results of a run ({_FORMAT!r})")

@@ -10,6 +10,7 @@ from .dataset.open import data_of_run
 from .files import resolve
 from .model_files import check_repository, publish
 from .models.energy_flow import OPTIONAL_FILES, EnergyFlow
+from .program import call_of
 from .results import FILE as RESULTS
 from .results import Results
 from .strict_json import to_json
@@ -102,7 +103,7 @@ def _code(language: str, text: str) -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m energy_flow_mlx.upload", description=__doc__)
+    parser = Parser(prog=call_of("upload"), description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or a model folder")
     parser.add_argument("repository", metavar="OWNER/NAME", help="of the hub; made if there is none")
     parser.add_argument("--private", action="store_true", help="make the repository a private one")

@@ -1,5 +1,6 @@
 """`energy-flow` and `python -m energy_flow_mlx`: the list of commands, running one, completing one."""
 
+import ast
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from energy_flow_mlx import program
 from energy_flow_mlx.__main__ import main as dispatch
 from energy_flow_mlx.__main__ import verbs
 
@@ -15,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = verbs(ROOT / "energy_flow_mlx")
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["energy-flow", *words])
+def call(monkeypatch: pytest.MonkeyPatch, *words: str, through: str = "energy-flow") -> int:
+    monkeypatch.setattr(sys, "argv", [through, *words])
+    monkeypatch.setattr(program, "_words", program._words)  # which the call changes
     return dispatch()
 
 
@@ -58,11 +61,38 @@ def test_an_unknown_command_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_a_command_runs_with_its_arguments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for words, code, shown in ((["--help"], 0, "usage: python -m energy_flow_mlx.evaluate"), (["nowhere"], 2, "error: nowhere/config.json")):
+    for words, code, shown in ((["--help"], 0, "usage: energy-flow evaluate [-h]"), (["nowhere"], 2, "error: nowhere/config.json")):
         with pytest.raises(SystemExit) as ended:
             call(monkeypatch, "evaluate", *words)
         assert ended.value.code == code
         assert shown in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("through", "called"),
+    [("/venv/bin/energy-flow", "energy-flow "), ("/site-packages/energy_flow_mlx/__main__.py", "python -m energy_flow_mlx ")],
+)
+def test_hints_name_commands_as_they_were_called(
+    through: str, called: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program.call_of("train") == "python -m energy_flow_mlx.train"
+    for words, hint in (
+        (["generate", str(ROOT / "weights" / "golden"), "--rounds", "1", "a"], f"{called}train --init-from {ROOT / 'weights' / 'golden'} --part corrector"),
+        (["train", "--data", "nothing"], f"`{called}dataset build`"),
+        (["compare", "--nothing"], f"(see {called}compare --help)"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            call(monkeypatch, *words, through=through)
+        assert ended.value.code == 2
+        assert hint in capsys.readouterr().err
+
+
+def test_no_hint_names_a_command_by_itself() -> None:
+    for path in (ROOT / "energy_flow_mlx").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        documentation = [node.value for node in nodes if isinstance(node, ast.Expr)]
+        texts = [node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in documentation]
+        assert not [text.value for text in texts if "python -m energy_flow_mlx." in text.value], path
 
 
 def test_the_console_script_is_this_function() -> None:

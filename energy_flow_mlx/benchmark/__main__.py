@@ -15,6 +15,7 @@ from ..config import ConfigError, EnergyConfig
 from ..distributed import launched
 from ..figures import ENDINGS
 from ..ops.kernel import on_gpu
+from ..program import call_of
 from ..train import memory
 from . import output, scaling
 from .compare import TORCH_CPU, TORCH_CUDA, TORCH_EAGER, WHATS, Plan, measure_mlx, measure_torch, ratios, weights_file
@@ -72,7 +73,7 @@ def _machine(arguments: Namespace) -> dict[str, Any]:
 
 
 def _parser(argv: Sequence[str] | None) -> Parser:
-    parser = Parser(prog="python -m energy_flow_mlx.benchmark", usage=_USAGE, description=_DESCRIPTION)
+    parser = Parser(prog=call_of("benchmark"), usage=_USAGE, description=_DESCRIPTION)
     parser.add_argument(
         "--compare",
         choices=("torch",),

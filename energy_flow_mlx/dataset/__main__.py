@@ -11,6 +11,7 @@ from ..data.corpus import MAX_SEED
 from ..data.shared import dismiss, serve
 from ..distributed import World, joined
 from ..nn.pooling import POOLINGS
+from ..program import call_of
 from ..text.tokeniser import Tokeniser
 from . import inspection
 from .build import Settings, build
@@ -147,7 +148,7 @@ def _columns(text: str) -> tuple[str, str]:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m energy_flow_mlx.dataset", description=__doc__)
+    parser = Parser(prog=call_of("dataset"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = Parser(add_help=False)
     common.add_argument(

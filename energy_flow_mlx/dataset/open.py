@@ -6,6 +6,7 @@ from ..config import ConfigError, EnergyConfig
 from ..data.copies import copied
 from ..data.source import PairData, built_in_data
 from ..data.target_tokens import with_target_tokens
+from ..program import call_of
 from ..text.tokeniser import Tokeniser
 from .stream import file_data, folder_data
 
@@ -68,5 +69,5 @@ def open_data(
             tokeniser=tokeniser,
         )  # fmt: skip
     raise ValueError(
-        f"data must be builtin, a folder built by `python -m energy_flow_mlx.dataset build`, or a data file, got {spec!r}"
+        f"data must be builtin, a folder built by `{call_of('dataset')} build`, or a data file, got {spec!r}"
     )

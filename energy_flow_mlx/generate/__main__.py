@@ -19,6 +19,7 @@ from ..config import EnergyConfig
 from ..dataset.teacher import UnknownTeacher, teacher_of_run
 from ..files import resolve
 from ..models.energy_flow import NEIGHBOURS, EnergyFlow
+from ..program import call_of
 from ..strict_json import to_json
 from ..text.search import EARLY_STOPPING, Search
 from .round_trip import Returned, RoundTrip
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m energy_flow_mlx.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=call_of("generate"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a model folder with a text decoder")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="what to send through the model")
@@ -91,12 +92,12 @@ def _generate(arguments: argparse.Namespace) -> int:
     if model.text_decoder is None:
         raise ValueError(
             f"{arguments.run}: this model has no text decoder; one is trained on it with "
-            f"python -m energy_flow_mlx.train --init-from {arguments.run} --part decoder"
+            f"{call_of('train')} --init-from {arguments.run} --part decoder"
         )
     if arguments.rounds and model.text_corrector is None:
         raise ValueError(
             f"{arguments.run}: this model has no text corrector, which --rounds {arguments.rounds} needs; one is trained on it with "
-            f"python -m energy_flow_mlx.train --init-from {arguments.run} --part corrector"
+            f"{call_of('train')} --init-from {arguments.run} --part corrector"
         )
     try:
         teacher = teacher_of_run(arguments.run, config, arguments.teacher)

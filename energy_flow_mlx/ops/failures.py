@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from ..program import call_of
+
 VARIABLE = "ENERGY_FLOW_KERNELS"
-DOCTOR = "python -m energy_flow_mlx.doctor"
 
 # In MLX's texts: the place of an error in a source, a kernel's name, and a group that is too large.
 PLACE = re.compile(r"\b(\w+)/(\w+)/[\w.]+:\d+:\d+: (?:fatal )?error:")
@@ -85,12 +86,12 @@ def how_to_go_on(kernels: list[Kernel]) -> str:
     """Which settings take MLX's own graph instead of these kernels."""
     ops = sorted({op for op, _ in kernels})
     if len(ops) > 3:
-        return f"Go on with {VARIABLE}=off (MLX's own graph for all ops); {DOCTOR} tries each kernel by itself."
+        return f"Go on with {VARIABLE}=off (MLX's own graph for all ops); {call_of('doctor')} tries each kernel by itself."
     present = os.environ.get(VARIABLE, "auto")
     without = ",".join([present, *(f"-{op}" for op in ops)])
     return (
         f"Go on with {VARIABLE}={without} (MLX's own graph for {', '.join(ops)}) or {VARIABLE}=off (for all ops); "
-        f"{DOCTOR} tries each kernel by itself and writes a report."
+        f"{call_of('doctor')} tries each kernel by itself and writes a report."
     )
 
 

@@ -15,6 +15,7 @@ from ..distributed import TIMEOUT, World, joined
 from ..files import resolve
 from ..logs import LEVELS, shown
 from ..ops.failures import KernelError
+from ..program import call_of
 from . import checkpoint
 from .checkpoint import CheckpointError, NonFiniteState
 from .found import NAMED, found_run
@@ -90,7 +91,7 @@ def _train(arguments: Namespace, world: World) -> int:
 
 
 def _parser(argv: Sequence[str] | None) -> Parser:
-    parser = Parser(prog="python -m energy_flow_mlx.train", usage=_USAGE, description=_DESCRIPTION)
+    parser = Parser(prog=call_of("train"), usage=_USAGE, description=_DESCRIPTION)
     parser.add_argument(
         "--resume", metavar="RUN|latest|best",
         help="go on with the run in this folder, bit-identically; or with that in runs/ which was saved last, or has the best validation",

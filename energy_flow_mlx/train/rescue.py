@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..cli import reason
+from ..program import call_of
 from .checkpoint import HYPOTHESES, METRICS
 from .keeping import copy_best
 from .prepare import Prepared
@@ -37,7 +38,7 @@ def rescued(run: Prepared, step: TrainStep, save: Callable[[Path], None]) -> Ite
             folder = _saved(run, save)
         except OSError as last:
             raise OSError(f"{reason(error)}; step {done} could not be saved elsewhere either: {reason(last)}") from error
-        raise OSError(f"{reason(error)}; step {done} is saved, go on with:\n  python -m energy_flow_mlx.train --resume {folder}") from error
+        raise OSError(f"{reason(error)}; step {done} is saved, go on with:\n  {call_of('train')} --resume {folder}") from error
 
 
 def _saved(run: Prepared, save: Callable[[Path], None]) -> Path:

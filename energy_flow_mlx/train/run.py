@@ -16,6 +16,7 @@ from ..data.prefetch import Prefetch
 from ..data.source import PairBatch
 from ..distributed import ALONE, World
 from ..lock import locked
+from ..program import call_of
 from ..scores import Evaluation
 from . import checkpoint, keeping, memory, together
 from .callbacks import Callback, Callbacks
@@ -87,7 +88,7 @@ def train(
         if profile is not None and not trace.written:
             logger.warning("%s: the run was too short for a trace", profile)
         if not run.state.finished(config):
-            print(f"stopped and saved at step {run.state.step}; go on with:\n  python -m energy_flow_mlx.train --resume {folder}")
+            print(f"stopped and saved at step {run.state.step}; go on with:\n  {call_of('train')} --resume {folder}")
             return 130
         if run.state.step < config.training_steps and not quiet:
             print(ended_early(run), flush=True)
@@ -104,7 +105,7 @@ def train(
             if results is not None:  # only its picture was not drawn
                 print(results)
                 return 130
-            print(f"interrupted: the run is complete and saved; for the table:\n  python -m energy_flow_mlx.evaluate {folder}", file=sys.stderr)
+            print(f"interrupted: the run is complete and saved; for the table:\n  {call_of('evaluate')} {folder}", file=sys.stderr)
             return 130
     print(results)
     return 0
@@ -186,7 +187,7 @@ def loop(run: Prepared, trace: Profile, quiet: bool, callbacks: Callbacks, stop:
     progress = Progress(run.folder, config, state.step, silent, callbacks) if world.first else together.Unheard()
     alone = world.first and not isinstance(run.optimiser, ShardedAdamW)  # this process can save without the others
     saves = rescued(run, step, save_early) if alone else nullcontext()
-    advice = f"; {run.folder} keeps its last checkpoint, go on with:\n  python -m energy_flow_mlx.train --resume {run.folder}"
+    advice = f"; {run.folder} keeps its last checkpoint, go on with:\n  {call_of('train')} --resume {run.folder}"
     with world.watched(advice), stop, ahead, saves, progress:
         launched: Launched | None = None
         while not state.finished(config):
