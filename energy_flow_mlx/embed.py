@@ -17,7 +17,8 @@ from .dataset.records import Faults
 from .dataset.teacher import teacher_of_run
 from .distributed import World, joined
 from .files import write_aside
-from .models.energy_flow import EnergyFlow, model_folder
+from .models.energy_flow import EnergyFlow
+from .models.energy_flow_files import model_folder
 from .program import call_of
 from .strict_json import to_json
 

@@ -9,7 +9,8 @@ from .config import EnergyConfig
 from .dataset.open import data_of_run
 from .files import resolve
 from .model_files import check_repository, publish
-from .models.energy_flow import OPTIONAL_FILES, EnergyFlow
+from .models.energy_flow import EnergyFlow
+from .models.energy_flow_files import OPTIONAL_FILES
 from .program import call_of
 from .results import FILE as RESULTS
 from .results import Results

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..models.energy_flow import MOST_STEPS
+from ..models.energy_flow_files import MOST_STEPS
 from ..strict_json import with_numbers
 
 _MOST_RATE = 1e6

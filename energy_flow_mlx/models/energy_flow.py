@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -19,7 +19,7 @@ from ..nn import blank_weights
 from ..nn.mode import evaluating
 from ..nn.precision import DTYPES
 from ..nn.quantised import BITS, QuantisedMatrix
-from ..tensors import LOADED, check_shapes, load_arrays, read_metadata, save_arrays
+from ..tensors import check_shapes
 from ..text.search import Search
 from ..text.tokeniser import Tokeniser
 from .carrier import EnergyCarrier
@@ -27,7 +27,8 @@ from .collector import OutputCollector
 from .corrector_files import RECORD as CORRECTOR_RECORD
 from .corrector_files import TENSORS as CORRECTOR_TENSORS
 from .corrector_files import corrector_writers, read_corrector
-from .decoder_files import RECORD, TENSORS, TOKENISER, decoder_writers, read_decoder
+from .decoder_files import RECORD, TENSORS, decoder_writers, read_decoder
+from .energy_flow_files import Weights, model_folder, read_weights, save_weights
 from .initial import carry_energy
 from .mapper import EmbeddingMapper
 from .neuron import SimpleNeuron
@@ -39,12 +40,6 @@ from .text_encoder import TextToCubeEncoder
 from .trace import Trace, record
 
 NEIGHBOURS = 8  # likely tokens that correction tries in each place
-MOST_STEPS = 2**31 - 1  # the device counts steps in int32
-
-_LAYERS = {"carrier.gru.": "carrier_num_layers", "text_encoder.transformer_encoder.layers.": "text_num_layers"}
-
-_FILES = ("config.json", "model.safetensors")
-OPTIONAL_FILES = ("tokenizer.json", RECORD, TENSORS, TOKENISER, CORRECTOR_RECORD, CORRECTOR_TENSORS)
 BESIDE = ("text_decoder.", "text_corrector.")  # parameters with files of their own
 
 
@@ -371,10 +366,7 @@ class EnergyFlow(nn.Module):
 
     def save_weights_with_steps(self, path: str | os.PathLike[str]) -> None:
         """Write model.safetensors: `flow_parameters`, and in its metadata `trained_steps` and, if quantised, `quantised_bits`."""
-        metadata = {"format": "mlx", "trained_steps": str(self.trained_steps)}
-        if self.quantised_bits:
-            metadata["quantised_bits"] = str(self.quantised_bits)
-        save_arrays(path, self.flow_parameters(), metadata)
+        save_weights(path, Weights(self.flow_parameters(), self.trained_steps, self.quantised_bits))
 
     def writers(self) -> dict[str, Callable[[Path], Any]]:
         """The files of a model folder, each with the function that writes it to a path, as `files.write_folder` takes them."""
@@ -423,21 +415,16 @@ class EnergyFlow(nn.Module):
         folder = model_folder(folder)
         config = read_config(resolve(folder, "config.json"))
         path = resolve(folder, "model.safetensors")
-        quantised = read_metadata(path).get("quantised_bits")
-        weights, metadata = load_arrays(path, LOADED if quantised is None else (*LOADED, "U32"))
-        _check_layers(path, config, weights)  # before they are built
+        weights = read_weights(path, config)  # refuses another number of layers before they are built
         with blank_weights():
             model = cls(config)
-        if quantised is not None:
-            model.quantise(_bits_in(path, quantised))
-        steps = metadata.get("trained_steps", "0")
-        if not (steps.isascii() and steps.isdecimal() and int(steps) <= MOST_STEPS):
-            raise ValueError(f"{path}: trained_steps in its metadata is {steps[:80]!r}; accepted is a whole number up to {MOST_STEPS}")
+        if weights.quantised_bits:
+            model.quantise(weights.quantised_bits)
         parameters = dict(tree_flatten(model.parameters()))
-        found, wanted = ({name: array.shape for name, array in tree.items()} for tree in (weights, parameters))
+        found, wanted = ({name: array.shape for name, array in tree.items()} for tree in (weights.arrays, parameters))
         check_shapes(path, found, wanted)
-        model.load_weights(list(weights.items()))
-        model.trained_steps = int(steps)
+        model.load_weights(list(weights.arrays.items()))
+        model.trained_steps = weights.trained_steps
         tokeniser = resolve(folder, "tokenizer.json")
         if tokeniser.is_file():
             model.text_encoder.tokeniser = Tokeniser.from_file(tokeniser)
@@ -453,48 +440,9 @@ class EnergyFlow(nn.Module):
         return model
 
 
-def _check_layers(path: Path, config: ModelConfig, names: Iterable[str]) -> None:
-    """Raise ValueError if the weights `names` in the file at `path` are of another number of layers than `config` has."""
-    found = {prefix: {name.split(".")[prefix.count(".")] for name in names if name.startswith(prefix)} for prefix in _LAYERS}
-    faults = [
-        f"{field} is {getattr(config, field)}, the file has {len(found[prefix])} of {prefix}*"
-        for prefix, field in _LAYERS.items()
-        if len(found[prefix]) != getattr(config, field)
-    ]
-    if faults:
-        raise ValueError(f"{path} does not fit its config.json: {'; '.join(faults)}")
-
-
 def _are_texts(inputs: Any) -> bool:
     """A list of texts, or a text alone, which `check_texts` refuses by name."""
     return isinstance(inputs, str) or (isinstance(inputs, Sequence) and any(isinstance(each, str) for each in inputs))
-
-
-def model_folder(spec: str | os.PathLike[str]) -> Path:
-    """The folder of a model, `spec` itself or, for the hub id OWNER/NAME, the hub's cache.
-
-    What lies beside folders that exist is a folder, not an id: a missing runs/tiny is not looked for on the hub if there is a runs/.
-
-    Raises:
-        FileNotFoundError: the folder or one of its files is missing, or the download failed.
-        ValueError: the repository lacks a file.
-    """
-    from ..model_files import is_repository, locate
-
-    name, folder = os.fspath(spec), Path(spec)
-    if is_repository(name) and not folder.parent.exists():
-        return locate("folder", name, _FILES, optional=OPTIONAL_FILES)
-    for file in _FILES:
-        if not resolve(folder, file).is_file():
-            raise FileNotFoundError(f"{folder / file} is missing: a model folder holds {' and '.join(_FILES)}")
-    return folder
-
-
-def _bits_in(path: Path, text: str) -> int:
-    accepted = [str(bits) for bits in BITS]
-    if text not in accepted:
-        raise ValueError(f"{path}: quantised_bits in its metadata is {text[:80]!r}; accepted are {', '.join(accepted)}")
-    return int(text)
 
 
 def _unit(embeddings: mx.array) -> NDArray[np.float32]:

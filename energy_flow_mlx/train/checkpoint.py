@@ -22,7 +22,8 @@ from ..models.corrector_files import RECORD as CORRECTOR_RECORD
 from ..models.corrector_files import TENSORS as CORRECTOR_TENSORS
 from ..models.corrector_files import corrector_writers
 from ..models.decoder_files import RECORD, TENSORS, decoder_writers
-from ..models.energy_flow import OPTIONAL_FILES, EnergyFlow
+from ..models.energy_flow import EnergyFlow
+from ..models.energy_flow_files import OPTIONAL_FILES
 from ..strict_json import read_json, to_json, write_json
 from ..tensors import LOADED, listing, load_arrays, save_arrays
 from .loss import number

@@ -8,7 +8,8 @@ import mlx.core as mx
 from ..cli import layered_config
 from ..config import ConfigError, EnergyConfig, ModelConfig, field_names, flag, read_config
 from ..files import resolve
-from ..models.energy_flow import EnergyFlow, model_folder
+from ..models.energy_flow import EnergyFlow
+from ..models.energy_flow_files import model_folder
 from ..nn import blank_weights
 from .loss import number
 
