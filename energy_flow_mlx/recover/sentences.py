@@ -1,5 +1,6 @@
 """The sentences that a run is asked for, none of which it has learned from, and the learned ones that are nearest to what it predicts."""
 
+from collections.abc import Set
 from typing import NamedTuple
 
 import numpy as np
@@ -37,15 +38,20 @@ def held_out(data: PairData, most: int, seed: int) -> HeldOut:
             pairs[pair] = number
         else:
             left_out["repeated" if pair.target else "without a text"] += 1
-    targets = {pair.target for pair in pairs}
-    learned: set[str] = set()
-    for number in range(len(data.train)):
-        learned |= targets.intersection(map(canonical, data.train.texts(number)))
-    new = [number for pair, number in pairs.items() if pair.target not in learned]
+    known = learned({pair.target for pair in pairs}, data.train)
+    new = [number for pair, number in pairs.items() if pair.target not in known]
     chosen = choose(len(new), 1.0, most, seed)
     left_out["in training texts"] = len(pairs) - len(new)
     left_out["beyond the number asked for"] = len(new) - len(chosen)
     return HeldOut(np.array(new, np.int64)[chosen], left_out)
+
+
+def learned(texts: Set[str], train: PairDataset) -> set[str]:
+    """Those of `texts`, each as `checks.canonical` gives it, that are an input or a target of a training pair."""
+    known: set[str] = set()
+    for number in range(len(train)):
+        known |= texts & set(map(canonical, train.texts(number)))
+    return known
 
 
 def nearest_targets(predicted: Floats, train: PairDataset) -> list[str]:

@@ -15,14 +15,16 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from energy_flow_mlx import EnergyConfig, EnergyFlow
+from energy_flow_mlx.checks import canonical
 from energy_flow_mlx.data.teacher import Teacher
 from energy_flow_mlx.dataset.open import data_of_run
 from energy_flow_mlx.dataset.teacher import teacher_of_run
 from energy_flow_mlx.files import resolve
 from energy_flow_mlx.models.energy_flow import NEIGHBOURS
+from energy_flow_mlx.recover.recovery import cosines
+from energy_flow_mlx.recover.sentences import learned
+from energy_flow_mlx.text.scores import TOTAL, scores_by_length
 from energy_flow_mlx.text.search import Search
 from energy_flow_mlx.train import command
 
@@ -67,10 +69,14 @@ def measure(run: Path, most: int, beams: int, spec: str | None) -> dict[str, dic
     """Exact matches and cosines of what comes back for held-out texts, by the way that it was found."""
     model, config = EnergyFlow.from_pretrained(run), EnergyConfig.from_json(run / "config.json")
     data, teacher = data_of_run(config, model.text_encoder.tokeniser), teacher_of_run(run, config, spec)
-    known = {text for at in range(len(data.train)) for text in data.train.texts(at)}
     rows = {}
     for side in ("input", "target"):
-        texts = [text for text in dict.fromkeys(getattr(data.test.texts(at), side) for at in range(len(data.test))) if text not in known][:most]
+        asked: dict[str, str] = {}
+        for at in range(len(data.test)):
+            text = getattr(data.test.texts(at), side)
+            asked.setdefault(canonical(text), text)
+        known = learned(asked.keys(), data.train)
+        texts = [text for name, text in asked.items() if name and name not in known][:most]
         for name, search, rounds in (
             ("greedy", Search(num_beams=1, max_length=config.text_max_length), 0),
             (f"{beams} beams", Search(num_beams=beams, max_length=config.text_max_length), 0),
@@ -87,8 +93,8 @@ def _scores(model: EnergyFlow, teacher: Teacher, texts: list[str], search: Searc
     for at in range(0, len(texts), SIZE):
         some = wanted[at : at + SIZE]
         found += model.decode(embedding=some, rounds=rounds, neighbours=neighbours, teacher=teacher, search=search)
-    exact = np.mean([text == came for text, came in zip(texts, found, strict=True)])
-    return {"exact": float(exact), "cosine": float((teacher.embed(found) * wanted).sum(axis=1).mean())}
+    scores = scores_by_length(texts, found, cosines(wanted, found, teacher))[TOTAL]
+    return {name: getattr(scores, name) for name in ("exact", "cosine")}
 
 
 def _parser() -> argparse.ArgumentParser:

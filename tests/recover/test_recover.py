@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from benchmarks import text_recovery
 from models.small import SMALL, lively_model
 from test_generate import small_run
 
@@ -113,6 +114,24 @@ def test_a_decoder_that_knows_its_text_is_perfect_and_an_empty_answer_is_worth_n
     assert (worst.exact, worst.token_f1, worst.cosine) == (0, 0, 0)
     nearest = scores["nearest training sentence"]["all"]
     assert nearest.exact == 0 and nearest.token_f1 == pytest.approx((2 * 2 / 7 + 0) / 2)
+
+
+def test_the_benchmark_asks_for_texts_that_were_not_learned_and_judges_them_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = [("a cat sits", "An Animal sits."), ("prices fell", "a dog runs")]
+    test = [("A dog\u00a0RUNS", "people read"), ("two men read", "People  read"), ("it rained", "an animal  sits."), ("it rained", "\u200b")]
+
+    def decode(self: EnergyFlow, *, embedding: np.ndarray, rounds: int, **settings: object) -> list[str]:
+        texts = [text for pair in test for text in pair if text != "\u200b"]
+        return [texts[at].upper() if rounds else "" for at in np.argmax(embedding @ TEACHER.embed(texts).T, axis=1)]
+
+    monkeypatch.setattr(text_recovery, "data_of_run", lambda *_: data_of(train, test))
+    monkeypatch.setattr(EnergyFlow, "decode", decode)
+    rows = text_recovery.measure(run, 9, 3, None)
+    rounds = [f"3 beams, {count} rounds{more}" for count in (1, 5, 20) for more in ("", ", 8 neighbours")]
+    assert list(rows) == [f"{texts}, {way}" for texts in ("2 inputs", "1 targets") for way in ("greedy", "3 beams", *rounds)]
+    for title, row in rows.items():
+        came = float("rounds" in title)
+        assert row == {"exact": came, "cosine": pytest.approx(came, abs=1e-6)}, title
 
 
 def test_with_rounds_each_way_has_a_corrected_row(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
