@@ -22,6 +22,9 @@ from .failures import VARIABLE, KernelError, how_to_go_on, note_launch
 # Ops whose kernel was measured slower than MLX's own graph in a training step on a backend: off there unless forced.
 NOT_DEFAULT: dict[str, frozenset[str]] = {"metal": frozenset(), "cuda": frozenset()}
 
+# In an op's file, before its functions: functions that it shares with others. They are put in front, for compilers have no folder to look in.
+INCLUDE = re.compile(r'^#include "(\w+\.h)"$', re.MULTILINE)
+
 # Elements are counted in 32 bits, and MLX takes the grid as int.
 MOST_ELEMENTS, MOST_THREADS = 2**32 - 1, 2**31 - 1
 
@@ -178,7 +181,8 @@ def _parts(op: str, body: str, language: str) -> tuple[str, str, str]:
     here = f"{op}/{body}"
     own = source_file(f"{op}.metal")
     first = own[: own.index(f"//// {body}\n")].count("\n") + 2
-    parts = {f"{language}.h": source_file(f"{language}.h"), "common.h": source_file("common.h"), f"{op}.metal": functions}
+    names = [f"{language}.h", "common.h", *INCLUDE.findall(functions)]
+    parts = {**{name: source_file(name) for name in names}, f"{op}.metal": INCLUDE.sub("", functions)}
     header = "\n".join(f'#line 1 "{here}/{name}"\n{text}' for name, text in parts.items())
     source = f'#line {first} "{here}/{op}.metal"\n{bodies[body]}'
     # MLX keeps compiled kernels by name: the name must change with the source.
