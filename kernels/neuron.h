@@ -27,8 +27,8 @@ FUNCTION float encode(P w, thread const float (&p)[3], float energy, uint k) {
 }
 
 // Linear: output[o][f] of rows from + lane / 2 + 16 o (the last row where there are fewer), flows 4 (lane % 2) + f.
-template <int OUT, int ROWS, int INNER, int ROW, typename P>
-FUNCTION void linear(P w, P bias, P value, uint lane, uint from, thread float (&output)[OUT][4]) {
+template <int OUT, int ROWS, int INNER, int ROW, typename P, typename Q>
+FUNCTION void linear(P w, P bias, Q value, uint lane, uint from, thread float (&output)[OUT][4]) {
     uint row[OUT];
     for (uint o = 0; o < OUT; ++o) {
         row[o] = metal::min(from + lane / 2 + 16 * o, uint(ROWS - 1));
@@ -86,8 +86,8 @@ FUNCTION void normalise(thread float (&x)[OUT][4], uint lane, thread float (&sca
 }
 
 // GELU of normalised numbers times gamma plus beta, into threadgroup memory; slope: its derivative.
-template <int HIDDEN, int OUT, typename P>
-FUNCTION void activate(thread const float (&normal)[OUT][4], P gamma, P beta, uint lane, P value, thread float (&slope)[OUT][4]) {
+template <int HIDDEN, int OUT, typename P, typename Q>
+FUNCTION void activate(thread const float (&normal)[OUT][4], P gamma, P beta, uint lane, Q value, thread float (&slope)[OUT][4]) {
     for (uint o = 0; o < OUT; ++o) {
         if (!owned<HIDDEN>(lane, o)) continue;
         uint i = lane / 2 + 16 * o;
