@@ -54,7 +54,7 @@ class WholeStep:
         self._step, self._kernel = step, step_kernel(step)
         neuron, (layers, heads) = weights
         packed = neuron[0] if len(neuron) == 1 else pack(neuron)
-        self._packed = self._kernel.packed(packed, layers, heads)
+        self.packed = self._kernel.packed(packed, layers, heads)
 
     def start(self, flows: FlowState) -> FlowState:
         """The flows with their hidden states as the kernel takes them."""
@@ -65,5 +65,5 @@ class WholeStep:
     ) -> tuple[FlowState, None]:
         """The flows after one step; `weights` are those packed before, and evaluation has no noise."""
         (hidden,) = flows.hidden
-        move, after = self._kernel(self._packed, flows.position, flows.energy, hidden, flows.active, flows.age, scale)
+        move, after = self._kernel(self.packed, flows.position, flows.energy, hidden, flows.active, flows.age, scale)
         return self._step.moved(flows, move, (after,)), None
