@@ -160,52 +160,67 @@ FUNCTION void decide(P states, W weights, V vectors, uint simd, uint lane, S sum
     }
 }
 
-//// forward
-    constexpr uint SIMDS = GROUP / 32, WIDTH = (F + 16) / 16 * 16, A = HD / 2;
+// Of a tile's flows all but the move: to sums [SIMD-group][row][energy, x, y, z], before the heads' last biases, and to `after`.
+// before, after: the tile's rows of the first layer's hidden states; those of the next layer are `layer` elements behind.
+template <typename T, int L, int HD, int M, int HIDDEN, int F, int ROWS, int GROUP, bool FEATURES_BOUNDED, bool BOUNDED,
+          typename P, typename Q, typename A, typename B, typename C, typename N, typename W, typename V, typename X, typename S, typename R>
+FUNCTION void consider(
+    P position, Q energy, A active, uint start, uint flows, B before, C after, uint layer, N neuron, W matrices, V vectors, X settings, uint t,
+    S features, R inputs, R values, R sums) {
+    constexpr uint SIMDS = GROUP / 32, WIDTH = (F + 16) / 16 * 16;
     constexpr uint ONE = 3 * HD * (WIDTH + HD), OTHER = 6 * HD * HD;  // weights of the first layer, and of another
-    threadgroup T features[ROWS * WIDTH];
-    threadgroup float inputs[GROUP];
-    threadgroup float values[GROUP / 4 * HIDDEN];
-    threadgroup float sums[SIMDS * ROWS * 4];
-    uint t = thread_position_in_threadgroup.x, lane = t % 32, simd = t / 32;
-    uint flows = uint(position_shape[0]), start = threadgroup_position_in_grid.x * ROWS;
-    uint layer = uint(hidden_shape[1]) * HD, rows = start * HD;  // elements of a layer's hidden states; where the tile's begin
+    uint lane = t % 32, simd = t / 32;
     SHORT for (uint row = 8 * simd; row < ROWS; row += 8 * SIMDS) {
         feel<T, HIDDEN, F, WIDTH, FEATURES_BOUNDED>(
-            position, energy, &neuron[0], start + row, flows, settings[0], lane, &inputs[32 * simd], &values[8 * HIDDEN * simd], &features[row * WIDTH]);
+            position, energy, neuron, start + row, flows, settings[0], lane, inputs + 32 * simd, values + 8 * HIDDEN * simd, features + row * WIDTH);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);  // features
-    remember<T, HD, WIDTH, ROWS, SIMDS, BOUNDED>(
-        &features[0], hidden + rows, next_hidden + rows, &matrices[0], &vectors[0], active, start, flows, settings[1], simd, lane);
+    remember<T, HD, WIDTH, ROWS, SIMDS, BOUNDED>(features, before, after, matrices, vectors, active, start, flows, settings[1], simd, lane);
     threadgroup_barrier(mem_flags::mem_device);  // the first layer's hidden states
     SHORT for (uint l = 1; l < L; ++l) {
-        uint own = l * layer + rows;
         remember<T, HD, HD, ROWS, SIMDS, BOUNDED>(
-            next_hidden + own - layer, hidden + own, next_hidden + own, &matrices[ONE + (l - 1) * OTHER], &vectors[l * 4 * HD], active, start,
-            flows, settings[1], simd, lane);
+            after + (l - 1) * layer, before + l * layer, after + l * layer, matrices + ONE + (l - 1) * OTHER, vectors + l * 4 * HD, active,
+            start, flows, settings[1], simd, lane);
         threadgroup_barrier(mem_flags::mem_device);  // the layer's hidden states
     }
-    auto of_heads = &vectors[L * 4 * HD];
     decide<T, HD, M, ROWS, SIMDS>(
-        next_hidden + (L - 1) * layer + rows, &matrices[ONE + (L - 1) * OTHER], of_heads, simd, lane, &sums[simd * ROWS * 4]);
+        after + (L - 1) * layer, matrices + ONE + (L - 1) * OTHER, vectors + L * 4 * HD, simd, lane, sums + simd * ROWS * 4);
     threadgroup_barrier(mem_flags::mem_threadgroup);  // sums of each SIMD-group
-    auto out_bias = of_heads + 2 * A + 4 * M;
+}
+
+// One row's move: `from` becomes where the flow is after it. Whether it is on an output plane; energy and length: after and of the move.
+template <int HD, int M, int ROWS, int GROUP, bool REFLECT, typename S, typename V, typename X>
+FUNCTION bool go(S sums, V vectors, X scale, uint row, thread float (&place)[3], thread float& energy, thread float& square) {
+    float total[4], raw[3], to[3];
+    for (uint k = 0; k < 4; ++k) {
+        total[k] = vectors[HD + 4 * M + k];  // out_bias
+        for (uint s = 0; s < GROUP / 32; ++s) total[k] += sums[(s * ROWS + row) * 4 + k];
+    }
+    for (uint axis = 0; axis < 3; ++axis) raw[axis] = place[axis] + limit(scale[0] * total[axis + 1], LARGEST_DISPLACEMENT);
+    bool reached = travel<REFLECT>(place, raw, to, square);
+    for (uint axis = 0; axis < 3; ++axis) place[axis] = to[axis];
+    energy = metal::tanh(total[0]);
+    return reached;
+}
+
+//// forward
+    threadgroup T features[ROWS * ((F + 16) / 16 * 16)];
+    threadgroup float inputs[GROUP];
+    threadgroup float values[GROUP / 4 * HIDDEN];
+    threadgroup float sums[GROUP / 32 * ROWS * 4];
+    uint t = thread_position_in_threadgroup.x, flows = uint(position_shape[0]), start = threadgroup_position_in_grid.x * ROWS;
+    uint layer = uint(hidden_shape[1]) * HD, rows = start * HD;  // elements of a layer's hidden states; where the tile's begin
+    consider<T, L, HD, M, HIDDEN, F, ROWS, GROUP, FEATURES_BOUNDED, BOUNDED>(
+        position, energy, active, start, flows, hidden + rows, next_hidden + rows, layer, &neuron[0], &matrices[0], &vectors[0], settings, t,
+        &features[0], &inputs[0], &values[0], &sums[0]);
     SHORT for (uint row = t; row < ROWS; row += GROUP) {
         uint i = start + row;
         if (i >= flows) continue;
-        float total[4] = {out_bias[0], out_bias[1], out_bias[2], out_bias[3]}, from[3], raw[3], to[3];
-        for (uint s = 0; s < SIMDS; ++s) {
-            for (uint k = 0; k < 4; ++k) total[k] += sums[(s * ROWS + row) * 4 + k];
-        }
-        for (uint axis = 0; axis < 3; ++axis) {
-            from[axis] = to[axis] = position[3 * i + axis];
-            raw[axis] = from[axis] + limit(scale[0] * total[axis + 1], LARGEST_DISPLACEMENT);
-        }
+        float place[3] = {position[3 * i], position[3 * i + 1], position[3 * i + 2]}, e = energy[i], square = 0.0f;
         bool on = active[i], reached = false;
-        float square = 0.0f;
-        if (on) reached = travel<REFLECT>(from, raw, to, square);
-        for (uint axis = 0; axis < 3; ++axis) next_position[3 * i + axis] = to[axis];
-        next_energy[i] = on ? metal::tanh(total[0]) : energy[i];
+        if (on) reached = go<HD, M, ROWS, GROUP, REFLECT>(&sums[0], &vectors[L * 4 * HD], scale, row, place, e, square);
+        for (uint axis = 0; axis < 3; ++axis) next_position[3 * i + axis] = place[axis];
+        next_energy[i] = e;
         terminated[i] = reached;
         moving[i] = on && !reached;
         next_age[i] = age[i] + (on ? 1 : 0);

@@ -169,7 +169,7 @@ def test_broken_kernels_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         (barrier + "device);  // the layer's hidden states", ""),
         (barrier + "threadgroup);  // sums of each SIMD-group", ""),
         ("simdgroup_barrier(mem_flags::mem_threadgroup);  // before the next flows' inputs and activations", ""),
-        ("if (i >= flows) continue;\n        float total", "float total"),
+        ("if (i >= flows) continue;\n        float place", "float place"),
         ("on = flow < flows && active[metal::min(flow, flows - 1)];", "on = active[flow];"),
         ("return x + simd_shuffle_xor(x, 8);", "return x + simd_shuffle_xor(x, 2);"),
         ("tile + 8 * j, 16, 0, true);", "tile + 8 * j, 16, 0, false);"),
