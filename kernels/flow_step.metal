@@ -1,23 +1,26 @@
-// flow_step: a whole step of flows, forward alone: neuron, GRU, heads and move, for a tile of flows that share the weights they read.
-// Specification: flow_step_reference in energy_flow_mlx/ops/flow_step.py.
+// flow_step: whole steps of flows, forward alone: neuron, GRU, heads and move, for a tile of flows that share the weights they read.
+// Specification: flow_step_reference and flow_life_reference in energy_flow_mlx/ops/flow_step.py.
 //
 //   position [N, 3] float, energy [N] float, active [N] bool, age [N] int
-//   hidden [L, tiles ROWS, HD] T    hidden states of L layers; rows from N on belong to no flow
+//   hidden [L, tiles ROWS, HD] T    hidden states of L layers, read by forward; rows from N on belong to no flow
 //   neuron [Packed::count] float    the neuron's parameters, as neuron.metal has them
 //   matrices T                      tiles of 8 outputs by 16 inputs, row after row, for each 8 outputs all inputs in order: of each layer
 //                                   the input's [3 HD, WIDTH] (HD beyond the first) and the hidden state's [3 HD, HD], and the heads' [A + M, HD]
 //   vectors float                   of each layer bias [3 HD] and hidden_bias [HD]; the heads' bias [A + M], energy_weight [A],
 //                                   displacement_weight [3, M], out_bias [4]
 //   scale [1] float                 factor on displacements
-//   settings [2] float              bounds of features and of hidden states, read if FEATURES_BOUNDED, BOUNDED
-//   -> next_position [N, 3] float, next_energy [N] float, terminated [N] bool, moving [N] bool, next_age [N] int, length [N] float,
-//      next_hidden [L, tiles ROWS, HD] T
+//   settings [3] float              bounds of features and of hidden states, and the shortest move, read if FEATURES_BOUNDED, BOUNDED, FILTERED
+//   steps [1] int                   of a life
+//   forward: a step -> next_position [N, 3] float, next_energy [N] float, terminated [N] bool, moving [N] bool, next_age [N] int,
+//            length [N] float, next_hidden [L, tiles ROWS, HD] T
+//   life:    all steps, from hidden states of 0 -> next_position, next_energy, moving, next_age; arrived [N] bool, dropped [N] bool, after
+//            a move shorter than the shortest; even_hidden, odd_hidden [L, tiles ROWS, HD] T, of no use afterwards
 //
 // A group of GROUP threads has ROWS flows, a multiple of 16. Of each product a SIMD-group has all rows and 8 columns of every gate at a
 // time: it reads each of its weights once, and the gates need no other SIMD-group's sums. Features are in threadgroup memory; hidden
 // states go through device memory, where the next layer and the next step read them. A is HD / 2, WIDTH F + 1 up to a multiple of 16.
 // HD is a multiple of 16, M of 8 and HIDDEN, the neuron's width, of 4.
-// Templates: T, L, HD, M, HIDDEN, F, ROWS, GROUP, FEATURES_BOUNDED, BOUNDED, REFLECT.
+// Templates: T, L, HD, M, HIDDEN, F, ROWS, GROUP, FEATURES_BOUNDED, BOUNDED, REFLECT; life FILTERED.
 
 #include "advance.h"
 #include "gru.h"
@@ -225,4 +228,58 @@ FUNCTION bool go(S sums, V vectors, X scale, uint row, thread float (&place)[3],
         moving[i] = on && !reached;
         next_age[i] = age[i] + (on ? 1 : 0);
         length[i] = metal::sqrt(square);
+    }
+
+//// life
+    threadgroup T features[ROWS * ((F + 16) / 16 * 16)];
+    threadgroup float inputs[GROUP];
+    threadgroup float values[GROUP / 4 * HIDDEN];
+    threadgroup float sums[GROUP / 32 * ROWS * 4];
+    threadgroup float places[ROWS * 3], energies[ROWS];
+    threadgroup int ages[ROWS], moves[ROWS], ends[ROWS];  // ends: 1 has arrived, 2 is dropped
+    uint t = thread_position_in_threadgroup.x, flows = uint(position_shape[0]), start = threadgroup_position_in_grid.x * ROWS;
+    uint layer = (flows + ROWS - 1) / ROWS * ROWS * HD, rows = start * HD;
+    SHORT for (uint row = t; row < ROWS; row += GROUP) {
+        uint i = metal::min(start + row, flows - 1);
+        for (uint axis = 0; axis < 3; ++axis) places[3 * row + axis] = position[3 * i + axis];
+        energies[row] = energy[i];
+        ages[row] = age[i];
+        moves[row] = start + row < flows && active[i] ? 1 : 0;
+        ends[row] = 0;
+    }
+    for (uint l = 0; l < L; ++l) {
+        SHORT for (uint k = t; k < ROWS * HD; k += GROUP) odd_hidden[l * layer + rows + k] = T(0.0f);
+    }
+    threadgroup_barrier(mem_flags::mem_device | mem_flags::mem_threadgroup);  // flows as they start
+    SHORT for (uint step = 0; step < uint(steps[0]); ++step) {
+        auto before = (step % 2 ? even_hidden : odd_hidden) + rows;
+        auto after = (step % 2 ? odd_hidden : even_hidden) + rows;
+        consider<T, L, HD, M, HIDDEN, F, ROWS, GROUP, FEATURES_BOUNDED, BOUNDED>(
+            &places[0], &energies[0], &moves[0], 0, ROWS, before, after, layer, &neuron[0], &matrices[0], &vectors[0], settings, t, &features[0],
+            &inputs[0], &values[0], &sums[0]);
+        SHORT for (uint row = t; row < ROWS; row += GROUP) {
+            if (!moves[row]) continue;
+            float place[3] = {places[3 * row], places[3 * row + 1], places[3 * row + 2]}, e, square = 0.0f;
+            bool reached = go<HD, M, ROWS, GROUP, REFLECT>(&sums[0], &vectors[L * 4 * HD], scale, row, place, e, square);
+            bool dropped = FILTERED && !reached && metal::sqrt(square) < settings[2];
+            for (uint axis = 0; axis < 3; ++axis) places[3 * row + axis] = place[axis];
+            energies[row] = e;
+            ages[row] += 1;
+            moves[row] = reached || dropped ? 0 : 1;
+            ends[row] = reached ? 1 : dropped ? 2 : 0;
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);  // moves
+        int left = 0;
+        for (uint row = 0; row < ROWS; ++row) left += moves[row];
+        if (left == 0) break;  // the same for the whole group
+    }
+    SHORT for (uint row = t; row < ROWS; row += GROUP) {
+        uint i = start + row;
+        if (i >= flows) continue;
+        for (uint axis = 0; axis < 3; ++axis) next_position[3 * i + axis] = places[3 * row + axis];
+        next_energy[i] = energies[row];
+        arrived[i] = ends[row] == 1;
+        dropped[i] = ends[row] == 2;
+        moving[i] = moves[row] != 0;
+        next_age[i] = ages[row];
     }

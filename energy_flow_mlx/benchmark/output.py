@@ -130,7 +130,7 @@ def _stages(results: Results) -> str:
              if row["seconds"] else "", f"{row['bytes'] / row['seconds'] / 1e9:.3g}" if row["seconds"] else "",
              milliseconds(row["limit_seconds"]), percent(row["share_of_limit"])]
         )  # fmt: skip
-    rule = results["why_apart"] or "neuron to advance are one kernel"
+    rule = results["why_apart"] or "all moves are one kernel, or each by itself where moves are watched or may end early"
     rows = table(["stage", "calls", "ms", "TFLOP/s", "GB/s", "limit ms", "of limit"], lines)
     return f"stages of one micro-batch\n{rows}\nin evaluation: {rule}"
 

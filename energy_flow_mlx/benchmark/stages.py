@@ -131,7 +131,14 @@ def _forward_stages(config: EnergyConfig, model: EnergyFlow) -> list[Stage]:
             after, _trace = whole(weights, start, None, scale)
             return after.position, after.energy, after.active, after.age, after.hidden
 
-        stages.insert(6, Stage("neuron to advance, one kernel", moves, operations, moved_whole, arrays))
+        def lived(*_: mx.array) -> Any:
+            after = whole.life(state, moves, scale)
+            return after.position, after.energy, after.active, after.age
+
+        stages[6:6] = [
+            Stage("neuron to advance, one kernel", moves, operations, moved_whole, arrays),
+            Stage("all moves, one kernel", 1, moves * operations, lived, (*arrays[:4], *whole.packed)),
+        ]
     return stages
 
 

@@ -171,8 +171,8 @@ def heads_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
     return Case(function, [normal(n, inner, dtype=dtype), *weights, mx.ones((1,))], 5)
 
 
-def flow_step_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
-    """Whole tiles of flows. The weights are packed for the kernel once for many calls, as evaluation does."""
+def flow_step_case(config: EnergyConfig, batch: int, dtype: mx.Dtype, steps: int = 0) -> Case:
+    """Whole tiles of flows: one step from any hidden states, or so many steps from those of 0. The weights are packed for the kernel once for many calls, as evaluation does."""
     layers, h, m = config.carrier_num_layers, config.carrier_hidden_size, DISPLACEMENT_WIDTH
     options: dict[str, Any] = {"features_bound": 10.0, "bound": 10.0, "reflection": True}
     kernel = flow_step.StepKernel(layers, h, m, config.neuron_hidden_dim, config.neuron_output_dim, **options, dtype=dtype)
@@ -189,13 +189,17 @@ def flow_step_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
 
     def function(kernels: bool, *a: Any) -> Any:
         (position, energy, hidden, active, age, scale), given = a[:6], a[6:]
+        if kernels and steps:
+            return kernel.life(packed, position, energy, active, age, scale, steps)
         if kernels:
             return kernel(packed, position, energy, hidden, active, age, scale)
         of_layers = [given[at : at + 4] for at in range(12, 12 + 4 * layers, 4)]
         own = flow_step.Weights(given[:12], of_layers, given[12 + 4 * layers :])
+        if steps:
+            return flow_step.flow_life_reference(position, energy, hidden, active, age, scale, own, steps=steps, **options)
         return flow_step.flow_step_reference(position, energy, hidden, active, age, scale, own, **options)
 
-    hidden = uniform(layers, n, h).astype(dtype)
+    hidden = mx.zeros((layers, n, h), dtype=dtype) if steps else uniform(layers, n, h).astype(dtype)
     flows = [uniform(n, 3), uniform(n, 1), hidden, some(n), ages(n), mx.ones((1,))]
     return Case(function, [*flows, *leaves(weights)], 0, held=list(packed))
 
@@ -302,6 +306,7 @@ CASES: dict[str, Callable[[EnergyConfig, int, mx.Dtype], Case]] = {
     "neuron": neuron_case,
     "heads": heads_case,
     "flow_step": flow_step_case,
+    "flow_step, life": partial(flow_step_case, steps=3),
     "spawn": spawn_case,
     "inherit": inherit_case,
     "collect, nearest": collect_case,

@@ -13,7 +13,7 @@ from ..ops.collect import MAX_STEPS
 from ..place import own_rows
 from .carrier import EnergyCarrier
 from .lattice import EnergyLattice, FlowState, mean_distance
-from .life import Step, live, live_by_hand, recomputed
+from .life import live, live_by_hand, recomputed
 from .neuron import SimpleNeuron
 from .shapes import as_rows
 from .step import FlowStep, StepWeights
@@ -149,11 +149,13 @@ class FlowProcessor(nn.Module):
             if witness is not None:
                 witness(0, start)
                 stop = _watched(witness, stop)
-            own: Step = step
-            if not why_apart(step):
-                own = WholeStep(step, weights)
-                start = own.start(start)
-            end = live(own, weights, start, [None] * steps, scale, stop=stop)
+            if why_apart(step):
+                end = live(step, weights, start, [None] * steps, scale, stop=stop)
+            elif stop is None:
+                end = WholeStep(step, weights).life(start, steps, scale)
+            else:
+                whole = WholeStep(step, weights)
+                end = live(whole, weights, whole.start(start), [None] * steps, scale, stop=stop)
             result = self._finish(end)
             if config.slots_per_sample == config.surface_dim or config.spawn_capacity >= MOST_ROOM:
                 return result, end

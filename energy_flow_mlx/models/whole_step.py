@@ -1,4 +1,4 @@
-"""A step of evaluation as one kernel, where that is asked for and the model suits it."""
+"""A step of evaluation as one kernel, or all steps, where that is asked for and the model suits it."""
 
 import mlx.core as mx
 
@@ -67,3 +67,14 @@ class WholeStep:
         (hidden,) = flows.hidden
         move, after = self._kernel(self.packed, flows.position, flows.energy, hidden, flows.active, flows.age, scale)
         return self._step.moved(flows, move, (after,)), None
+
+    def life(self, flows: FlowState, steps: int, scale: mx.array) -> FlowState:
+        """The flows after so many steps, in one launch, from where they were placed; without hidden states."""
+        config = self._step.config
+        shortest = config.min_displacement_threshold if config.enable_displacement_filtering else None
+        position, energy, active, age, arrived, dropped = self._kernel.life(
+            self.packed, flows.position, flows.energy, flows.active, flows.age, scale, steps, shortest
+        )
+        return flows._replace(
+            position=position, energy=energy, hidden=(), age=age, active=active, arrived=arrived, dropped=flows.dropped + mx.sum(dropped)
+        )

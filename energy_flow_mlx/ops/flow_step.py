@@ -1,4 +1,4 @@
-"""A whole step of flows as one kernel, for evaluation: neuron, GRU, heads and move. It has no gradient."""
+"""A whole step of flows as one kernel, or all steps of their lives, for evaluation. Neither has a gradient."""
 
 import functools
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import mlx.core as mx
 from .advance import Move, advance_reference
 from .gru_gates import gru_gates_reference
 from .heads import heads_reference
-from .kernel import as_type, call, setting, suited, use_kernel
+from .kernel import as_type, call, setting, suited, use_kernel, whole
 from .neuron import neuron_reference, pack
 
 # Flows of a threadgroup: the first that threadgroup memory takes. More share each weight that is read, and take more registers.
@@ -40,6 +40,18 @@ class Packed(NamedTuple):
     neuron: mx.array
     matrices: mx.array
     vectors: mx.array
+
+
+class Life(NamedTuple):
+    """Flows after all their steps. position [N, 3]; energy [N, 1]; active, arrived and dropped [N] bool: those that still move, that
+    reached an output plane, and whose move was too short; age [N] int32."""
+
+    position: mx.array
+    energy: mx.array
+    active: mx.array
+    age: mx.array
+    arrived: mx.array
+    dropped: mx.array
 
 
 def flow_step(
@@ -112,6 +124,30 @@ def flow_step_reference(
     return advance_reference(displacement, new_energy, position, energy, None, active, age, reflection=reflection), mx.stack(states)
 
 
+def flow_life_reference(
+    position: mx.array,
+    energy: mx.array,
+    hidden: mx.array,
+    active: mx.array,
+    age: mx.array,
+    scale: mx.array,
+    weights: Weights,
+    *,
+    steps: int,
+    shortest: float | None = None,
+    **options: Any,
+) -> Life:
+    """`steps` steps of `flow_step_reference`, whose arguments it takes. Flows whose move is shorter than `shortest` and does not end on a
+    plane are dropped."""
+    arrived = dropped = mx.zeros_like(active)
+    for _ in range(steps):
+        move, hidden = flow_step_reference(position, energy, hidden, active, age, scale, weights, **options)
+        short = move.moving & (move.length < shortest) if shortest is not None else mx.zeros_like(active)
+        position, energy, active, age = move.position, move.energy, move.moving & ~short, move.age
+        arrived, dropped = arrived | move.terminated, dropped | short
+    return Life(position, energy, active, age, arrived, dropped)
+
+
 class StepKernel(NamedTuple):
     """The kernel for one size of model: L, Hd, M, the neuron's h and F, both bounds, reflection, and the dtype of the products."""
 
@@ -143,7 +179,8 @@ class StepKernel(NamedTuple):
         width = -(-(self.features + 1) // 16) * 16
 
         def needed(rows: int) -> int:
-            return rows * width * self.dtype.size + 4 * (group + group // 4 * self.hidden + group // 32 * rows * 4)
+            of_a_flow = width * self.dtype.size + 4 * (group // 32 * 4 + 7)  # 7: its state in a life
+            return rows * of_a_flow + 4 * (group + group // 4 * self.hidden)
 
         return next((rows for rows in suited(ROWS) if needed(rows) <= room), 0)
 
@@ -182,44 +219,53 @@ class StepKernel(NamedTuple):
         Raises:
             NotImplementedError: when a gradient is asked for.
         """
-        *move, after = _without_gradient(self)(*packed, position, energy, hidden, active, age, scale)
+        *move, after = _without_gradient(self, "forward", 1, None)(*packed, position, energy, active, age, scale, hidden)
         return Move(*move), after
 
-    def forward(
+    def life(
         self,
-        neuron: mx.array,
-        matrices: mx.array,
-        vectors: mx.array,
+        packed: Packed,
         position: mx.array,
         energy: mx.array,
-        hidden: mx.array,
         active: mx.array,
         age: mx.array,
         scale: mx.array,
-    ) -> list[mx.array]:
-        """The kernel."""
-        flows, rows, group = position.shape[0], self.rows(), suited(GROUP)
-        inputs = {
-            "position": position, "energy": energy, "active": active, "age": age, "hidden": hidden, "neuron": neuron,
-            "matrices": matrices, "vectors": vectors, "scale": scale,
-            "settings": setting(self.features_bound or 0.0, self.bound or 0.0),
-        }  # fmt: skip
-        outputs = {
-            "next_position": ((flows, 3), mx.float32),
-            "next_energy": ((flows, 1), mx.float32),
-            "terminated": ((flows,), mx.bool_),
-            "moving": ((flows,), mx.bool_),
-            "next_age": ((flows,), mx.int32),
-            "length": ((flows,), mx.float32),
-            "next_hidden": (hidden.shape, hidden.dtype),
-        }
+        steps: int,
+        shortest: float | None = None,
+    ) -> Life:
+        """The flows after so many steps, from hidden states of 0: `flow_life_reference` in one launch.
+
+        Raises:
+            NotImplementedError: when a gradient is asked for.
+        """
+        return Life(*_without_gradient(self, "life", steps, shortest)(*packed, position, energy, active, age, scale)[:6])
+
+    def launch(self, body: str, steps: int, shortest: float | None, arrays: Sequence[mx.array]) -> list[mx.array]:
+        """The kernel, on Packed, position, energy, active, age, scale and, for a step, hidden."""
+        names = ("neuron", "matrices", "vectors", "position", "energy", "active", "age", "scale", "hidden")
+        inputs = dict(zip(names, arrays, strict=False))
+        flows, rows, group = inputs["position"].shape[0], self.rows(), suited(GROUP)
+        groups = -(-flows // rows)
+        inputs["settings"] = setting(self.features_bound or 0.0, self.bound or 0.0, shortest or 0.0)
+        states = ((self.layers, groups * rows, self.size), self.dtype)
         template = {
             "T": self.dtype, "L": self.layers, "HD": self.size, "M": self.inner, "HIDDEN": self.hidden, "F": self.features,
             "ROWS": rows, "GROUP": group, "FEATURES_BOUNDED": self.features_bound is not None, "BOUNDED": self.bound is not None,
             "REFLECT": self.reflection,
         }  # fmt: skip
-        threads = hidden.shape[1] // rows * group
-        return call("flow_step", "forward", inputs, outputs, threads=threads, group=group, template=template)
+        outputs: dict[str, tuple[Sequence[int], mx.Dtype]] = {
+            "next_position": ((flows, 3), mx.float32),
+            "next_energy": ((flows, 1), mx.float32),
+        }
+        boolean, whole_number = ((flows,), mx.bool_), ((flows,), mx.int32)
+        if body == "forward":
+            outputs |= {"terminated": boolean, "moving": boolean, "next_age": whole_number, "length": ((flows,), mx.float32)}
+            outputs |= {"next_hidden": states}
+        else:
+            inputs["steps"], template["FILTERED"] = whole(steps), shortest is not None
+            outputs |= {"moving": boolean, "next_age": whole_number, "arrived": boolean, "dropped": boolean}
+            outputs |= {"even_hidden": states, "odd_hidden": states}
+        return call("flow_step", body, inputs, outputs, threads=groups * group, group=group, template=template)
 
 
 def _tiles(matrix: mx.array) -> mx.array:
@@ -230,17 +276,17 @@ def _tiles(matrix: mx.array) -> mx.array:
 
 
 @functools.cache
-def _without_gradient(kernel: StepKernel) -> Any:
+def _without_gradient(kernel: StepKernel, body: str, steps: int, shortest: float | None) -> Any:
     """The kernel as a function that says so where it is differentiated."""
 
     @mx.custom_function
     def run(*arrays: mx.array) -> list[mx.array]:
-        return kernel.forward(*arrays)
+        return kernel.launch(body, steps, shortest, arrays)
 
     @run.vjp
     def refuse(*_: Any) -> Any:
         raise NotImplementedError(
-            "a whole step as one kernel (flow_step) has no gradient; ENERGY_FLOW_KERNELS=auto,-flow_step takes the steps apart"
+            "whole steps as one kernel (flow_step) have no gradient; ENERGY_FLOW_KERNELS=auto,-flow_step takes the steps apart"
         )
 
     return run

@@ -90,9 +90,9 @@ def test_on_a_gpu_the_step_as_one_kernel_stands_beside_its_parts(monkeypatch, si
     assert result["why_apart"].startswith(words) and bool(result["why_apart"]) == bool(words)
     assert ("neuron to advance, one kernel" in rows) == (not words)
     if not words:
-        row = rows["neuron to advance, one kernel"]
-        assert row["flops"] == pytest.approx(sum(rows[name]["flops"] for name in ("neuron", "GRU products", "heads")))
-        assert row["calls"] == 2 and row["bytes"] > rows["advance"]["bytes"]
+        step, life = (rows[f"{what}, one kernel"] for what in ("neuron to advance", "all moves"))
+        assert step["flops"] == life["flops"] == pytest.approx(sum(rows[name]["flops"] for name in ("neuron", "GRU products", "heads")))
+        assert (step["calls"], life["calls"]) == (2, 1) and step["bytes"] > life["bytes"] > 0
 
 
 def test_exponents():

@@ -9,7 +9,7 @@ import pytest
 from metal_cpu import survivors
 
 from energy_flow_mlx.ops import flow_step as op
-from energy_flow_mlx.ops.flow_step import StepKernel, Weights, flow_step, flow_step_reference
+from energy_flow_mlx.ops.flow_step import StepKernel, Weights, flow_life_reference, flow_step, flow_step_reference
 from energy_flow_mlx.ops.kernel import build
 
 from . import test_neuron
@@ -65,14 +65,18 @@ def parity(where: str, flows: list[mx.array], weights: Weights, dtype: mx.Dtype,
 
 
 def calls() -> list[tuple[Callable[..., Any], list[mx.array]]]:
-    """The op in every dtype, as functions without a gradient."""
+    """A step and a life in every dtype, as functions without a gradient."""
 
     def call(dtype: mx.Dtype) -> Callable[..., Any]:
         def run(age: mx.array) -> list[mx.array]:
             given, weights = in_dtype(*arguments(9, 2, 16), dtype)
             given[4] = age
             move, _ = flow_step(*given, weights, **BOUNDS, kernels=True)
-            return [move.terminated, move.age]
+            kernel = StepKernel(2, 16, 8, 4, 3, **BOUNDS, dtype=dtype)
+            packed = kernel.packed(test_neuron.pack(weights.neuron), weights.layers, weights.heads)
+            position, energy, _, active, age, scale = given
+            life = kernel.life(packed, position, energy, active, age, scale, 2, 0.1)
+            return [move.terminated, move.age, life.arrived, life.age]
 
         return run
 
@@ -127,6 +131,38 @@ def test_tiles_of_other_sizes_and_any_order_of_threads_give_the_same_bits(rows: 
     assert all(mx.array_equal(a, b) for a, b in zip(first, actual, strict=True))
 
 
+@backends
+@pytest.mark.parametrize(("dtype", "shortest"), [(mx.float32, None), (mx.float32, 0.3), (mx.bfloat16, 0.3)])
+def test_a_life_is_its_steps(where: str, dtype: mx.Dtype, shortest: float | None) -> None:
+    """Bit for bit; and its first tile, whose flows have all ended, stops early."""
+    flows, weights = in_dtype(*arguments(75, 2, 16), dtype)
+    flows[2], active = mx.zeros_like(flows[2]), np.array(flows[3])
+    active[:32] = False
+    flows[3] = mx.array(active)
+    flows[5] = mx.array([0.3])
+    position, energy, hidden, active, age, scale = flows
+    kernel = StepKernel(2, 16, 8, 4, 3, **BOUNDS, dtype=dtype)
+    with kernels_on(where):
+        packed = kernel.packed(test_neuron.pack(weights.neuron), weights.layers, weights.heads)
+        life = kernel.life(packed, position, energy, active, age, scale, 3, shortest)
+        state, arrived, dropped = kernel.padded(hidden), mx.zeros_like(active), mx.zeros_like(active)
+        for _ in range(3):
+            move, state = kernel(packed, position, energy, state, active, age, scale)
+            short = move.moving & (move.length < (0.0 if shortest is None else shortest))
+            position, energy, age = move.position, move.energy, move.age
+            active, arrived, dropped = move.moving & ~short, arrived | move.terminated, dropped | short
+        mx.eval(life, position, energy, active, age, arrived, dropped)
+    assert all(mx.array_equal(a, w) for a, w in zip(life, (position, energy, active, age, arrived, dropped), strict=True))
+    counts = [int(mx.sum(x).item()) for x in (active, arrived, dropped)]
+    assert counts[0] > 0 and counts[1] > 0 and (counts[2] > 0) == (shortest is not None)
+    if dtype == mx.float32:
+        with mx.stream(mx.cpu):
+            wanted = flow_life_reference(*flows, weights, steps=3, shortest=shortest, **BOUNDS)
+            mx.eval(wanted)
+        for a, w in zip(life, wanted, strict=True):
+            same(a, w, 1e-4 if mx.issubdtype(a.dtype, mx.floating) else 0.0)
+
+
 def test_sizes_that_do_not_suit() -> None:
     kernel = StepKernel(2, 32, 8, 8, 20, None, None, False, mx.bfloat16)
     assert kernel.unsuited() == "" and kernel.rows() == 32
@@ -161,6 +197,25 @@ def test_broken_kernels_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         mx.eval(move, own)
         for a, w in zip((*move, own), (*wanted, hidden), strict=True):
             same(a, w, 2e-5)
+
+    def check_life() -> None:
+        flows, weights = arguments(41, 1, 16)
+        flows[2], flows[5] = mx.zeros_like(flows[2]), mx.array([0.5])
+        kernel = StepKernel(1, 16, 8, 4, 3, **BOUNDS, dtype=mx.float32)
+        packed = kernel.packed(test_neuron.pack(weights.neuron), weights.layers, weights.heads)
+        position, energy, _, active, age, scale = flows
+        life = kernel.life(packed, position, energy, active, age, scale, 3, 0.1)
+        mx.eval(life)
+        for a, w in zip(life, flow_life_reference(*flows, weights, steps=3, shortest=0.1, **BOUNDS), strict=True):
+            same(a, w, 1e-4 if mx.issubdtype(a.dtype, mx.floating) else 0.0)
+
+    of_life = [
+        ("threadgroup_barrier(mem_flags::mem_device | mem_flags::mem_threadgroup);  // flows as they start", ""),
+        ("threadgroup_barrier(mem_flags::mem_threadgroup);  // moves", ""),
+        ("(step % 2 ? odd_hidden : even_hidden)", "(step % 2 ? even_hidden : odd_hidden)"),
+        ("if (left == 0) break;", "if (left < 32) break;"),
+    ]
+    assert not survivors(check_life, of_life, caches=[build])
 
     barrier = "threadgroup_barrier(mem_flags::mem_"
     edits = [

@@ -71,6 +71,7 @@ namespace precise { METAL_FUNCTIONS(METAL_FLOAT_1, METAL_FLOAT_2, METAL_FLOAT_3)
 template <typename To, typename From> To as_type(From x) { return __builtin_astype(x, To); }
 
 enum class mem_flags { mem_none, mem_device, mem_threadgroup };
+constexpr mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(int(a) | int(b)); }
 __attribute__((convergent)) void threadgroup_barrier(mem_flags flags);
 __attribute__((convergent)) void simdgroup_barrier(mem_flags flags);
 
