@@ -12,14 +12,7 @@
 //
 // A thread has one flow. Grid: N threads. Templates: T, NOISY, REFLECT.
 
-CONSTANT constexpr float LARGEST_DISPLACEMENT = 0.5f;  // per axis and step
-CONSTANT constexpr float LARGEST_COORDINATE = 10.0f;   // NaN and infinity are replaced before the clamp
-
-// NaN passes: min and max would swallow it before it is replaced.
-FUNCTION float limit(float x, float bound) { return x < -bound ? -bound : x > bound ? bound : x; }
-
-// Once at the side walls; not clamped.
-FUNCTION float reflected(float x) { return x < -1.0f ? -2.0f - x : x > 1.0f ? 2.0f - x : x; }
+#include "advance.h"
 
 //// forward
     uint i = thread_position_in_grid.x;
@@ -30,15 +23,12 @@ FUNCTION float reflected(float x) { return x < -1.0f ? -2.0f - x : x > 1.0f ? 2.
     float square = 0.0f;
     bool reached = false;
     if (on) {
+        float raw[3];
         for (int axis = 0; axis < 3; ++axis) {
-            float raw = from[axis] + limit(float(displacement[3 * i + axis]), LARGEST_DISPLACEMENT);
-            if (NOISY) raw += noise[3 * i + axis];
-            raw = sanitise(raw, LARGEST_COORDINATE);
-            float clamped = limit(raw, 1.0f);
-            square += (clamped - from[axis]) * (clamped - from[axis]);
-            to[axis] = REFLECT && axis < 2 ? limit(reflected(raw), 1.0f) : clamped;
+            raw[axis] = from[axis] + limit(float(displacement[3 * i + axis]), LARGEST_DISPLACEMENT);
+            if (NOISY) raw[axis] += noise[3 * i + axis];
         }
-        reached = to[2] <= -1.0f || to[2] >= 1.0f;
+        reached = travel<REFLECT>(from, raw, to, square);
     }
     for (int axis = 0; axis < 3; ++axis) next_position[3 * i + axis] = to[axis];
     next_energy[i] = on ? float(new_energy[i]) : energy[i];

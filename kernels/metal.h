@@ -11,6 +11,7 @@
 // and those inside, where loads in flight together are worth the code.
 #define SHORT _Pragma("clang loop unroll(disable)")
 #define UNROLLED _Pragma("clang loop unroll_count(8)")
+#define TWICE _Pragma("clang loop unroll_count(2)")
 
 // Elements that lie side by side, aligned as one of them.
 template <typename T, int V>

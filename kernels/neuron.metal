@@ -13,19 +13,10 @@
 // a time: some 35 registers less of a thread. Templates: T, HIDDEN, F, PADDED, BOUNDED, GROUP; backward RUNNING, SPARING.
 //
 // A SIMD-group has 8 flows of the tile from their position to their features, so that layers and LayerNorms wait for no other.
-// A lane has 4 flows, from 4 (lane % 2), and of each layer's outputs i = lane / 2, lane / 2 + 16, ..: products in registers of 4 flows
-// by some outputs, and two lanes side by side read the same weights, every second the same activations.
-// Activations in threadgroup memory: [SIMD-group][output][8 flows]. Sums over all flows of a tile, the gradients of weights, are
+// neuron.h says what a lane has of them. Activations in threadgroup memory: [SIMD-group][output][8 flows]. Sums over all flows of a tile, the gradients of weights, are
 // blocks of a few rows by a few columns in the registers of one thread until the kernel ends.
 
-// Where the parameters lie in `weights`.
-template <int HIDDEN, int F>
-struct Packed {
-    static constexpr CONSTANT uint coord = 0, coord_bias = 9;
-    static constexpr CONSTANT uint first = 12, first_bias = first + 4 * HIDDEN, second = first_bias + 3 * HIDDEN;  // gamma and beta follow the bias
-    static constexpr CONSTANT uint second_bias = second + HIDDEN * HIDDEN, last = second_bias + 3 * HIDDEN;
-    static constexpr CONSTANT uint last_bias = last + F * HIDDEN, count = last_bias + F;
-};
+#include "neuron.h"
 
 // Where in threadgroup memory. Rows of the two large matrices are aligned for load_packed, and lie an odd number of fours apart, so that
 // 8 lanes that read 8 rows meet different banks. The gaps are never read.
@@ -75,47 +66,6 @@ FUNCTION void fetch(P weights, Q w, uint t) {
     if (whole + t < count) put<HIDDEN, F, WIDE>(w, whole + t, last);
 }
 
-// Position and energy of a flow, or of the last where there are fewer.
-template <typename P, typename Q>
-FUNCTION void read_flow(P position, Q energy, uint flow, uint flows, thread float (&p)[3], thread float& e) {
-    uint i = metal::min(flow, flows - 1);
-    for (uint m = 0; m < 3; ++m) p[m] = position[3 * i + m];
-    e = energy[i];
-}
-
-// What the first Linear is given: lane 8 k + f has input k of flow f.
-template <typename P>
-FUNCTION float encode(P w, thread const float (&p)[3], float energy, uint k) {
-    return k == 3 ? energy : w[9 + k] + w[3 * k] * p[0] + w[3 * k + 1] * p[1] + w[3 * k + 2] * p[2];
-}
-
-// Linear: output[o][f] of rows from + lane / 2 + 16 o (the last row where there are fewer), flows 4 (lane % 2) + f.
-template <int OUT, int ROWS, int INNER, int ROW, typename P>
-FUNCTION void linear(P w, P bias, P value, uint lane, uint from, thread float (&output)[OUT][4]) {
-    uint row[OUT];
-    for (uint o = 0; o < OUT; ++o) {
-        row[o] = metal::min(from + lane / 2 + 16 * o, uint(ROWS - 1));
-        for (uint f = 0; f < 4; ++f) output[o][f] = bias[row[o]];
-    }
-    SHORT for (uint j = 0; j + 4 <= INNER; j += 4) {
-        float a[4][4], b[4];
-        for (uint k = 0; k < 4; ++k) load_packed(value, 2 * (j + k) + lane % 2, a[k]);
-        for (uint o = 0; o < OUT; ++o) {
-            load_packed(w, (row[o] * ROW + j) / 4, b);
-            for (uint k = 0; k < 4; ++k) {
-                for (uint f = 0; f < 4; ++f) output[o][f] += b[k] * a[k][f];
-            }
-        }
-    }
-    SHORT for (uint j = INNER / 4 * 4; j < INNER; ++j) {
-        float a[4];
-        load_packed(value, 2 * j + lane % 2, a);
-        for (uint o = 0; o < OUT; ++o) {
-            for (uint f = 0; f < 4; ++f) output[o][f] += w[row[o] * ROW + j] * a[f];
-        }
-    }
-}
-
 // The gradient of what a Linear was given: d[o][f] = sum over k of w[k][lane / 2 + 16 o] times output gradient k of the flow.
 template <int OUT, int ROWS, int INNER, int ROW, typename P>
 FUNCTION void linear_back(P w, P d_output, uint lane, thread float (&d)[OUT][4]) {
@@ -131,55 +81,6 @@ FUNCTION void linear_back(P w, P d_output, uint lane, thread float (&d)[OUT][4])
             float b = w[k * ROW + column[o]];
             for (uint f = 0; f < 4; ++f) d[o][f] += b * a[f];
         }
-    }
-}
-
-// Whether output o of a lane is one of HIDDEN, rather than beyond the last.
-template <int HIDDEN>
-FUNCTION bool owned(uint lane, uint o) { return lane / 2 + 16 * o < HIDDEN; }
-
-// Sums over the outputs of a SIMD-group, for each flow.
-FUNCTION void over_outputs(thread float (&sum)[4]) {
-    for (uint f = 0; f < 4; ++f) {
-        for (uint mask = 2; mask < 32; mask *= 2) sum[f] += simd_shuffle_xor(sum[f], mask);
-    }
-}
-
-// x -> (x - mean) / deviation; scale: 1 / deviation.
-template <int HIDDEN, int OUT>
-FUNCTION void normalise(thread float (&x)[OUT][4], uint lane, thread float (&scale)[4]) {
-    float mean[4] = {0.0f, 0.0f, 0.0f, 0.0f}, square[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    for (uint o = 0; o < OUT; ++o) {
-        for (uint f = 0; f < 4; ++f) mean[f] += owned<HIDDEN>(lane, o) ? x[o][f] : 0.0f;
-    }
-    over_outputs(mean);
-    for (uint o = 0; o < OUT; ++o) {
-        for (uint f = 0; f < 4; ++f) {
-            x[o][f] -= mean[f] * (1.0f / HIDDEN);
-            square[f] += owned<HIDDEN>(lane, o) ? x[o][f] * x[o][f] : 0.0f;
-        }
-    }
-    over_outputs(square);
-    for (uint f = 0; f < 4; ++f) scale[f] = metal::rsqrt(square[f] * (1.0f / HIDDEN) + 1e-5f);
-    for (uint o = 0; o < OUT; ++o) {
-        for (uint f = 0; f < 4; ++f) x[o][f] *= scale[f];
-    }
-}
-
-// GELU of normalised numbers times gamma plus beta, into threadgroup memory; slope: its derivative.
-template <int HIDDEN, int OUT, typename P>
-FUNCTION void activate(thread const float (&normal)[OUT][4], P gamma, P beta, uint lane, P value, thread float (&slope)[OUT][4]) {
-    for (uint o = 0; o < OUT; ++o) {
-        if (!owned<HIDDEN>(lane, o)) continue;
-        uint i = lane / 2 + 16 * o;
-        float v[4];
-        for (uint f = 0; f < 4; ++f) {
-            float x = normal[o][f] * gamma[i] + beta[i];
-            float integral = normal_integral(x);
-            v[f] = x * integral;
-            slope[o][f] = integral + x * normal_density(x);
-        }
-        store_packed(value, 2 * i + lane % 2, v);
     }
 }
 

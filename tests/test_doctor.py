@@ -47,7 +47,7 @@ def test_on_a_cpu_the_plain_graph_alone_is_run(on_a_cpu: None, tmp_path: Path, c
     file = tmp_path / "doctor.json"
     assert doctor.main(["--preset", "tiny", "--report", str(file)]) == 0
     printed = capsys.readouterr().out
-    assert "only MLX's built-in operations are run" in printed and "all 28 checks passed" in printed
+    assert "only MLX's built-in operations are run" in printed and "all 30 checks passed" in printed
     found = json.loads(file.read_text())
     findings = [Finding(**values) for values in found["findings"]]
     assert tuple(dict.fromkeys(finding.case for finding in findings)) == NAMES
@@ -61,7 +61,7 @@ def test_on_a_cpu_the_plain_graph_alone_is_run(on_a_cpu: None, tmp_path: Path, c
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("name", "ways"),
-    [("heads", ["forward", "both"]), ("masked_mean", ["forward", "both"]), ("spawn", ["forward"]), ("norms", ["forward"])],
+    [("heads", ["forward", "both"]), ("masked_mean", ["forward", "both"]), ("flow_step", ["forward"]), ("flow_step, life", ["forward"]), ("spawn", ["forward"]), ("norms", ["forward"])],
 )
 def test_a_kernel_that_is_right_passes(name: str, ways: list[str], dtype: str, metal: None) -> None:
     findings = check(name, "tiny", dtype, kernels=True)

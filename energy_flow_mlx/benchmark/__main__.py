@@ -222,8 +222,9 @@ def _measure(config: EnergyConfig, arguments: Namespace) -> dict[str, Any]:
             results["ratios"] = ratios(results["rows"])
         if arguments.stages:
             _say("stages …")
-            stages = run_mlx(folder, {**basis, "what": "stages"})["stages"]
-            results["stages"] = [_beside_limit(stage, ceilings, compute_dtype(config)) for stage in stages]
+            stages = run_mlx(folder, {**basis, "what": "stages"})
+            results["stages"] = [_beside_limit(stage, ceilings, compute_dtype(config)) for stage in stages["stages"]]
+            results["why_apart"] = stages["why_apart"]
         if arguments.sweep:
             _say("sweep …")
             results["sweep"] = run_mlx(folder, {**basis, "what": "sweep"})

@@ -130,9 +130,9 @@ def _stages(results: Results) -> str:
              if row["seconds"] else "", f"{row['bytes'] / row['seconds'] / 1e9:.3g}" if row["seconds"] else "",
              milliseconds(row["limit_seconds"]), percent(row["share_of_limit"])]
         )  # fmt: skip
-    return "stages of one micro-batch\n" + table(
-        ["stage", "calls", "ms", "TFLOP/s", "GB/s", "limit ms", "of limit"], lines
-    )
+    rule = results["why_apart"] or "all moves are one kernel, or each by itself where moves are watched or may end early"
+    rows = table(["stage", "calls", "ms", "TFLOP/s", "GB/s", "limit ms", "of limit"], lines)
+    return f"stages of one micro-batch\n{rows}\nin evaluation: {rule}"
 
 
 def _sweep(sweep: Results) -> str:

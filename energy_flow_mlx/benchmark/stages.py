@@ -11,9 +11,11 @@ import mlx.nn as nn
 from ..config import EnergyConfig
 from ..models.carrier import input_size
 from ..models.energy_flow import EnergyFlow
+from ..models.whole_step import WholeStep, unsuited, why_apart
 from ..nn.precision import DTYPES
 from ..ops.advance import advance
 from ..ops.gru_gates import gru_gates
+from ..ops.kernel import on_gpu
 from ..train import memory
 from ..train.loss import energy_flow_loss
 from ..train.optimiser import clip_factors, gradient_norms, named_arrays
@@ -37,7 +39,7 @@ class Stage(NamedTuple):
 
 
 def measure_stages(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds, FLOPs and bytes of each stage in one micro-batch.
+    """Seconds, FLOPs and bytes of each stage in one micro-batch, and why evaluation does not take neuron to advance as one kernel ("": it does).
 
     Bytes are those that a stage must move at least once: weights, inputs and outputs. Each stage is timed separately,
     with random inputs and as many calls as in a micro-batch, without synchronisation between calls.
@@ -55,7 +57,7 @@ def measure_stages(job: Mapping[str, Any]) -> dict[str, Any]:
         seconds = per_call(partial(stage.call, *stage.arrays), stage.calls, repeats=repeats, limit=limit)
         rows.append(_row(stage.name, stage.calls, seconds, stage.flops, moved))
         mx.clear_cache()
-    return {"stages": rows + _whole_stages(config, model, repeats, limit)}
+    return {"stages": rows + _whole_stages(config, model, repeats, limit), "why_apart": why_apart(model.processor.step)}
 
 
 def _row(name: str, calls: int, seconds: float, flops: float, moved: float) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def _forward_stages(config: EnergyConfig, model: EnergyFlow) -> list[Stage]:
     matrices = [matrix for layer in weights.carrier.layers for matrix in (layer.input, layer.hidden)]
     each_layer = config.carrier_num_layers * moves
     # Weights are listed even if a call takes them from its module, because their bytes are counted.
-    return [
+    stages = [
         Stage("mapper", 1, flops["mapper"], lambda x, *_: model.map_to_surface(x), (inputs, *parameters(model.mapper))),
         Stage("neuron", moves, flops["neuron"] / moves,
               lambda p, e, *w: step.features(weights._replace(neuron=list(w)), state._replace(position=p, energy=e)),
@@ -119,6 +121,25 @@ def _forward_stages(config: EnergyConfig, model: EnergyFlow) -> list[Stage]:
         Stage("text encoder", 1, flops["text encoder"], lambda i, m, *_: model.text_to_surface(i, m),
               (ids, mask, *parameters(model.text_encoder))),
     ]  # fmt: skip
+    if on_gpu() and not unsuited(step):  # measured even where it is off: to decide whether it should be
+        whole = WholeStep(step, weights)
+        start, scale = whole.start(state), model.carrier.scale(0)
+        arrays = (start.position, start.energy, start.active, start.age, *start.hidden, *whole.packed)
+        operations = sum(flops[part] for part in ("neuron", "gru", "heads")) / moves
+
+        def moved_whole(*_: mx.array) -> Any:
+            after, _trace = whole(weights, start, None, scale)
+            return after.position, after.energy, after.active, after.age, after.hidden
+
+        def lived(*_: mx.array) -> Any:
+            after = whole.life(state, moves, scale)
+            return after.position, after.energy, after.active, after.age
+
+        stages[6:6] = [
+            Stage("neuron to advance, one kernel", moves, operations, moved_whole, arrays),
+            Stage("all moves, one kernel", 1, moves * operations, lived, (*arrays[:4], *whole.packed)),
+        ]
+    return stages
 
 
 def _whole_stages(config: EnergyConfig, model: EnergyFlow, repeats: int, limit: float) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from ..ops import (
     bias_gelu_norm,
     collect,
     embedding,
+    flow_step,
     gru_gates,
     heads,
     inherit,
@@ -39,6 +40,7 @@ class Case:
     unread: indices of arrays whose values the backward pass does not read.
     constant: indices of outputs without a gradient.
     picked: indices of arrays of which the op reads only as many elements as it writes.
+    held: arrays that the function holds.
     """
 
     function: Callable[..., Any]
@@ -47,6 +49,7 @@ class Case:
     unread: tuple[int, ...] = ()
     constant: tuple[int, ...] = ()
     picked: tuple[int, ...] = ()
+    held: Sequence[mx.array] = ()
 
 
 def leaves(tree: Any) -> list[mx.array]:
@@ -140,15 +143,21 @@ def gru_gates_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
     return Case(function, [*gates, normal(3 * h), normal(h), normal(n, h, dtype=dtype), some(n)], 5)
 
 
-def neuron_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
-    n, h, f = batch * config.slots_per_sample, config.neuron_hidden_dim, config.neuron_output_dim
+def neuron_weights(config: EnergyConfig) -> list[mx.array]:
+    """The twelve parameters of a neuron."""
+    h, f = config.neuron_hidden_dim, config.neuron_output_dim
     shapes = [(3, 3), (3,), (h, 4), (h,), (h,), (h,), (h, h), (h,), (h,), (h,), (f, h), (f,)]
+    return [0.3 * normal(*shape) for shape in shapes]
+
+
+def neuron_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
+    n = batch * config.slots_per_sample
 
     def function(kernels: bool, position: mx.array, energy: mx.array, *weights: mx.array) -> Any:
         options: dict[str, Any] = {"padded": input_size(config), "bound": 10.0, "dtype": dtype}
         return neuron.neuron(position, energy, weights, **options, kernels=kernels)
 
-    return Case(function, [uniform(n, 3), uniform(n, 1), *(0.3 * normal(*shape) for shape in shapes)], 14)
+    return Case(function, [uniform(n, 3), uniform(n, 1), *neuron_weights(config)], 14)
 
 
 def heads_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
@@ -160,6 +169,39 @@ def heads_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
 
     weights = [normal(inner), 0.1 * normal(half), 0.1 * normal(3, DISPLACEMENT_WIDTH), normal(4)]
     return Case(function, [normal(n, inner, dtype=dtype), *weights, mx.ones((1,))], 5)
+
+
+def flow_step_case(config: EnergyConfig, batch: int, dtype: mx.Dtype, steps: int = 0) -> Case:
+    """Whole tiles of flows: one step from any hidden states, or so many steps from those of 0. The weights are packed for the kernel once for many calls, as evaluation does."""
+    layers, h, m = config.carrier_num_layers, config.carrier_hidden_size, DISPLACEMENT_WIDTH
+    options: dict[str, Any] = {"features_bound": 10.0, "bound": 10.0, "reflection": True}
+    kernel = flow_step.StepKernel(layers, h, m, config.neuron_hidden_dim, config.neuron_output_dim, **options, dtype=dtype)
+    n = -(-batch * config.slots_per_sample // kernel.rows()) * kernel.rows()
+    inner = h // 2 + m
+
+    def matrix(outputs: int, inputs: int) -> mx.array:
+        return (normal(outputs, inputs) / inputs**0.5).astype(dtype)
+
+    of_layers = [(matrix(3 * h, width), matrix(3 * h, h), normal(3 * h), normal(h)) for width in (input_size(config), *[h] * (layers - 1))]
+    heads = (matrix(inner, h), normal(inner), 0.1 * normal(h // 2), 0.1 * normal(3, m), normal(4))
+    weights = flow_step.Weights(neuron_weights(config), of_layers, heads)
+    packed = kernel.packed(neuron.pack(weights.neuron), weights.layers, weights.heads)
+
+    def function(kernels: bool, *a: Any) -> Any:
+        (position, energy, hidden, active, age, scale), given = a[:6], a[6:]
+        if kernels and steps:
+            return kernel.life(packed, position, energy, active, age, scale, steps)
+        if kernels:
+            return kernel(packed, position, energy, hidden, active, age, scale)
+        of_layers = [given[at : at + 4] for at in range(12, 12 + 4 * layers, 4)]
+        own = flow_step.Weights(given[:12], of_layers, given[12 + 4 * layers :])
+        if steps:
+            return flow_step.flow_life_reference(position, energy, hidden, active, age, scale, own, steps=steps, **options)
+        return flow_step.flow_step_reference(position, energy, hidden, active, age, scale, own, **options)
+
+    hidden = mx.zeros((layers, n, h), dtype=dtype) if steps else uniform(layers, n, h).astype(dtype)
+    flows = [uniform(n, 3), uniform(n, 1), hidden, some(n), ages(n), mx.ones((1,))]
+    return Case(function, [*flows, *leaves(weights)], 0, held=list(packed))
 
 
 def collect_case(
@@ -263,6 +305,8 @@ CASES: dict[str, Callable[[EnergyConfig, int, mx.Dtype], Case]] = {
     "gru_gates": gru_gates_case,
     "neuron": neuron_case,
     "heads": heads_case,
+    "flow_step": flow_step_case,
+    "flow_step, life": partial(flow_step_case, steps=3),
     "spawn": spawn_case,
     "inherit": inherit_case,
     "collect, nearest": collect_case,

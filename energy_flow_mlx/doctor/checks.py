@@ -35,7 +35,7 @@ MISMATCH_SHARE = 1e-3
 
 SAMPLES = 4  # batch size of a check
 SIDE = 24  # lattice width and height for ops that treat flows as independent rows, whose number does not matter
-ROW_OPS = ("gru_gates", "neuron", "heads", "inherit")
+ROW_OPS = ("gru_gates", "neuron", "heads", "flow_step", "inherit")
 TIMED_BYTES = 2**28  # of inputs; the batch is made smaller to reach it
 REPEATS, SECONDS = 7, 0.1
 

@@ -19,7 +19,7 @@ class FlowState(NamedTuple):
 
     position: mx.array  # [N, 3] in [-1, 1]
     energy: mx.array  # [N, 1]
-    hidden: tuple[mx.array, ...]  # L arrays [N, Hd]
+    hidden: tuple[mx.array, ...]  # L arrays [N, Hd]; in evaluation by whole steps one, as WholeStep has it
     age: mx.array  # [N] int32, steps taken
     active: mx.array  # [N] bool, still moving
     arrived: mx.array  # [N] bool, stands on an output plane

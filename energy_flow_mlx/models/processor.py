@@ -17,6 +17,7 @@ from .life import live, live_by_hand, recomputed
 from .neuron import SimpleNeuron
 from .shapes import as_rows
 from .step import FlowStep, StepWeights
+from .whole_step import WholeStep, why_apart
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,13 @@ class FlowProcessor(nn.Module):
             if witness is not None:
                 witness(0, start)
                 stop = _watched(witness, stop)
-            end = live(step, weights, start, [None] * steps, scale, stop=stop)
+            if why_apart(step):
+                end = live(step, weights, start, [None] * steps, scale, stop=stop)
+            elif stop is None:
+                end = WholeStep(step, weights).life(start, steps, scale)
+            else:
+                whole = WholeStep(step, weights)
+                end = live(whole, weights, whole.start(start), [None] * steps, scale, stop=stop)
             result = self._finish(end)
             if config.slots_per_sample == config.surface_dim or config.spawn_capacity >= MOST_ROOM:
                 return result, end

@@ -1,6 +1,7 @@
 """One step of all flows, and right below it its backward pass.
 
 Evaluation, autodiff and recomputation run `FlowStep.__call__`; `live_by_hand` (life.py) runs it too and then `FlowStep.backward`.
+Evaluation can have the step as one kernel: whole_step.py.
 """
 
 from typing import Any, NamedTuple
@@ -78,11 +79,11 @@ class FlowStep:
         self.config = config
         self.dtype = flow_dtype(config)
         bounds = hidden_bounds(config)
-        self.bounds = bounds
+        self.features_bound, self.bounds = bounds.read, bounds
         if bounds.read is not None and bounds.left is not None and bounds.left <= bounds.read:
             self.bounds = bounds._replace(read=None)  # the states of the previous step are within these bounds
         self._neuron = NeuronKernel(
-            config.neuron_hidden_dim, config.neuron_output_dim, input_size(config), bounds.read, self.dtype
+            config.neuron_hidden_dim, config.neuron_output_dim, input_size(config), self.features_bound, self.dtype
         )
 
     def weights(self, neuron: SimpleNeuron, carrier: EnergyCarrier) -> StepWeights:
@@ -104,15 +105,7 @@ class FlowStep:
         hidden, products = self.recur(weights, features, flows)
         energy, displacement, inner = self.steer(weights, hidden[-1], scale)
         move = self.move(displacement, energy, noise, flows)
-        moved = flows._replace(
-            position=move.position,
-            energy=move.energy,
-            hidden=tuple(hidden),
-            age=move.age,
-            active=move.moving,
-            arrived=flows.arrived | move.terminated,
-        )
-        after, births = self._births(self._without_short_moves(moved, move.length), flows.position, move.length)
+        after, births = self._births(self.moved(flows, move, tuple(hidden)), flows.position, move.length)
         trace = StepTrace(flows, features, products, tuple(hidden), inner, energy, displacement, noise, births)
         return after, trace
 
@@ -208,6 +201,18 @@ class FlowStep:
             displacement, energy, flows.position, flows.energy, noise, flows.active, flows.age,
             reflection=self.config.boundary_reflection_enabled,
         )  # fmt: skip
+
+    def moved(self, flows: FlowState, move: Move, hidden: tuple[mx.array, ...]) -> FlowState:
+        """The flows after their move and with new hidden states, before births: some have arrived, and some are dropped."""
+        after = flows._replace(
+            position=move.position,
+            energy=move.energy,
+            hidden=hidden,
+            age=move.age,
+            active=move.moving,
+            arrived=flows.arrived | move.terminated,
+        )
+        return self._without_short_moves(after, move.length)
 
     def _without_short_moves(self, flows: FlowState, length: mx.array) -> FlowState:
         if not self.config.enable_displacement_filtering:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -19,8 +19,13 @@ from ..config import ConfigError
 from .cuda import call_cuda
 from .failures import VARIABLE, KernelError, how_to_go_on, note_launch
 
-# Ops whose kernel was measured slower than MLX's own graph in a training step on a backend: off there unless forced.
-NOT_DEFAULT: dict[str, frozenset[str]] = {"metal": frozenset(), "cuda": frozenset()}
+Number = TypeVar("Number")
+
+# Ops whose kernel was measured slower than MLX's own graph on a backend, or not measured yet: off there unless asked for.
+NOT_DEFAULT = {"metal": frozenset({"flow_step"}), "cuda": frozenset({"flow_step"})}
+
+# In an op's file, before its functions: functions that it shares with others. They are put in front, for compilers have no folder to look in.
+INCLUDE = re.compile(r'^#include "(\w+\.h)"$', re.MULTILINE)
 
 # Elements are counted in 32 bits, and MLX takes the grid as int.
 MOST_ELEMENTS, MOST_THREADS = 2**32 - 1, 2**31 - 1
@@ -31,8 +36,8 @@ def backend() -> str:
     return "cuda" if mx.cuda.is_available() else "metal"
 
 
-def suited(numbers: Mapping[str, int]) -> int:
-    """The one of `numbers`, by the names of `backend`, for the kernels of this machine.
+def suited(numbers: Mapping[str, Number]) -> Number:
+    """That of `numbers`, by the names of `backend`, for the kernels of this machine.
 
     They differ where a thread keeps many numbers or a launch has many groups: a core of an Apple GPU has 208 KiB of registers, which
     at 128 registers are 416 threads, and the largest chip 40 such cores (two of them 80); an H100 has 256 KiB for each of 132
@@ -52,8 +57,8 @@ def use_kernel(op: str, wanted: bool | None = None) -> bool:
     Args:
         op: its name, that of a file in `kernels/`.
         wanted: True or False forces either side; None asks the environment variable ENERGY_FLOW_KERNELS: `on`, `off`, or
-            `auto` (the default), which takes the kernel on a GPU unless it was measured slower there; behind it, joined by
-            commas, ops that differ: `auto,-neuron` or `off,+heads`.
+            `auto` (the default), which takes the kernel on a GPU unless it was measured slower there or not yet (flow_step);
+            behind it, joined by commas, ops that differ: `auto,-neuron` or `off,+heads`.
 
     Raises:
         ConfigError: ENERGY_FLOW_KERNELS holds something else.
@@ -178,7 +183,8 @@ def _parts(op: str, body: str, language: str) -> tuple[str, str, str]:
     here = f"{op}/{body}"
     own = source_file(f"{op}.metal")
     first = own[: own.index(f"//// {body}\n")].count("\n") + 2
-    parts = {f"{language}.h": source_file(f"{language}.h"), "common.h": source_file("common.h"), f"{op}.metal": functions}
+    names = [f"{language}.h", "common.h", *INCLUDE.findall(functions)]
+    parts = {**{name: source_file(name) for name in names}, f"{op}.metal": INCLUDE.sub("", functions)}
     header = "\n".join(f'#line 1 "{here}/{name}"\n{text}' for name, text in parts.items())
     source = f'#line {first} "{here}/{op}.metal"\n{bodies[body]}'
     # MLX keeps compiled kernels by name: the name must change with the source.

@@ -132,6 +132,7 @@ def count_kernel(case: Case, backward: bool) -> Cost:
 
 def count(case: Case) -> dict[str, dict[str, int]]:
     """Bytes and launches, by direction."""
+    mx.eval(case.held)  # a graph that is exported holds no others
     described: list[mx.array] = []
 
     def forward(*arrays: mx.array) -> list[mx.array]:

@@ -52,6 +52,7 @@ def test_one_run_measures_both_frameworks_and_writes_everything(tmp_path, capsys
         assert rows["mlx", what]["first_value"] == pytest.approx(rows["torch", what]["first_value"], abs=1e-4)
     ratio = {ratio["what"]: ratio for ratio in results["ratios"]}
     assert ratio["training"]["time"] == rows["mlx", "training"]["seconds"] / rows["torch", "training"]["seconds"]
+    assert "in evaluation: flow_step is off" in printed
     for stage in results["stages"]:
         assert stage["stage"] in printed
         assert stage["limit_seconds"] >= 0

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from metal_cpu import metal_on_cpu
 from train.small import small_config
 
 from energy_flow_mlx.benchmark import stages, sweep
@@ -12,6 +13,7 @@ from energy_flow_mlx.benchmark.measure import measure_ceilings, measure_model, p
 from energy_flow_mlx.benchmark.scenarios import SCENARIOS, measure_scenario
 from energy_flow_mlx.benchmark.sweep import AXES, exponent, measure_sweep, sweep_points
 from energy_flow_mlx.benchmark.work import product_flops
+from energy_flow_mlx.ops import kernel
 
 TIMING = {"warmup": 0, "repeats": 3, "limit_s": 1.0}
 
@@ -74,6 +76,23 @@ def test_stages_cover_the_products(changes):
         assert rows[name]["flops"] == pytest.approx(counted[part])
     assert rows["neuron"]["calls"] == 2 and rows["gates"]["calls"] == 4
     assert all(row["bytes"] > 0 for name, row in rows.items() if "whole" not in name)
+
+
+@pytest.mark.parametrize(("size", "words"), [(16, ""), (8, "carrier_hidden_size=8 is no multiple of 16")])
+def test_on_a_gpu_the_step_as_one_kernel_stands_beside_its_parts(monkeypatch, size, words):
+    """The harness is the GPU."""
+    monkeypatch.setattr(stages, "on_gpu", lambda: True)
+    monkeypatch.setattr(kernel, "backend", lambda: "metal")
+    monkeypatch.setenv("ENERGY_FLOW_KERNELS", "off,+flow_step")
+    with metal_on_cpu(checked=False, caches=[kernel.build]):
+        result = stages.measure_stages(job("stages", carrier_hidden_size=size, neuron_hidden_dim=4))
+    rows = {row["stage"]: row for row in result["stages"]}
+    assert result["why_apart"].startswith(words) and bool(result["why_apart"]) == bool(words)
+    assert ("neuron to advance, one kernel" in rows) == (not words)
+    if not words:
+        step, life = (rows[f"{what}, one kernel"] for what in ("neuron to advance", "all moves"))
+        assert step["flops"] == life["flops"] == pytest.approx(sum(rows[name]["flops"] for name in ("neuron", "GRU products", "heads")))
+        assert (step["calls"], life["calls"]) == (2, 1) and step["bytes"] > life["bytes"] > 0
 
 
 def test_exponents():

@@ -180,6 +180,13 @@ def test_divergence_is_an_error_and_not_a_hang(body: str, what: str) -> None:
     assert what in message and "divergence" in message
 
 
+def test_matrix_functions_take_a_whole_simd_group() -> None:
+    body = "simdgroup_matrix<float, 8, 8> a; simdgroup_load(a, x{place}); simdgroup_store(a, y);"
+    x = {"x": mx.ones((128,))}
+    assert "31 of 32 threads" in fault(INDEX + "if (i == 3) { y[i] = 0; return; } " + body.format(place=""), x)
+    assert "different places" in fault(INDEX + body.format(place=" + i"), x)
+
+
 def test_numbers_that_metal_leaves_undefined() -> None:
     x = {"x": mx.array([float("nan")] * 64)}
     assert "that the integer type cannot hold" in fault(INDEX + "y[i] = int(x[i]);", x)

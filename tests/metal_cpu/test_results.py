@@ -150,6 +150,29 @@ def test_shuffles_and_votes() -> None:
     assert set(most) == {31 * 100 + 1000000}
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_matrices_of_a_simd_group(dtype: mx.Dtype) -> None:
+    """y = x[:, 8:16] w.T + 2 for 8 rows of x in device memory, and of w through threadgroup memory."""
+    body = """
+        uint lane = thread_index_in_simdgroup;
+        threadgroup T own[128];
+        for (uint i = lane; i < 128; i += 32) own[i] = w[i];
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        simdgroup_matrix<T, 8, 8> a, b;
+        simdgroup_matrix<float, 8, 8> sum;
+        sum.thread_elements()[0] = sum.thread_elements()[1] = 2;
+        simdgroup_load(a, x + 8, 24);
+        simdgroup_load(b, &own[8], 16, 0, true);
+        simdgroup_multiply_accumulate(sum, a, b, sum);
+        simdgroup_store(sum, y, 8);
+    """
+    x, w = (mx.array(RNG.standard_normal(shape)).astype(dtype) for shape in ((8, 24), (8, 16)))
+    with metal_on_cpu():
+        (y,) = examples.call(body, {"x": x, "w": w}, {"y": ((8, 8), mx.float32)}, (32, 1, 1), template=[("T", dtype)])
+    a, b = (np.array(part.astype(mx.float32)) for part in (x[:, 8:16], w[:, 8:]))
+    np.testing.assert_allclose(np.array(y), a @ b.T + 2, rtol=1e-5, atol=1e-5)
+
+
 def test_a_shuffle_from_a_lane_outside_the_grid_is_not_a_number() -> None:
     body = "uint i = thread_position_in_grid.x; y[i] = simd_shuffle_down(x[i], 16);"
     with metal_on_cpu():

@@ -113,7 +113,9 @@ def test_names_are_none_of_mlx_and_apple(launches: list[Launch]) -> None:
     macros = {name for file in headers for name in re.findall(r"^\s*#\s*define\s+(\w+)", file.read_text(), re.MULTILINE)}
     assert "MTL_CONST" in macros  # else they are looked for in the wrong place
     for op in kernel.ops():
-        text = "\n".join(kernel.source_file(name) for name in ("metal.h", "common.h", f"{op}.metal"))
+        included = kernel.INCLUDE.findall(kernel.source_file(f"{op}.metal"))
+        text = "\n".join(kernel.source_file(name) for name in ("metal.h", "common.h", *included, f"{op}.metal"))
+        text = re.sub(r"^#ifdef __CUDACC__$.*?^#else$", "", text, flags=re.MULTILINE | re.DOTALL)
         words = set(re.findall(r"\w+", re.sub(r"//.*", "", text)))
         assert not words & macros, op
         assert not {word for word in words if word.startswith(("__", "MTL", "METAL", "air_"))}, op

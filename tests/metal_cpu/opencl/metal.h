@@ -71,6 +71,7 @@ namespace precise { METAL_FUNCTIONS(METAL_FLOAT_1, METAL_FLOAT_2, METAL_FLOAT_3)
 template <typename To, typename From> To as_type(From x) { return __builtin_astype(x, To); }
 
 enum class mem_flags { mem_none, mem_device, mem_threadgroup };
+constexpr mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(int(a) | int(b)); }
 __attribute__((convergent)) void threadgroup_barrier(mem_flags flags);
 __attribute__((convergent)) void simdgroup_barrier(mem_flags flags);
 
@@ -86,6 +87,22 @@ METAL_SIMD(simd_broadcast, (T x, ushort lane)) METAL_SIMD(simd_shuffle, (T x, us
 METAL_SIMD(simd_shuffle_up, (T x, ushort delta)) METAL_SIMD(simd_shuffle_down, (T x, ushort delta))
 bool simd_any(bool x);
 bool simd_all(bool x);
+
+// Matrices of a SIMD-group. Loads are of the matrix's own type; a product takes any.
+template <typename T, int Columns, int Rows> struct simdgroup_matrix {
+  static_assert(Columns == 8 && Rows == 8 && is_one_of<T, half, bfloat, float>, "Metal has no simdgroup_matrix of this type");
+  vec<T, 2> hidden;
+  thread vec<T, 2>& thread_elements() thread { return hidden; }
+};
+#define METAL_MATRIX(SPACE)                                                                                              \
+  template <typename T> __attribute__((convergent)) void simdgroup_load(thread simdgroup_matrix<T, 8, 8>& d, const SPACE T* from, \
+    ulong elements_per_row = 8, vec<ulong, 2> origin = 0, bool transpose = false) {}                                     \
+  template <typename T> __attribute__((convergent)) void simdgroup_store(simdgroup_matrix<T, 8, 8> a, SPACE T* to,       \
+    ulong elements_per_row = 8, vec<ulong, 2> origin = 0, bool transpose = false) {}
+METAL_MATRIX(device) METAL_MATRIX(threadgroup)
+template <typename D, typename A, typename B, typename C> __attribute__((convergent)) void simdgroup_multiply_accumulate(
+  thread simdgroup_matrix<D, 8, 8>& d, thread simdgroup_matrix<A, 8, 8>& a, thread simdgroup_matrix<B, 8, 8>& b,
+  thread simdgroup_matrix<C, 8, 8>& c) {}
 
 // Atomics. A float is added atomically in device memory only.
 enum memory_order { memory_order_relaxed };

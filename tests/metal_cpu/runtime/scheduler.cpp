@@ -252,6 +252,16 @@ const Lanes* metal_cpu_exchange(const void* value, unsigned bytes, int line) {
   return &published[self / simd_width];
 }
 
+const Lanes* metal_cpu_exchange_by_all(const void* value, unsigned bytes, int line) {
+  const Lanes* lanes = metal_cpu_exchange(value, bytes, line);
+  if (lanes->active != ~0u) fault(true, "%d of 32 threads of a SIMD-group reach the matrix function of line %d", __builtin_popcount(lanes->active), line);
+  return lanes;
+}
+
+void metal_cpu_unequal_lanes(int line) {
+  fault(true, "threads of a SIMD-group give the matrix function of line %d different places", line);
+}
+
 void __sanitizer_cov_trace_pc() {  // clang calls this in every basic block
   if (++threads[running].steps > step_limit) fault(true, "a loop that does not end");
 }
