@@ -12,7 +12,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
-from ..checks import check_int, check_texts
+from ..checks import check_int, check_texts, whole_number
 from ..config import ModelConfig, check_fit, read_config
 from ..files import resolve, write_folder
 from ..nn import blank_weights
@@ -430,14 +430,15 @@ class EnergyFlow(nn.Module):
             model = cls(config)
         if quantised is not None:
             model.quantise(_bits_in(path, quantised))
-        steps = metadata.get("trained_steps", "0")
-        if not (steps.isascii() and steps.isdecimal() and int(steps) <= MOST_STEPS):
-            raise ValueError(f"{path}: trained_steps in its metadata is {steps[:80]!r}; accepted is a whole number up to {MOST_STEPS}")
+        told = metadata.get("trained_steps", "0")
+        steps = whole_number(told)
+        if steps is None or steps > MOST_STEPS:
+            raise ValueError(f"{path}: trained_steps in its metadata is {told[:80]!r}; accepted is a whole number up to {MOST_STEPS}")
         parameters = dict(tree_flatten(model.parameters()))
         found, wanted = ({name: array.shape for name, array in tree.items()} for tree in (weights, parameters))
         check_shapes(path, found, wanted)
         model.load_weights(list(weights.items()))
-        model.trained_steps = int(steps)
+        model.trained_steps = steps
         tokeniser = resolve(folder, "tokenizer.json")
         if tokeniser.is_file():
             model.text_encoder.tokeniser = Tokeniser.from_file(tokeniser)
