@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
+MOST = 2**31 - 1  # of every whole number: devices count in 32 bits
 EMPTY_TEXT = "empty"  # replaces an empty text, as in the PyTorch implementation
 
 
@@ -28,6 +29,11 @@ def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     if number < low or (high is not None and number > high):
         raise ValueError(f"{name} must be {accepted}, got {number}")
     return number
+
+
+def whole_number(text: str) -> int | None:
+    """The number that a text of ASCII digits alone writes; None for any other text, and for a number of more than 18 digits."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
 
 
 def canonical(text: str) -> str:

@@ -47,8 +47,7 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         options = [word.partition("=")[0] for word in unknown if word.startswith("--")]
         if options:
-            known = self._known()
-            self.error("; ".join(f"unknown option {option}{did_you_mean(option, known)}" for option in options))
+            self.error("; ".join(map(self._unknown, options)))
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return parsed
@@ -57,13 +56,28 @@ class Parser(argparse.ArgumentParser):
         print(f"error: {message}\n(see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # argparse takes the value of --flag=-- for the mark that ends the options, and gives the flag an empty list.
+        if action.option_strings and arg_strings == ["--"]:
+            raise argparse.ArgumentError(action, "expected a value, got '--'")
+        return super()._get_values(action, arg_strings)
+
+    def _unknown(self, option: str) -> str:
+        """What to say of an option that the parser did not take."""
+        owners = [name for name, parser in self._subcommands() if option in parser._known()]
+        if owners:
+            return f"{option} is an option of {' and '.join(owners)}, and stands after that word"
+        return f"unknown option {option}{did_you_mean(option, self._known())}"
+
     def _known(self) -> list[str]:
         """The long options, also those of subcommands."""
         known = [word for action in self._actions for word in action.option_strings if word.startswith("--")]
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                known += [word for parser in action.choices.values() for word in parser._known()]
+        known += [word for _, parser in self._subcommands() for word in parser._known()]
         return list(dict.fromkeys(known))
+
+    def _subcommands(self) -> list[tuple[str, "Parser"]]:
+        parts = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return [item for part in parts for item in part.choices.items()]
 
 
 def reason(error: BaseException) -> str:

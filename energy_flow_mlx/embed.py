@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import MOST, check_int
 from .cli import Parser, exit_code, run_command
 from .data.shared import Embed, dismiss, spread
 from .dataset.formats.lines import lines_of, read_lines, without_break
@@ -49,10 +50,13 @@ def _embed(options: Namespace, world: World) -> int:
         raise ValueError(f"--to {options.to}: accepted are files that end in {' or '.join(ENDINGS)}")
     if world.first and options.to.exists() and not options.overwrite:
         raise FileExistsError(f"{options.to} exists: name another file, or give --overwrite")
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size {options.batch_size}: accepted are 1 and more")
+    check_int("--batch-size", options.batch_size, 1, MOST)
     folder = model_folder(options.run)
     model = EnergyFlow.from_pretrained(folder)
+    if options.text_encoder and model.config.input_residual:
+        raise ValueError(
+            f"--text-encoder is not accepted with {options.run}, which adds its input's embedding to its output (input_residual): its texts take a teacher"
+        )
     teacher = None if options.text_encoder else teacher_of_run(folder, model.config, options.teacher)
     write: Callable[..., None] = write_npy if options.to.suffix == ".npy" else write_jsonl
     embed, dim = partial(model.embed, teacher=teacher, batch_size=options.batch_size), model.config.embedding_dim

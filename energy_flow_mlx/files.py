@@ -43,6 +43,8 @@ def write_aside(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> N
         OSError: names the file; nothing is left of it, and the old one is as it was.
     """
     path = Path(path)
+    if path.is_dir():  # also the empty path, which is the folder of the process
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     _sweep(path)
     aside = path.with_name(f".{path.stem}.{platform.node()}-{os.getpid()}.new{path.suffix}")
     try:

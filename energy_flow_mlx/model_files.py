@@ -1,7 +1,6 @@
 """Model files in a folder or on the Hugging Face hub: found, and uploaded."""
 
 import os
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,8 @@ from huggingface_hub import (
     hf_hub_url,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 
 def locate(
@@ -55,7 +53,7 @@ def locate(
         return folder
     if spec and folder.exists():
         raise ValueError(f"{argument}={spec!r} is a file; accepted are its folder or a hub id")
-    if not _HUB_ID.fullmatch(spec):
+    if not _is_hub_id(spec):
         raise FileNotFoundError(f"{argument}={spec!r}: no such folder, and no hub id (NAME or OWNER/NAME)")
     found = _from_hub(argument, spec, files, optional)
     if names := further(found):
@@ -94,7 +92,15 @@ def publish(repository: str, files: Mapping[str, Path | bytes], *, message: str,
 
 def is_repository(spec: str) -> bool:
     """Whether this is a hub id of the form OWNER/NAME."""
-    return "/" in spec and _HUB_ID.fullmatch(spec) is not None
+    return "/" in spec and _is_hub_id(spec)
+
+
+def _is_hub_id(spec: str) -> bool:
+    try:
+        validate_repo_id(spec)
+    except HFValidationError:
+        return False
+    return True
 
 
 def check_repository(argument: str, spec: str) -> None:

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
@@ -83,9 +84,28 @@ class Results:
                 split: {name: (Evaluation if "arrived" in row else Scores)(**row) for name, row in rows.items()}
                 for split, rows in values["splits"].items()
             }
-            return cls(**values)
+            found = cls(**values)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not what this version writes: {error!r}") from error
+        if faults := list(_faults(found)):
+            raise ValueError(f"{path} is not what this version writes: {'; '.join(faults)}")
+        return found
+
+
+_KINDS: dict[str, type] = {"data": str, "pairs": dict, "steps": int, "seconds": dict, "resumed_at": int, "made": dict}
+
+
+def _faults(found: Results) -> Iterator[str]:
+    """What readers of results take for granted and these do not have."""
+    yield from (f"{name} is {getattr(found, name)!r:.80}" for name, kind in _KINDS.items() if not isinstance(getattr(found, name), kind))
+    if not any(isinstance(scores, Evaluation) for scores in found.splits.get("test", {}).values()):
+        yield "the split test has no row with what flows did"
+    if isinstance(found.pairs, dict) and not isinstance(found.pairs.get("test"), int):
+        yield f"pairs of the split test: {found.pairs.get('test')!r:.80}"
+    for split, rows in found.splits.items():
+        for name, scores in rows.items():
+            wrong = [key for key, value in asdict(scores).items() if isinstance(value, bool) or not isinstance(value, int | float)]
+            yield from (f"{split}, {name}: {key} is {getattr(scores, key)!r:.80}" for key in wrong)
 
 
 def made_by(config: EnergyConfig) -> dict[str, str]:

@@ -41,6 +41,28 @@ def test_other_files_are_refused_by_name(tmp_path, text, told):
         Results.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"data": []}, r"data is \[\]"),
+        ({"steps": "2"}, "steps is '2'"),
+        ({"pairs": None}, "pairs is None"),
+        ({"pairs": {"train": 4}}, "pairs of the split test: None"),
+        ({"splits": {}}, "the split test has no row with what flows did"),
+        ({"splits": {"test": {"ridge": {"cosine": 0.5, "top1": 0.5, "top10": 0.5}}}}, "the split test has no row with what flows did"),
+        ({"splits": {"test": {"energy flow": {**vars(FLOW), "cosine": None}}}}, "test, energy flow: cosine is None"),
+        ({"splits": {"test": {"energy flow": {**vars(FLOW), "top1": [1]}}}}, r"test, energy flow: top1 is \[1\]"),
+        ({"splits": {"test": []}}, "not what this version writes"),
+    ],
+)
+def test_results_that_would_fail_when_shown_are_refused_when_read(tmp_path, change, told):
+    Results("mine", {"test": 4}, {"test": ROWS}, 2).save(tmp_path)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=f"results.json is not what this version writes: .*{told}" if "not what" not in told else told):
+        Results.load(tmp_path)
+
+
 def test_a_run_without_results_says_what_writes_them(tmp_path):
     EnergyConfig.tiny().to_json(tmp_path / "config.json")
     with pytest.raises(FileNotFoundError, match="energy_flow_mlx.evaluate"):

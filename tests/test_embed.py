@@ -87,7 +87,8 @@ def other_data(run: Path) -> None:
     [
         (BUILT_IN, ["--to", "out.csv"], "--to out.csv: accepted are files that end in .npy or .jsonl"),
         (BUILT_IN, ["--to", "texts.npy"], "texts.npy exists: name another file, or give --overwrite"),
-        (BUILT_IN, ["--to", "out.npy", "--batch-size", "0"], "--batch-size 0: accepted are 1 and more"),
+        (BUILT_IN, ["--to", "out.npy", "--batch-size", "0"], "--batch-size must be an integer from 1 to 2147483647, got 0"),
+        (BUILT_IN, ["--to", "out.npy", "--batch-size", "99999999999"], "--batch-size must be an integer from 1 to 2147483647, got 99999999999"),
         (converted, ["--to", "out.npy"], "run: nothing tells the teacher of its embeddings; --teacher names a folder, hub id or builtin"),
         (other_data, ["--to", "out.npy"], "run: nothing tells the teacher of its embeddings; --teacher names a folder, hub id or builtin"),
     ],
@@ -104,6 +105,13 @@ def test_refusals(
     assert message in error
     assert not Path("out.npy").exists()
     assert Path("texts.npy").read_text() == "old"
+
+
+def test_texts_alone_are_not_enough_where_the_input_is_added(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "input_residual": True}))
+    assert main([str(run), str(run.parent / "texts.txt"), "--to", str(run.parent / "out.npy"), "--text-encoder"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --text-encoder is not accepted with {run}, which adds its input's embedding")
 
 
 def test_a_broken_line_leaves_no_file(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,6 +178,30 @@ def test_options_of_subcommands_are_hinted_at(capsys):
     assert capsys.readouterr().err.startswith("error: unknown option --shard-row; did you mean --shard-rows?\n")
 
 
+def test_an_option_before_its_subcommand_is_told_where_it_belongs(capsys):
+    parser = Parser(prog="p")
+    commands = parser.add_subparsers(dest="command")
+    for name in ("build", "convert"):
+        commands.add_parser(name).add_argument("--to")
+    commands.add_parser("inspect")
+    for words in (["--to=x", "build"], ["inspect", "--to", "x"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(words)
+        assert capsys.readouterr().err.startswith("error: --to is an option of build and convert, and stands after that word\n")
+
+
+@pytest.mark.parametrize("options", [{}, {"type": int}, {"type": Path}, {"choices": ["a", "--"]}, {"nargs": "+"}])
+def test_two_dashes_are_no_value_of_an_option(options, capsys):
+    parser = Parser(prog="p")
+    parser.add_argument("--flag", **options)
+    parser.add_argument("text", nargs="?")
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["--flag=--"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: argument --flag: expected a value, got '--'\n")
+    assert parser.parse_args(["--", "-x"]).text == "-x"
+
+
 def test_help_in_a_narrow_terminal_keeps_words_whole(monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     parser = Parser(prog="p", description="instantiation of heteroscedasticity")

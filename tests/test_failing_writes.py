@@ -90,6 +90,16 @@ def test_an_error_that_is_not_of_writing_stays_what_it_is(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("path", ["", ".", "folder"])
+def test_a_folder_is_no_file_to_write(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    with pytest.raises(IsADirectoryError) as refused:
+        write_aside(path, lambda aside: pytest.fail("nothing is written"))
+    assert refused.value.filename == str(Path(path)) and refused.value.strerror == "Is a directory"
+    assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+
+
 def test_a_disk_that_flushes_no_folders_serves(tmp_path, monkeypatch):
     flushed = os.fsync
 

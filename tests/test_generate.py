@@ -157,7 +157,10 @@ def test_bytes_that_are_no_text_are_refused(run: Path, capsys: pytest.CaptureFix
         (["a dog", "--num-beams", "11"], "num_beams must be at most half of the vocabulary of 20"),
         (["a dog", "--num-beams", "0"], "num_beams must be an integer from 1"),
         (["a dog", "--length-penalty", "nan"], "length_penalty"),
-        (["a dog", "--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
+        (["a dog", "--batch-size", "0"], "--batch-size must be an integer from 1 to 2147483647, got 0"),
+        (["a dog", "--batch-size", str(2**64)], f"--batch-size must be an integer from 1 to 2147483647, got {2**64}"),
+        (["a dog", "--teacher=-1"], "teacher='-1': no such folder, and no hub id"),
+        (["a dog", "--teacher", "ä猫"], "teacher='ä猫': no such folder, and no hub id"),
         (["a dog", "--file", "x.txt"], "--file x.txt is not accepted together with texts"),
         (["--file", "x.txt"], "x.txt: no such file"),
         (["a dog", "--teacher", "no/such/folder"], "no/such/folder"),
@@ -235,7 +238,7 @@ def test_a_reader_who_leaves_ends_it(run: Path) -> None:
 def test_correction_comes_nearer_to_what_was_meant(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a corrector of random weights, whose texts are kept only where the teacher finds them nearer."""
     assert "no text corrector, which --rounds 3 needs" in refusal(capsys, run, "a dog", "--rounds", 3)
-    assert "--rounds must be 0 or more" in refusal(capsys, run, "a dog", "--rounds", -1)
+    assert "--rounds must be an integer from 0 to 2147483647, got -1" in refusal(capsys, run, "a dog", "--rounds", -1)
     model = EnergyFlow.from_pretrained(run)
     mx.random.seed(3)
     model.text_corrector = TextCorrector(

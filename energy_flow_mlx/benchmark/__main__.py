@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from .. import blas
+from ..checks import whole_number
 from ..cli import Parser, add_config_flags, check_writable, exit_code, given_fields, run_command
 from ..config import ConfigError, EnergyConfig
 from ..distributed import launched
@@ -261,10 +262,10 @@ def _scaling(config: EnergyConfig, arguments: Namespace) -> int:
 
 
 def _counts(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    counts = [whole_number(part) for part in text.split(",")]
+    if not all(counts):
         raise ConfigError(f"--scaling {text} is not accepted: it takes numbers of processes joined by commas, such as {scaling.COUNTS}")
-    return [int(part) for part in parts]
+    return [count for count in counts if count]
 
 
 def _beside_limit(stage: Mapping[str, Any], ceilings: Mapping[str, Any], dtype: str) -> dict[str, Any]:

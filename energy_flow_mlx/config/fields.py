@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..checks import did_you_mean
+from ..checks import MOST, did_you_mean
 from ..files import write_aside
 from ..strict_json import parse_json, write_json
 
@@ -27,7 +27,6 @@ _VERSION = "format_version"
 _MOST_NAMED = 8  # unknown fields in an error
 # Fields of earlier versions whose choice made no difference to a model's results: files that have them are still read.
 RETIRED = frozenset({"gru_implementation"})
-MOST = 2**31 - 1  # of every whole number: devices count in 32 bits
 
 
 class ConfigError(ValueError):

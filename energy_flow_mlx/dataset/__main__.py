@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..checks import is_blank
+from ..checks import is_blank, whole_number
 from ..cli import Parser, exit_code, run_command
 from ..data.corpus import MAX_SEED
 from ..data.shared import dismiss, serve
@@ -133,7 +133,8 @@ def _train_tokeniser(options: argparse.Namespace, world: World) -> int:
 
 
 def _held_out(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.isdecimal() else text
+    count = None if text is None else whole_number(text)
+    return text if count is None else count
 
 
 def _selection(options: argparse.Namespace) -> Selection:

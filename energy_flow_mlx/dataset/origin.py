@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..checks import check_int
+from ..checks import check_int, whole_number
 from ..data.corpus import generate_pairs
 from ..files import digest
 from .folder import read_folder
@@ -63,10 +63,10 @@ class Origin:
 
 
 def _generated(spec: str) -> int:
-    text = spec.removeprefix(_BUILTIN)
-    if not text.isdecimal():
+    count = whole_number(spec.removeprefix(_BUILTIN))
+    if count is None:
         raise ValueError(f"generated pairs must be written builtin:COUNT, got {spec!r}")
-    return check_int("COUNT of builtin:COUNT", int(text), 1)
+    return check_int("COUNT of builtin:COUNT", count, 1)
 
 
 def _existing(spec: str) -> Path:

@@ -14,6 +14,7 @@ from typing import cast
 
 from tqdm import tqdm
 
+from ..checks import MOST, check_int
 from ..cli import Parser, exit_code, run_command
 from ..config import EnergyConfig
 from ..dataset.teacher import UnknownTeacher, teacher_of_run
@@ -80,11 +81,9 @@ def _generate(arguments: argparse.Namespace) -> int:
         early_stopping=_STOPPING[arguments.early_stopping],
         no_repeat_ngram_size=arguments.no_repeat_ngram_size,
     )
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size must be 1 or more, got {arguments.batch_size}")
+    check_int("--batch-size", arguments.batch_size, 1, MOST)
     for name in ("rounds", "neighbours"):
-        if getattr(arguments, name) < 0:
-            raise ValueError(f"--{name} must be 0 or more, got {getattr(arguments, name)}")
+        check_int(f"--{name}", getattr(arguments, name), 0, MOST)
     if arguments.texts and arguments.file is not None:
         raise ValueError(f"--file {arguments.file} is not accepted together with texts")
     model = EnergyFlow.from_pretrained(arguments.run)

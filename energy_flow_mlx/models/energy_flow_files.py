@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from ..checks import whole_number
 from ..config import ModelConfig
 from ..files import resolve
 from ..nn.quantised import BITS
@@ -59,10 +60,11 @@ def read_weights(path: Path, config: ModelConfig) -> Weights:
     quantised = read_metadata(path).get("quantised_bits")
     arrays, metadata = load_arrays(path, LOADED if quantised is None else (*LOADED, "U32"))
     _check_layers(path, config, arrays)
-    steps = metadata.get("trained_steps", "0")
-    if not (steps.isascii() and steps.isdecimal() and int(steps) <= MOST_STEPS):
-        raise ValueError(f"{path}: trained_steps in its metadata is {steps[:80]!r}; accepted is a whole number up to {MOST_STEPS}")
-    return Weights(arrays, int(steps), 0 if quantised is None else _bits_in(path, quantised))
+    told = metadata.get("trained_steps", "0")
+    steps = whole_number(told)
+    if steps is None or steps > MOST_STEPS:
+        raise ValueError(f"{path}: trained_steps in its metadata is {told[:80]!r}; accepted is a whole number up to {MOST_STEPS}")
+    return Weights(arrays, steps, 0 if quantised is None else _bits_in(path, quantised))
 
 
 def save_weights(path: str | os.PathLike[str], weights: Weights) -> None:

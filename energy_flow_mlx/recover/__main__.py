@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..checks import check_int
+from ..checks import MOST, check_int
 from ..cli import Parser, exit_code, run_command
 from ..config import EnergyConfig
 from ..data.teacher import Teacher
@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _recover(arguments: argparse.Namespace) -> int:
-    most = check_int("--sentences", arguments.sentences, 1)
-    batch_size = check_int("--batch-size", arguments.batch_size, 1)
-    rounds = check_int("--rounds", arguments.rounds, 0)
+    most = check_int("--sentences", arguments.sentences, 1, MOST)
+    batch_size = check_int("--batch-size", arguments.batch_size, 1, MOST)
+    rounds = check_int("--rounds", arguments.rounds, 0, MOST)
     search = Search(num_beams=arguments.num_beams, max_length=arguments.max_length)
     model = EnergyFlow.from_pretrained(arguments.run)
     config = EnergyConfig.from_json(resolve(arguments.run, "config.json"))

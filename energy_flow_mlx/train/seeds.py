@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checks import whole_number
 from ..comparison import compare
 from ..config import ConfigError, EnergyConfig
 from ..files import resolve
@@ -19,7 +20,7 @@ def parsed_seeds(text: str) -> list[int]:
         ConfigError: it holds something else, or a seed twice.
     """
     words = [word.strip() for word in text.split(",")]
-    seeds = [int(word) for word in words if word.isascii() and word.isdecimal()]
+    seeds = [seed for word in words if (seed := whole_number(word)) is not None]
     if len(seeds) != len(words) or len(set(seeds)) != len(seeds):
         raise ConfigError(f"--seeds {text!r} is not accepted: it takes different whole numbers with commas between them, such as 0,1,2")
     return seeds

@@ -8,10 +8,13 @@ Inputs run in a worker process, which is started anew when it crashes or hangs. 
 | | |
 |---|---|
 | crash | the process ended |
-| hang | a call over HANG seconds |
+| hang | a call over HANG seconds of processor time, or one that used none for IDLE seconds: it waits |
 | traceback | an exception that is not the reader's refusal, or a refusal that does not name the file |
 | memory | a peak over 2 x the input's bytes + ROOM, twice in a row: the first call may have loaded a library |
 | slow | a call over 1 s of processor time, twice in a row |
+
+No verdict depends on the clock alone: on a loaded machine a call takes longer, not more of the processor, and a call that is not hung
+gets some of it within IDLE seconds.
 
 Each kind of fault is printed once, with the number of the trial and of the input, from which --trial makes it again; `counts` of
 state.json has all of them.
@@ -40,7 +43,7 @@ INPUTS = 200  # of one target, in one trial
 GOAL = 10**7
 ROOM = 16 * 2**20  # bytes that a call may take beyond twice its input: the interpreter's own, and the model of a small run
 ADDRESSES = 4 * 2**30  # bytes of address space beyond those of the start
-SLOW, HANG = 1.0, 20.0  # seconds
+SLOW, HANG, IDLE = 1.0, 20.0, 60.0  # seconds
 KINDS = ("crash", "hang", "traceback", "memory", "slow")
 
 
@@ -81,7 +84,7 @@ class Worker:
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self._folder, self._options, self._starts = folder, options, 0
-        self._at = folder / "at"  # the input that is being read, and when it began
+        self._at = folder / "at"  # the input that is being read, and the processor time that the process had used before it
         self._at.write_bytes(bytes(16))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -134,9 +137,12 @@ class Worker:
     def _wait(self, process: "subprocess.Popen[bytes]") -> tuple[str, str]:
         """The next line, or the fault that kept the process from writing it."""
         assert process.stdout is not None
+        used, idle_since = -1.0, time.monotonic()
         while not select.select([process.stdout], [], [], 1.0)[0]:
+            before, used = used, _processor_time(process.pid)
+            idle_since = idle_since if used == before else time.monotonic()
             began = struct.unpack("<d", self._at.read_bytes()[8:])[0]
-            if began and time.monotonic() - began > HANG:
+            if began and (used - began > HANG or time.monotonic() - idle_since > IDLE):
                 process.kill()
                 return "hang", ""
         line = process.stdout.readline().decode()
@@ -163,7 +169,7 @@ def _work(folder: Path, seed: int, only: str | None, again: str | None) -> None:
             for number in range(first, INPUTS):
                 if again is not None and again != f"{trial}:{number}":
                     continue
-                at[:] = struct.pack("<qd", number, time.monotonic())
+                at[:] = struct.pack("<qd", number, time.process_time())
                 for kind, where, text in _faults(target, f"{seed}:{trial}:{number}", again is not None):
                     found = {"kind": kind, "target": target.name, "input": f"{trial}:{number}", "where": where, "text": text}
                     print(json.dumps(found), file=said, flush=True)
@@ -208,6 +214,15 @@ def _call(target: Any, seed: str) -> tuple[BaseException | None, int, float, int
     except BaseException as error:  # the libraries' Rust code raises PanicException, which is no Exception
         wrong = error
     return wrong, _memory("VmHWM") - before, time.process_time() - began, size
+
+
+def _processor_time(process: int) -> float:
+    """Seconds of the processor that a process has used, as its own `time.process_time` has them; of one that ended, 0."""
+    try:
+        user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except FileNotFoundError:
+        return 0.0
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _memory(name: str) -> int:

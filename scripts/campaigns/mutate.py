@@ -1,13 +1,15 @@
 """Mutations of files that keep most of a format's structure, so that a reader gets past its first check."""
 
+import argparse
 import io
 import json
 import pickletools
 import random
+import re
 import struct
 import zipfile
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
@@ -30,6 +32,9 @@ SAMPLES: dict[pyarrow.DataType, tuple[Any, ...]] = {
     pyarrow.dictionary(pyarrow.int8(), pyarrow.string()): ("a", "b"), pyarrow.map_(pyarrow.string(), pyarrow.int8()): ([("a", 1)],),
 }  # fmt: skip
 KINDS = tuple(SAMPLES)
+ARGUMENTS = (  # a system gives neither a zero byte nor half a pair of surrogates, but bytes that are no UTF-8
+    *(text for text in TEXTS if text not in ("\0", "\ud800")), "\udcff", *map(str, NUMBERS), "9" * 5000, "1e400", "0.5", "nan", "inf", "builtin", "builtin:3", "/proc/x/y", "owner/name", "1,2", "a=b", "--", ".",
+)  # fmt: skip
 NAMES = (
     b"argparse\nNamespace", b"builtins\nbytearray", b"collections\nCounter", b"collections\nOrderedDict", b"torch\nBFloat16Storage",
     b"torch\nFloatStorage", b"torch\nFloatTensor", b"torch\nLongStorage", b"torch\nQInt8Storage", b"torch\nSize", b"torch\nUntypedStorage",
@@ -222,18 +227,38 @@ def _legacy(random: random.Random, data: bytes) -> bytes:
     return data[:start] + pickle_ops(random, data[start:end]) + data[end:]
 
 
-def arguments(random: random.Random, argv: list[str], flags: list[str]) -> list[str]:
+class Option(NamedTuple):
+    """A flag of a command, and values that it may take: those that its help names, and numbers. None: it takes no value."""
+
+    flag: str
+    values: tuple[str, ...] | None
+
+
+def options(parser: argparse.ArgumentParser) -> list[Option]:
+    """What a command takes besides its positional arguments."""
+    found = []
+    for action in parser._actions:
+        words = re.findall(r"[\w.-]+", f"{action.metavar} {action.help} {' '.join(map(str, action.choices or ()))}")
+        values = None if action.nargs == 0 else (*map(str, NUMBERS), *words)
+        found += [Option(flag, values) for flag in action.option_strings if flag.startswith("--") and flag != "--help"]
+    return found
+
+
+def arguments(random: random.Random, argv: list[str], options: Sequence[Option]) -> list[str]:
     """A command line with flags and values added, replaced or left out."""
     words = list(argv)
     for _ in range(random.choice((1, 1, 2, 3))):
-        kind, place = random.randrange(4), random.randrange(len(words) + 1)
-        value = random.choice((*TEXTS, *map(str, NUMBERS), "1e400", "0.5", "nan", "inf", "builtin:3", "/nowhere/x", "1,2", "a=b", "--"))
+        kind, place = random.randrange(8), random.randrange(len(words) + 1)
+        flag, values = random.choice(options)
+        value = random.choice(values if values and random.random() < 0.7 else (*ARGUMENTS, *argv))
         if kind == 0:
-            words[place:place] = [random.choice(flags), value]
-        elif kind == 1:
-            words[place:place] = [random.choice(flags)]
-        elif kind == 2:
             words[place : place + 1] = [value]
-        else:
+        elif kind == 1:
             del words[place : place + 1]
+        elif kind == 2:
+            words[place:place] = random.choice(([flag], [flag, value], [f"{flag}={value}"]))
+        elif values is None:
+            words.append(flag)
+        else:
+            words += random.choice(([flag, value], [f"{flag}={value}"]))
     return words

@@ -52,7 +52,7 @@ def test_each_number_of_processes_is_measured_and_written(monkeypatch, tmp_path,
     assert capsys.readouterr().out.startswith("scaling, 4 pairs in each process")
 
 
-@pytest.mark.parametrize("text", ["0", "two", "1,", "-1"])
+@pytest.mark.parametrize("text", ["0", "two", "1,", "-1", "²", "9" * 5000], ids=lambda text: text[:3])
 def test_other_numbers_of_processes_are_refused(text, capsys):
     assert benchmark.main(["--scaling=" + text]) == 2
     assert f"--scaling {text} is not accepted: it takes numbers of processes joined by commas" in capsys.readouterr().err

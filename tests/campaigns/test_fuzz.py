@@ -1,10 +1,14 @@
 """The fuzz campaign finds what it looks for, and makes the same inputs again."""
 
+import argparse
+import contextlib
 import io
 import json
 import pickletools
 import random
 import struct
+import subprocess
+import sys
 import zipfile
 from types import SimpleNamespace
 
@@ -100,6 +104,51 @@ def parses(parse, content):
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def test_arguments_are_mostly_values_that_their_flag_may_take():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"])
+    parser.add_argument("--size", type=int, metavar="INT", help="cells along x")
+    parser.add_argument("--quiet", action="store_true")
+    options = mutate.options(parser)
+    assert [option.flag for option in options] == ["--dtype", "--size", "--quiet"] and options[2].values is None
+    assert {"float32", "bfloat16"} <= set(options[0].values) and "255" in options[1].values
+    made = [mutate.arguments(random.Random(number), ["run"], options) for number in range(400)]
+    assert made == [mutate.arguments(random.Random(number), ["run"], options) for number in range(400)]
+    taken = [words for words in made if parses(lambda words: quietly(parser, words[1:]), words)]
+    assert 100 < len(taken) < 350
+    assert not any("\0" in word for words in made for word in words)
+
+
+def quietly(parser, words):
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            parser.parse_args(words)
+        except SystemExit:
+            raise ValueError("refused") from None
+
+
+@pytest.mark.parametrize("spin", [True, False])
+def test_a_call_hangs_by_processor_time_or_by_waiting(spin, tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz, "HANG", 0.2)
+    monkeypatch.setattr(fuzz, "IDLE", 100.0 if spin else 0.1)
+    worker = fuzz.Worker(tmp_path, None)
+    work = "while True: pass" if spin else "import sys; sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        (tmp_path / "at").write_bytes(struct.pack("<qd", 7, 1e-9))
+        assert worker._wait(process) == ("hang", "")
+        assert process.wait() == -9
+
+
+def test_time_alone_is_no_hang(tmp_path, monkeypatch):
+    """Nothing is being read: however long that lasts, the process is let be."""
+    monkeypatch.setattr(fuzz, "HANG", -1.0)
+    monkeypatch.setattr(fuzz, "IDLE", -1.0)
+    monkeypatch.setattr(fuzz.select, "select", lambda *_: next(polls))
+    polls = iter([([], [], [])] * 5 + [([1], [], [])])
+    with subprocess.Popen([sys.executable, "-c", "print('said')"], stdout=subprocess.PIPE) as process:
+        assert fuzz.Worker(tmp_path, None)._wait(process) == ("", "said\n")
 
 
 def pickle_in(content):

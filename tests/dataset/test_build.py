@@ -262,6 +262,7 @@ def test_a_refused_build_leaves_nothing(tmp_path):
         ({"seed": -1}, "seed must be an integer from 0"),
         ({"sources": ()}, "sources must name at least one"),
         ({"sources": ("builtin:x",)}, "must be written builtin:COUNT, got 'builtin:x'"),
+        ({"sources": ("builtin:" + "9" * 5000,)}, "must be written builtin:COUNT, got 'builtin:9999"),
         ({"sources": ("hub:noslash",)}, "must be written hub:OWNER/NAME"),
     ],
 )

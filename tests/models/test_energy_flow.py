@@ -182,6 +182,7 @@ def test_weights_that_mlx_saved_without_metadata_are_read(tmp_path: Path) -> Non
         ("have a dtype that is not accepted", mx.bool_, "0"),
         ("trained_steps in its metadata is 'many'; accepted is a whole number", mx.float32, "many"),
         ("trained_steps in its metadata is '-1'", mx.float32, "-1"),
+        ("trained_steps in its metadata is '9999", mx.float32, "9" * 5000),
     ],
 )
 def test_weights_of_another_kind_are_refused_by_name(words: str, dtype: mx.Dtype, steps: str, tmp_path: Path) -> None:

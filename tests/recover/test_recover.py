@@ -192,8 +192,8 @@ def test_what_cannot_be_measured_is_left_out_with_a_note(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--sentences", "0"], "--sentences must be an integer of 1 or more, got 0"),
-        (["--batch-size", "0"], "--batch-size must be an integer of 1 or more, got 0"),
+        (["--sentences", "0"], "--sentences must be an integer from 1 to 2147483647, got 0"),
+        (["--batch-size", "0"], "--batch-size must be an integer from 1 to 2147483647, got 0"),
         (["--num-beams", "11"], "num_beams must be at most half of the vocabulary of 20"),
         (["--max-length", "1"], "max_length must be an integer from 2"),
         (["--teacher", "no/such/folder"], "no/such/folder"),

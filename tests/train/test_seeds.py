@@ -46,7 +46,7 @@ def test_what_is_complete_is_not_trained_again(runs, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("given", "told"),
-    [(["--seeds", "0,0"], "'0,0'"), (["--seeds", "a"], "such as 0,1,2"), (["--seeds", "0", "--seed", "1"], "--seed"),
+    [(["--seeds", "0,0"], "'0,0'"), (["--seeds", "a"], "such as 0,1,2"), (["--seeds", "9" * 5000], "such as 0,1,2"), (["--seeds", "0", "--seed", "1"], "--seed"),
      (["--seeds", "0", "--resume", "x"], "--resume")],
 )  # fmt: skip
 def test_what_is_not_accepted_is_named(given, told, capsys):
