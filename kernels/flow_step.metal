@@ -191,7 +191,7 @@ FUNCTION void consider(
     threadgroup_barrier(mem_flags::mem_threadgroup);  // sums of each SIMD-group
 }
 
-// One row's move: `from` becomes where the flow is after it. Whether it is on an output plane; energy and length: after and of the move.
+// One row's move: `place` becomes where the flow is after it. Whether it is on an output plane; energy and length: after and of the move.
 template <int HD, int M, int ROWS, int GROUP, bool REFLECT, typename S, typename V, typename X>
 FUNCTION bool go(S sums, V vectors, X scale, uint row, thread float (&place)[3], thread float& energy, thread float& square) {
     float total[4], raw[3], to[3];

@@ -149,13 +149,13 @@ class FlowProcessor(nn.Module):
             if witness is not None:
                 witness(0, start)
                 stop = _watched(witness, stop)
-            if why_apart(step):
+            whole_step = None if why_apart(step) else WholeStep(step, weights)
+            if whole_step is None:
                 end = live(step, weights, start, [None] * steps, scale, stop=stop)
             elif stop is None:
-                end = WholeStep(step, weights).life(start, steps, scale)
+                end = whole_step.life(start, steps, scale)
             else:
-                whole = WholeStep(step, weights)
-                end = live(whole, weights, whole.start(start), [None] * steps, scale, stop=stop)
+                end = live(whole_step, weights, whole_step.start(start), [None] * steps, scale, stop=stop)
             result = self._finish(end)
             if config.slots_per_sample == config.surface_dim or config.spawn_capacity >= MOST_ROOM:
                 return result, end

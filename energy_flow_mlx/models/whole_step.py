@@ -27,7 +27,8 @@ def step_kernel(step: FlowStep) -> StepKernel:
 
 
 def why_apart(step: FlowStep) -> str:
-    """Why evaluation takes the parts of a step one after another; "" where it takes the step whole. `benchmark --stages` prints it."""
+    """Why evaluation takes the parts of a step one after another; "" where it takes steps whole, all in one launch if nobody looks between
+    them. `benchmark --stages` prints it."""
     if not use_kernel("flow_step"):
         return "flow_step is off, as it is until it has been measured to win; ENERGY_FLOW_KERNELS=auto,+flow_step turns it on"
     return unsuited(step)

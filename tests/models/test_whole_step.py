@@ -13,7 +13,12 @@ from energy_flow_mlx.models.whole_step import why_apart
 from energy_flow_mlx.ops.kernel import VARIABLE
 
 SUITED: dict[str, Any] = {"carrier_hidden_size": 16, "neuron_hidden_dim": 4}
-FILTER: dict[str, Any] = {"boundary_reflection_enabled": False, "enable_displacement_filtering": True, "min_displacement_threshold": 0.3}
+OTHER: dict[str, Any] = {
+    "boundary_reflection_enabled": False,
+    "enable_displacement_filtering": True,
+    "min_displacement_threshold": 0.3,
+    "enable_gru_nan_protection": False,
+}
 
 
 def evaluated(setting: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, np.ndarray]:
@@ -31,7 +36,7 @@ def evaluated(setting: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> 
 
 
 @backends
-@pytest.mark.parametrize("changes", [{}, FILTER, {"enable_gru_nan_protection": False}], ids=["plain", "filter", "unbounded"])
+@pytest.mark.parametrize("changes", [{}, OTHER], ids=["as it is", "other settings"])
 def test_whole_steps_leave_what_steps_part_by_part_leave(where: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with mx.stream(mx.cpu):
         wanted = evaluated("off", monkeypatch, **changes)

@@ -84,18 +84,17 @@ def calls() -> list[tuple[Callable[..., Any], list[mx.array]]]:
 
 
 @backends
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("flows", "layers", "size", "hidden", "features"),
-    # Fewer flows than lanes, than a tile, and than two; features with and without zeros behind the energy; more columns than SIMD-groups.
-    [(1, 1, 16, 4, 3), (7, 2, 16, 8, 15), (37, 3, 48, 12, 20)],
+    ("flows", "layers", "size", "hidden", "features", "dtype"),
+    # Fewer flows than two, than a SIMD-group's, and more than a tile; features with and without zeros behind the energy; more columns than SIMD-groups.
+    [(1, 1, 16, 4, 3, mx.float16), *((7, 2, 16, 8, 15, dtype) for dtype in DTYPES), *((37, 3, 48, 12, 20, dtype) for dtype in (mx.float32, mx.bfloat16))],
 )
-def test_kernel_equals_reference(where: str, dtype: mx.Dtype, flows: int, layers: int, size: int, hidden: int, features: int) -> None:
+def test_kernel_equals_reference(where: str, flows: int, layers: int, size: int, hidden: int, features: int, dtype: mx.Dtype) -> None:
     parity(where, *arguments(flows, layers, size, hidden, features), dtype)
 
 
 @backends
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
 def test_bounds_reflection_and_planes(where: str, dtype: mx.Dtype) -> None:
     flows, weights = arguments(40, 2, 16)
     position = np.array(flows[0])
@@ -132,7 +131,7 @@ def test_tiles_of_other_sizes_and_any_order_of_threads_give_the_same_bits(rows: 
 
 
 @backends
-@pytest.mark.parametrize(("dtype", "shortest"), [(mx.float32, None), (mx.float32, 0.3), (mx.bfloat16, 0.3)])
+@pytest.mark.parametrize(("dtype", "shortest"), [(mx.float32, 0.3), (mx.bfloat16, None)])
 def test_a_life_is_its_steps(where: str, dtype: mx.Dtype, shortest: float | None) -> None:
     """Bit for bit; and its first tile, whose flows have all ended, stops early."""
     flows, weights = in_dtype(*arguments(75, 2, 16), dtype)
@@ -212,7 +211,6 @@ def test_broken_kernels_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     of_life = [
         ("threadgroup_barrier(mem_flags::mem_device | mem_flags::mem_threadgroup);  // flows as they start", ""),
         ("threadgroup_barrier(mem_flags::mem_threadgroup);  // moves", ""),
-        ("(step % 2 ? odd_hidden : even_hidden)", "(step % 2 ? even_hidden : odd_hidden)"),
         ("if (left == 0) break;", "if (left < 32) break;"),
     ]
     assert not survivors(check_life, of_life, caches=[build])
@@ -221,11 +219,9 @@ def test_broken_kernels_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     edits = [
         (barrier + "threadgroup);  // features", ""),
         (barrier + "device);  // the first layer's hidden states", ""),
-        (barrier + "device);  // the layer's hidden states", ""),
         (barrier + "threadgroup);  // sums of each SIMD-group", ""),
         ("simdgroup_barrier(mem_flags::mem_threadgroup);  // before the next flows' inputs and activations", ""),
         ("if (i >= flows) continue;\n        float place", "float place"),
-        ("on = flow < flows && active[metal::min(flow, flows - 1)];", "on = active[flow];"),
         ("return x + simd_shuffle_xor(x, 8);", "return x + simd_shuffle_xor(x, 2);"),
         ("tile + 8 * j, 16, 0, true);", "tile + 8 * j, 16, 0, false);"),
     ]
