@@ -11,7 +11,7 @@ Inputs run in a worker process, which is started anew when it crashes or hangs. 
 | hang | a call over HANG seconds of processor time, or one that used none for IDLE seconds: it waits |
 | traceback | an exception that is not the reader's refusal, or a refusal that does not name the file |
 | memory | a peak over 2 x the input's bytes + ROOM, twice in a row: the first call may have loaded a library |
-| slow | a call over 1 s of processor time, twice in a row |
+| slow | a call over SLOW seconds of processor time, twice in a row; more where the machine is slower than at the start (`pace`) |
 
 No verdict depends on the clock alone: on a loaded machine a call takes longer, not more of the processor, and a call that is not hung
 gets some of it within IDLE seconds.
@@ -34,10 +34,11 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from campaign import Campaign
+from campaign import Campaign, pace
 
 INPUTS = 200  # of one target, in one trial
 GOAL = 10**7
@@ -158,6 +159,7 @@ def _work(folder: Path, seed: int, only: str | None, again: str | None) -> None:
     targets = [target for target in all_targets(folder) if only is None or only in target.name]
     names = [index for index, target in enumerate(targets) for _ in range(target.weight)]
     _warm_up(targets)
+    _usual_pace()
     size = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
     resource.setrlimit(resource.RLIMIT_AS, (size + ADDRESSES, size + ADDRESSES))
     with (folder.parent / "at").open("r+b") as file, mmap.mmap(file.fileno(), 16) as at:
@@ -194,7 +196,7 @@ def _faults(target: Any, seed: str, let_through: bool) -> Iterator[tuple[str, st
         _, peak_again, seconds_again, _ = _call(target, seed)
         if min(peak, peak_again) > 2 * size + ROOM:
             yield "memory", f"over 2 x its input + {ROOM >> 20} MiB", f"{peak_again} bytes for {size}"
-        if min(seconds, seconds_again) > SLOW:
+        if min(seconds, seconds_again) > SLOW * max(1.0, pace() / _usual_pace()):
             yield "slow", f"over {SLOW:.0f} s", f"{seconds_again:.1f} s"
 
 
@@ -223,6 +225,11 @@ def _processor_time(process: int) -> float:
     except FileNotFoundError:
         return 0.0
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+@cache
+def _usual_pace() -> float:
+    return min(pace() for _ in range(5))
 
 
 def _memory(name: str) -> int:
