@@ -70,6 +70,8 @@ def _settings(path: Path, record: Mapping[str, Any]) -> CorrectorSettings:
                     check_int(each.name, getattr(part, each.name), 0 if each.name in ("start", "end") else 1, MOST_DISTANCE if each.name == "max_distance" else MOST)
         if t5.activation not in ACTIVATIONS or max(settings.start, settings.end) >= t5.vocab_size or not 0 <= t5.dropout < 1:
             raise ValueError("activation, start, end or dropout is out of range")
+        if not all(isinstance(value, bool) for value in (t5.gated, t5.tied)) or not isinstance(t5.eps, float) or not 0 < t5.eps < 1:
+            raise ValueError("gated, tied or eps is out of range")
         if t5.dim % t5.heads or not t5.max_distance > t5.buckets // 2 > 0:
             raise ValueError("heads do not divide dim, or buckets and max_distance do not fit")
     except (TypeError, ValueError, KeyError, AttributeError) as error:
