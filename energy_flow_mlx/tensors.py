@@ -4,7 +4,8 @@ import math
 import os
 import struct
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -205,6 +206,15 @@ def check_shapes(
     ]
     if faults:
         raise ValueError(f"{path} does not fit its {config}: {listing(faults, separator='; ')}")
+
+
+@contextmanager
+def buildable(config: Path) -> Iterator[None]:
+    """Inside, layers of sizes from the file `config` are made; sizes that no array can have are refused by its name."""
+    try:
+        yield
+    except OverflowError as error:
+        raise ValueError(f"{config} asks for an array that is larger than any can be: {error}") from error
 
 
 def as_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, mx.array]:

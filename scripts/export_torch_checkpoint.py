@@ -579,7 +579,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 1 for an invalid file."""
+    """Run the command; returns the exit code: 0, or 2 for an invalid file."""
     parser = argparse.ArgumentParser(
         description="Export a PyTorch energy-flow checkpoint or data pack to safetensors and JSON."
     )
@@ -607,8 +607,9 @@ def main(arguments: list[str] | None = None) -> int:
             exported.tensors.update(mapper)
         write_export(exported, options.out)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename and error.strerror else error
+        print(f"error: {told}", file=sys.stderr)
+        return 2
     moments = len(exported.moments) // 3
     print(
         f"{options.out}: {len(exported.tensors)} tensors, moments of {moments} parameters, {len(exported.config)} config fields"

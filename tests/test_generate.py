@@ -170,6 +170,25 @@ def test_what_is_refused(arguments: list[str], named: str, run: Path, capsys: py
     assert named in refusal(capsys, run, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("relative_attention_max_distance", 2**40, "relative_attention_max_distance must be an integer from 5 to 65536"),
+        ("num_decoder_layers", 10**9, "num_decoder_layers is 1000000000, the file has 1"),
+        ("d_model", 2**62, "d_model must be an integer from 1 to 2147483647"),
+        ("prefix", 2**31 - 1, "text_decoder.json asks for an array that is larger than any can be"),
+    ],
+)
+def test_a_decoder_of_sizes_that_its_file_has_not_is_refused_before_it_is_built(
+    field: str, value: int, told: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    record = folder / "text_decoder.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), field: value}))
+    said = refusal(capsys, folder, "a dog")
+    assert "text_decoder" in said and told in said
+
+
 def test_a_run_that_cannot_answer_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "config.json is missing" in refusal(capsys, tmp_path / "nowhere", "a dog")
     folder = Path(shutil.copytree(run, tmp_path / "run"))

@@ -153,6 +153,9 @@ def _require(arguments: Namespace) -> None:
             raise ConfigError(
                 f"--{name.replace('_', '-')} {getattr(arguments, name)} is not accepted: it takes an integer from {least}"
             )
+    for name in ("seconds", "torch_limit"):
+        if not getattr(arguments, name) > 0:  # nor NaN
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(arguments, name)} is not accepted: it takes a number of seconds above 0")
     if arguments.compare is None:
         for name in ("torch_eager", "torch_variants"):
             if getattr(arguments, name):
@@ -263,8 +266,10 @@ def _scaling(config: EnergyConfig, arguments: Namespace) -> int:
 
 def _counts(text: str) -> list[int]:
     counts = [whole_number(part) for part in text.split(",")]
-    if not all(counts):
-        raise ConfigError(f"--scaling {text} is not accepted: it takes numbers of processes joined by commas, such as {scaling.COUNTS}")
+    if not all(count and count <= scaling.MOST for count in counts):
+        raise ConfigError(
+            f"--scaling {text:.80} is not accepted: it takes numbers of processes joined by commas, such as {scaling.COUNTS}, up to {scaling.MOST}"
+        )
     return [count for count in counts if count]
 
 

@@ -18,6 +18,7 @@ from .output import milliseconds, percent, table
 from .work import make_batches, make_model, make_step
 
 COUNTS = "1,2,4"
+MOST = 256  # processes on one machine
 
 
 def measure_scaling(job: Mapping[str, Any]) -> dict[str, Any]:

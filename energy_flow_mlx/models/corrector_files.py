@@ -7,13 +7,13 @@ from typing import Any
 
 from mlx.utils import tree_flatten
 
-from ..checks import check_int
+from ..checks import MOST, check_int
 from ..config import read_mapping
 from ..files import resolve
 from ..nn.bert import ACTIVATIONS
-from ..nn.t5 import T5Settings
+from ..nn.t5 import MOST_DISTANCE, T5Settings
 from ..strict_json import write_json
-from ..tensors import check_shapes, load_arrays, read_header, save_arrays
+from ..tensors import buildable, check_shapes, load_arrays, read_header, save_arrays
 from .text_corrector import CorrectorSettings, TextCorrector
 
 RECORD, TENSORS = "text_corrector.json", "text_corrector.safetensors"
@@ -37,7 +37,8 @@ def read_corrector(folder: Path) -> TextCorrector | None:
     layers = {name.split(".")[2] for name in shapes if name.startswith("decoder.layers.")}
     if len(layers) != settings.t5.layers:  # before they are built
         raise ValueError(f"{path} does not fit its {RECORD}: layers is {settings.t5.layers}, the file has {len(layers)}")
-    corrector = TextCorrector(settings)
+    with buildable(record_file):
+        corrector = TextCorrector(settings)
     check_shapes(path, shapes, {name: array.shape for name, array in _parameters(corrector).items()}, RECORD)
     tensors, _ = load_arrays(path)
     corrector.load_weights(list(tensors.items()))
@@ -66,9 +67,11 @@ def _settings(path: Path, record: Mapping[str, Any]) -> CorrectorSettings:
         for part in (settings, t5):
             for each in dataclasses.fields(part):
                 if each.type is int:
-                    check_int(each.name, getattr(part, each.name), 0 if each.name in ("start", "end") else 1)
+                    check_int(each.name, getattr(part, each.name), 0 if each.name in ("start", "end") else 1, MOST_DISTANCE if each.name == "max_distance" else MOST)
         if t5.activation not in ACTIVATIONS or max(settings.start, settings.end) >= t5.vocab_size or not 0 <= t5.dropout < 1:
             raise ValueError("activation, start, end or dropout is out of range")
+        if not all(isinstance(value, bool) for value in (t5.gated, t5.tied)) or not isinstance(t5.eps, float) or not 0 < t5.eps < 1:
+            raise ValueError("gated, tied or eps is out of range")
         if t5.dim % t5.heads or not t5.max_distance > t5.buckets // 2 > 0:
             raise ValueError("heads do not divide dim, or buckets and max_distance do not fit")
     except (TypeError, ValueError, KeyError, AttributeError) as error:

@@ -11,13 +11,13 @@ from typing import Any
 
 from mlx.utils import tree_flatten
 
-from ..checks import check_int
+from ..checks import MOST, check_int
 from ..config import read_mapping
 from ..files import resolve
 from ..nn.bert import ACTIVATIONS
-from ..nn.t5 import T5Settings
+from ..nn.t5 import MOST_DISTANCE, T5Settings
 from ..strict_json import write_json
-from ..tensors import check_shapes, load_arrays, read_header, save_arrays
+from ..tensors import buildable, check_shapes, load_arrays, read_header, save_arrays
 from ..text.tokeniser import Tokeniser
 from .text_decoder import Carried, CubeToTextDecoder, DecoderSettings
 
@@ -68,7 +68,12 @@ def read_decoder(folder: Path) -> CubeToTextDecoder | None:
         raise FileNotFoundError(f"{folder / (RECORD, TENSORS)[there.index(False)]} is missing: a text decoder has {RECORD} and {TENSORS}")
     record = read_mapping(record_file)
     shapes = read_header(path).shapes
-    decoder = CubeToTextDecoder(read_settings(record_file, record, tied=HEAD not in shapes))
+    settings = read_settings(record_file, record, tied=HEAD not in shapes)
+    layers = {name.split(".")[3] for name in shapes if name.startswith("t5_model.decoder.block.")}
+    if len(layers) != settings.t5.layers:  # before they are built
+        raise ValueError(f"{path} does not fit its {RECORD}: num_decoder_layers is {settings.t5.layers}, the file has {len(layers)}")
+    with buildable(record_file):
+        decoder = CubeToTextDecoder(settings)
     parameters = dict(tree_flatten(decoder.parameters()))
     names = {torch_key(name): name for name in parameters}
     spare = (*_CARRIED, HEAD) if decoder.settings.t5.tied else _CARRIED
@@ -99,9 +104,9 @@ def read_settings(path: Path, record: Mapping[str, Any], tied: bool) -> DecoderS
         ValueError: a field is missing or not accepted; names file and field.
     """
 
-    def number(name: str, low: int = 1) -> int:
+    def number(name: str, low: int = 1, high: int = MOST) -> int:
         try:
-            return check_int(name, record.get(name), low)
+            return check_int(name, record.get(name), low, high)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -127,7 +132,7 @@ def read_settings(path: Path, record: Mapping[str, Any], tied: bool) -> DecoderS
         head_dim=number("d_kv"),
         feedforward_dim=number("d_ff"),
         buckets=buckets,
-        max_distance=number("relative_attention_max_distance", buckets // 2 + 1),
+        max_distance=number("relative_attention_max_distance", buckets // 2 + 1, MOST_DISTANCE),
         activation=activation,
         gated=bool(gated),
         tied=bool(record.get("tie_word_embeddings", tied)),

@@ -51,6 +51,9 @@ class T5Settings:
     dropout: float = 0.1
 
 
+MOST_DISTANCE = 2**16  # beyond every text; keeps a damaged file from asking for a table that fits no memory
+
+
 def bucket_numbers(buckets: int, max_distance: int) -> np.ndarray:
     """The bucket of each distance 0..max_distance to an earlier token, int32; longer distances share the last one.
 

@@ -71,8 +71,15 @@ class Search:
 
 
 def search(step: Step, cache: Any, texts: int, vocab_size: int, settings: Search, *, start: int, end: int) -> list[list[int]]:
-    """The tokens of the best text found for each, as `search_all` gives them."""
-    return [found[0] for found in search_all(step, cache, texts, vocab_size, settings, start=start, end=end)]
+    """The tokens of the best text found for each, as `search_all` gives them.
+
+    Raises:
+        ValueError: as `search_all`; or nothing was found for one.
+    """
+    found = search_all(step, cache, texts, vocab_size, settings, start=start, end=end)
+    if not all(found):
+        raise ValueError(f"no text was found for row {found.index([])}: the decoder's scores of the next token are no numbers, as with damaged weights")
+    return [each[0] for each in found]
 
 
 def search_all(step: Step, cache: Any, texts: int, vocab_size: int, settings: Search, *, start: int, end: int) -> list[list[list[int]]]:

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import math
+import threading
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,8 +126,8 @@ def _seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: it takes a number of seconds above 0")
+    if not 0 < value <= threading.TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: it takes a number of seconds above 0 up to {threading.TIMEOUT_MAX:.0f}")
     return value
 
 

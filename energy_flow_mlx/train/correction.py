@@ -155,9 +155,9 @@ def _drawn(model: EnergyFlow, part: _Texts, config: EnergyConfig, quiet: bool) -
 def _read(path: Path, counts: dict[str, int]) -> dict[str, list[str]]:
     try:
         written = read_json(path)
-        held = {name: len(written[name]) for name in counts}
+        held = {name: len(written[name]) for name in counts if isinstance(written[name], list)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} does not hold the run's hypotheses: {error!r}") from error
-    if held != counts or not all(isinstance(text, str) for part in written.values() for text in part):
+    if held != counts or not all(isinstance(text, str) for name in held for text in written[name]):
         raise CheckpointError(f"{path} holds {held} texts, the run's data ask for {counts}")
-    return written
+    return {name: written[name] for name in counts}

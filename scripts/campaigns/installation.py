@@ -1,7 +1,8 @@
 """The package installed from a wheel under every Python that is there, with each extra, with the newest and the oldest MLX.
 
 What is small is installed and trains two steps. Extras of several gigabytes (torch, CUDA) are resolved alone: that there are packages
-for this Python and machine. Needs the package index.
+for this Python and machine. Needs the package index. Where that does not answer, pip asks again, and the installation is tried three times; then
+it counts as not reached, which is no fault of the package: a package that the index does not have is one.
 
     python scripts/campaigns/installation.py --minutes 20
 """
@@ -27,6 +28,18 @@ pyarrow.parquet.write_table(pyarrow.table({"input": ["a dog runs"] * 9, "target"
 from energy_flow_mlx.dataset.__main__ import main
 raise SystemExit(main(["inspect", "pairs.parquet"]))
 """
+
+
+UNREACHED = re.compile(
+    r"Connection(Error| reset| aborted| refused| broken)|NewConnectionError|NameResolutionError|(Read|Connect)Timeout|ProtocolError|IncompleteRead"
+    r"|Remote end closed|ProxyError|SSLError|HTTP error (429|5\d\d)|(429|5\d\d) (Server|Client) Error"
+)
+ATTEMPTS = 3
+PATIENT = {"PIP_RETRIES": "10", "PIP_TIMEOUT": "60"}
+
+
+class Unreached(Exception):
+    """The index did not answer."""
 
 
 class Case(NamedTuple):
@@ -58,8 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     wheel = _wheel(campaign.folder.resolve()) if campaign.done < len(trials) else Path()
     for trial in campaign.trials():
         version, case = trials[trial]
-        fault = _tried(case, pythons[version], wheel, campaign.folder.resolve() / "venv")
-        results[f"{version} {case.name}"] = "faulty" if fault else "works" if case.check else "resolves"
+        try:
+            fault = _tried(case, pythons[version], wheel, campaign.folder.resolve() / "venv")
+            results[f"{version} {case.name}"] = "faulty" if fault else "works" if case.check else "resolves"
+        except Unreached as error:
+            fault, results[f"{version} {case.name}"] = "", "not reached"
+            campaign.count("not reached")
+            print(f"Python {version}, {case.name}: not reached: {error}", file=sys.stderr, flush=True)
         kept.write_text(json.dumps(results, indent=1), encoding="utf-8")
         if fault:
             campaign.fault(f"Python {version}, {case.name}: {fault}")
@@ -67,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for version in PYTHONS:
         cells = [results.get(f"{version} {case.name}", "not tried" if version in pythons else "no interpreter") for case in cases]
         print(f"| {version} | {' | '.join(cells)} |")
-    figure = f"{len(results)} of {len(PYTHONS) * len(cases)} installations, {campaign.faults} faults"
+    reached = len(results) - campaign.counts["not reached"]
+    figure = f"{reached} of {len(PYTHONS) * len(cases)} installations, {campaign.counts['not reached']} not reached, {campaign.faults} faults"
     absent = [version for version in PYTHONS if version not in pythons]
     figure += f" (no interpreter: {', '.join(absent)})" if absent else ""
     return campaign.end(figure, "Python 3.10 to 3.14, each extra, mlx newest and oldest")
@@ -90,7 +109,18 @@ def _wheel(folder: Path) -> Path:
 
 
 def _tried(case: Case, python: str, wheel: Path, folder: Path) -> str:
-    """What is wrong with one installation; empty if nothing is."""
+    """What is wrong with one installation; empty if nothing is.
+
+    Raises:
+        Unreached: the index did not answer in any of the attempts.
+    """
+    for _ in range(ATTEMPTS):
+        if not UNREACHED.search(fault := _attempt(case, python, wheel, folder)):
+            return fault
+    raise Unreached(fault)
+
+
+def _attempt(case: Case, python: str, wheel: Path, folder: Path) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     try:
         _call(python, "-m", "venv", folder)
@@ -101,7 +131,7 @@ def _tried(case: Case, python: str, wheel: Path, folder: Path) -> str:
         _call(new, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", *resolve, *wanted)
         return case.check(new) if case.check else ""
     except subprocess.CalledProcessError as error:
-        return f"{' '.join(map(str, error.cmd[1:5]))} …: {(error.stderr or error.stdout)[-600:]}"
+        return f"{' '.join(map(str, error.cmd[1:5]))} …: {(error.stderr or error.stdout)[-2000:]}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -137,7 +167,7 @@ def _reads_parquet(python: Path) -> str:
 
 def _run(*command: object) -> subprocess.CompletedProcess[str]:
     """A command in its own environment, outside the repository."""
-    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")} | PATIENT
     folder = Path(str(command[0])).parents[1]
     return subprocess.run([str(part) for part in command], check=False, capture_output=True, text=True, env=clean, cwd=folder)
 

@@ -1,7 +1,8 @@
 """100,000 steps of a very small model: memory, open files and the time of a step stay flat.
 
 A sample is taken after every 250 steps, each with a validation and a checkpoint; the slope over all of them comes with its standard
-error. Every process that goes on with a soak has a level of its own; its first samples, in which caches fill, are left out. Before a
+error. The time of a step is that of the processor, in the time that a fixed piece of work takes beside it (`pace`): other work on the
+machine slows both. Every process that goes on with a soak has a level of its own; its first samples, in which caches fill, are left out. Before a
 tenth of the steps are done the slope says too little for a verdict.
 
     python scripts/campaigns/soak.py --minutes 20 --state /dev/shm/soak
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from campaign import Campaign
+from campaign import Campaign, pace
 from jobs import after, flags
 
 from energy_flow_mlx.files import resolve
@@ -43,7 +44,7 @@ WATCHED = {
     "memory": Watched("MiB", 16.0),
     "held by MLX": Watched("MiB", 1.0),
     "open files": Watched("", 0.5),
-    "processor time of a step": Watched("%", 10.0),
+    "time of a step": Watched("%", 10.0),
 }
 
 
@@ -90,9 +91,9 @@ class _Sampler:
             "memory": _memory() / MIB,
             "held by MLX": (mx.get_active_memory() + mx.get_cache_memory()) / MIB,
             "open files": len(os.listdir("/dev/fd")),
-            "processor time of a step": (used - self._used) / BLOCK,
+            "time of a step": (used - self._used) / BLOCK / pace(),
         }
-        self._used = used
+        self._used = time.process_time()  # without the sample
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -411,7 +411,7 @@ def _named(said: str, argv: Sequence[str]) -> bool:
     of the process leave no name; what a run takes of memory comes from many fields."""
     _, error, text = said.partition("error: ")
     parts = {part for word in argv for part in (word, *word.split("=", 1))}
-    names = {name for part in parts for name in (part, part.strip("-").replace("-", "_"), repr(part)[1:-1]) if name}
+    names = {name for part in parts for name in (part, part.strip("-").replace("-", "_"), repr(part)[1:-1], os.path.dirname(part)) if name}
     inside = "|".join(re.escape(name) for name in names if len(name) > 1)
     told = re.search(rf"--\w|arguments? (-|[A-Z])|required|unrecognized|a step takes|(?<!\w)({inside})(?!\w)", text)
     begins = any(text.startswith(name) or f"{name!r}" in text for name in names)

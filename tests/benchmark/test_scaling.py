@@ -52,10 +52,16 @@ def test_each_number_of_processes_is_measured_and_written(monkeypatch, tmp_path,
     assert capsys.readouterr().out.startswith("scaling, 4 pairs in each process")
 
 
-@pytest.mark.parametrize("text", ["0", "two", "1,", "-1", "²", "9" * 5000], ids=lambda text: text[:3])
+@pytest.mark.parametrize("text", ["0", "two", "1,", "-1", "²", "257", "9" * 5000], ids=lambda text: text[:3])
 def test_other_numbers_of_processes_are_refused(text, capsys):
     assert benchmark.main(["--scaling=" + text]) == 2
-    assert f"--scaling {text} is not accepted: it takes numbers of processes joined by commas" in capsys.readouterr().err
+    assert f"--scaling {text:.80} is not accepted: it takes numbers of processes joined by commas" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--seconds", "nan"), ("--seconds", "0"), ("--torch-limit", "-1")])
+def test_other_limits_of_time_are_refused(flag, value, capsys):
+    assert benchmark.main([f"{flag}={value}"]) == 2
+    assert f"error: {flag} {float(value)} is not accepted: it takes a number of seconds above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

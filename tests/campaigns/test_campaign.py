@@ -24,6 +24,12 @@ def test_no_time_leaves_trials_open_and_is_no_miss(tmp_path, capsys):
     assert capsys.readouterr().out == "| dice | 0 throws | 4 throws | held so far (0 of 4) |\n"
 
 
+def test_there_is_one_trial_however_long_the_preparation_took(tmp_path):
+    campaign = Campaign("dice", 4, ["--minutes", "1e-9", "--state", str(tmp_path)])
+    assert list(campaign.trials()) == [0]
+    assert list(Campaign("dice", 4, ["--minutes", "1e-9", "--state", str(tmp_path)]).trials()) == [0]  # the state was not saved
+
+
 def test_a_fault_is_kept_and_ends_in_exit_code_1(tmp_path, capsys):
     campaign = Campaign("dice", 1, ["--state", str(tmp_path)])
     for _ in campaign.trials():

@@ -63,6 +63,15 @@ def test_slow_calls_are_found(monkeypatch):
     assert faults(lambda: None) == ["slow"]
 
 
+def test_a_call_is_not_slow_where_the_machine_became_so(monkeypatch):
+    monkeypatch.setattr(fuzz, "SLOW", 0.02)
+    monkeypatch.setattr(fuzz, "_usual_pace", lambda: 0.001)
+    spin = lambda: sum(range(3_000_000))  # noqa: E731
+    for now, found in ((0.001, ["slow"]), (1e6, [])):
+        monkeypatch.setattr(fuzz, "pace", lambda now=now: now)
+        assert faults(spin) == found
+
+
 def archive():
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:

@@ -106,7 +106,7 @@ def test_a_pickle_that_runs_code(tmp_path: Path, refused: Refused, capsys: pytes
     for name in ("zip.pt", "legacy.pt", "plain.pt"):
         error = refused(tmp_path / name)
         assert name in error and "No code was run" in error and "save it again" in error, error
-        assert export_torch_checkpoint.main([str(tmp_path / name), str(tmp_path / "out")]) == 1
+        assert export_torch_checkpoint.main([str(tmp_path / name), str(tmp_path / "out")]) == 2
         assert "No code was run" in capsys.readouterr().err
     assert not mark.exists() and not (tmp_path / "out").exists()
 
@@ -184,7 +184,7 @@ def test_the_script_stands_alone(files: tuple[Path, Path], tmp_path: Path, capsy
     wanted = saved["model_state_dict"] | torch.load(files[1], weights_only=True)
     wanted |= {f"text_encoder.{key}": value for key, value in saved["text_encoder_state_dict"].items()}
     assert written.keys() == wanted.keys() and all(torch.equal(written[key], wanted[key]) for key in wanted)
-    assert export_torch_checkpoint.main([str(files[0]), str(copy.parent / "out")]) == 1
+    assert export_torch_checkpoint.main([str(files[0]), str(copy.parent / "out")]) == 2
     assert "not empty" in capsys.readouterr().err
 
 
@@ -220,7 +220,7 @@ def test_mapper_files_that_the_script_refuses(
         (tmp_path / "both.pt", "mapper.pt", "input_mapper.energy_scale are in"),
     ):
         arguments = [str(source), str(tmp_path / "out"), "--mapper", str(tmp_path / mapper)]
-        assert export_torch_checkpoint.main(arguments) == 1
+        assert export_torch_checkpoint.main(arguments) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -91,7 +91,7 @@ def test_what_has_no_plain_values_is_refused_by_name(
     path = tmp_path / "c.pt"
     torch.save(with_bias(good, tensor), path)
     assert f"model_state_dict: {KEY} {words}" in refused(path)
-    assert script.main([str(path), str(tmp_path / "out")]) == 1
+    assert script.main([str(path), str(tmp_path / "out")]) == 2
     assert f"{KEY} {words}" in capsys.readouterr().err
     assert [entry.name for entry in tmp_path.iterdir()] == ["c.pt"]
     torch.save({"input_mapper.a": tensor}, path)

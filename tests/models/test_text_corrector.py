@@ -182,7 +182,8 @@ def test_a_saved_corrector_is_the_same(model: EnergyFlow, tmp_path: Path) -> Non
     ("field", "value"),
     [("prefix", 0), ("prefix", "2"), ("end", 20), ("max_length", None), ("t5", 3), ("t5", {}), ("other", 1), ("adapter_dim", 8),
      ("t5", {**dataclasses.asdict(T5), "layers": 2}), ("t5", {**dataclasses.asdict(T5), "dropout": 1.5}), ("t5", {**dataclasses.asdict(T5), "heads": 3}),
-     ("t5", {**dataclasses.asdict(T5), "activation": "tanh"})],
+     ("t5", {**dataclasses.asdict(T5), "activation": "tanh"}), ("max_length", 2**63), ("t5", {**dataclasses.asdict(T5), "max_distance": 2**40}),
+     ("prefix", 2**31 - 1), ("t5", {**dataclasses.asdict(T5), "eps": "1e-6"}), ("t5", {**dataclasses.asdict(T5), "gated": []})],
 )  # fmt: skip
 def test_a_damaged_record_is_refused_by_name(field: str, value: object, model: EnergyFlow, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)

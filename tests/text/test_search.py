@@ -129,6 +129,11 @@ def test_more_beams_than_the_vocabulary_can_fill() -> None:
         walk(np.zeros((12, 12)), Search(num_beams=7))
 
 
+def test_scores_that_are_no_numbers_are_no_text() -> None:
+    with pytest.raises(ValueError, match=r"no text was found for row 0: the decoder's scores of the next token are no numbers"):
+        walk(np.full((12, 12), np.nan), Search(num_beams=2, max_length=4))
+
+
 def test_all_beams_come_back_the_best_first() -> None:
     """Four texts of one token and the end, whose probabilities are known."""
     table = np.full((12, 12), -30.0)

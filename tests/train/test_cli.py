@@ -71,6 +71,7 @@ def test_values_of_file_and_flags_are_checked_together(tmp_path):
         (["--collection", "near"], ["collection='near'", "nearest, bilinear"]),
         (["--preset", "huge"], ["preset='huge'", "tiny, debug, experiment, optimized"]),
         (["--training-steps", "1e20"], ["training_steps=1", "whole numbers go up to 2147483647"]),
+        (["--collective-timeout", "1e300"], ["--collective-timeout: '1e300' is not accepted: it takes a number of seconds above 0 up to"]),
         (["--collective-timeout", "0"], ["--collective-timeout: '0' is not accepted: it takes a number of seconds above 0"]),
         (["--collective-timeout", "soon"], ["--collective-timeout: 'soon' is not accepted"]),
         (["--shard-optimiser"], ["shard_optimiser=True is not accepted", "this one is alone"]),

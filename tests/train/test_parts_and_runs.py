@@ -7,7 +7,7 @@ from train.small import arguments, small_config
 from train.test_decoder_learns import DECODER, decoder_stage, without_figures  # noqa: F401
 
 from energy_flow_mlx import ConfigError
-from energy_flow_mlx.train import Trainer, checkpoint, command, memory
+from energy_flow_mlx.train import Trainer, checkpoint, command, correction, memory
 from energy_flow_mlx.train.decoding import decoder_settings
 from energy_flow_mlx.train.found import found_run
 from energy_flow_mlx.train.prepare import prepare
@@ -94,3 +94,13 @@ def test_the_best_run_is_one_of_flows(parent, decoded):
 def test_seeds_are_not_sharded(capsys):
     assert command.main(["--seeds", "0,1", "--shard-optimiser"]) == 2
     assert "--shard-optimiser" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("train", [5, "ab", {"a": 1, "b": 2}, ["a"], ["a", 1], None])
+def test_other_hypotheses_than_those_of_the_run_are_refused(train, tmp_path):
+    path = tmp_path / checkpoint.HYPOTHESES
+    path.write_text(json.dumps({"train": train, "validation": ["c"], "more": 1}))
+    with pytest.raises(checkpoint.CheckpointError, match=f"{checkpoint.HYPOTHESES} .*hold"):
+        correction._read(path, {"train": 2, "validation": 1})
+    path.write_text(json.dumps({"train": ["a", "b"], "validation": ["c"], "more": 1}))
+    assert correction._read(path, {"train": 2, "validation": 1}) == {"train": ["a", "b"], "validation": ["c"]}
