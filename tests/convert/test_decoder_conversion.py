@@ -163,15 +163,15 @@ def change(folder: Path, **fields: object) -> None:
     ("fields", "named"),
     [
         ({"surface_dim": 11}, ("surface_adapter.0.weight", "11")),
-        ({"num_heads": 0}, ("num_heads", "1 or more")),
+        ({"num_heads": 0}, ("num_heads", "from 1 to", "got 0")),
         ({"d_model": "16"}, ("d_model", "'16'")),
         ({"vocab_size": 30}, ("token_embedding", "30")),
         ({"feed_forward_proj": "gated-silly"}, ("feed_forward_proj", "gated-silly", "relu")),
         ({"feed_forward_proj": None}, ("feed_forward_proj", "None")),
         ({"layer_norm_epsilon": 0}, ("layer_norm_epsilon",)),
         ({"eos_token_id": 23}, ("eos_token_id", "23")),
-        ({"relative_attention_max_distance": 4}, ("relative_attention_max_distance", "5 or more")),
-        ({"num_decoder_layers": 3}, ("decoder.layers.2.", "missing")),
+        ({"relative_attention_max_distance": 4}, ("relative_attention_max_distance", "from 5 to", "got 4")),
+        ({"num_decoder_layers": 3}, ("num_decoder_layers is 3", "the file has 2")),
         ({"tie_word_embeddings": True, "feed_forward_proj": "relu"}, ("wi", "missing")),
     ],
 )
