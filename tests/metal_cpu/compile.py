@@ -154,8 +154,18 @@ def _runtime_object(part: str) -> Path:
 
 def _clang(arguments: list[str]) -> str:
     """Run the compiler and return what it says; whether it succeeded is told by the file it was to write."""
-    command = [sys.executable, "-m", "ziglang", "c++", *arguments]
+    command = [zig(), "c++", *arguments]
     return subprocess.run(command, check=False, capture_output=True, text=True, env=zig_environment()).stderr
+
+
+@functools.cache
+def zig() -> str:
+    """The compiler's program; `python -m ziglang` starts an interpreter to find it, for a thousand kernels half a minute."""
+    try:
+        distribution = importlib.metadata.distribution("ziglang")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ImportError("the clang that compiles the kernels comes from PyPI: pip install ziglang") from error
+    return str(distribution.locate_file("ziglang/zig"))
 
 
 def zig_environment() -> dict[str, str]:
@@ -182,11 +192,8 @@ def _tool_fingerprint() -> str:
     prelude = MLX_INCLUDE / PRELUDE
     if not prelude.exists():
         raise FileNotFoundError(f"{prelude}: this build of mlx ships no Metal prelude; the wheels from PyPI do")
-    try:
-        compiler = importlib.metadata.version("ziglang")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise ImportError("the clang that compiles the kernels comes from PyPI: pip install ziglang") from error
-    digest = hashlib.sha256(f"{compiler} {sys.platform} {platform.machine()}".encode())
+    zig()  # or it says what to install
+    digest = hashlib.sha256(f"{importlib.metadata.version('ziglang')} {sys.platform} {platform.machine()}".encode())
     for file in [*files, prelude]:
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .capture import Launch
-from .compile import HERE, zig_environment
+from .compile import HERE, zig, zig_environment
 from .rewrite import ATTRIBUTE, COMMENT
 from .syntax_tree import scan
 
@@ -102,7 +101,7 @@ def to_opencl(launch: Launch) -> str:
 
 def _trees(files: Sequence[Path], errors: int) -> Iterator[list[str]]:
     """What `scan` says to each file's syntax tree, in their order; clang's errors go to the open file `errors`."""
-    command = [sys.executable, "-m", "ziglang", "clang", *FLAGS, *map(str, files)]
+    command = [zig(), "clang", *FLAGS, *map(str, files)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8", env=zig_environment()
     ) as clang:

@@ -177,7 +177,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("point", [1, 14, 17, 20, 24, 27, 30, 34, 38, 41])
+@pytest.mark.parametrize("point", [1, 14, 20, 27, 34, 41])
 def test_a_kill_anywhere_in_a_write_leaves_a_consistent_checkpoint(whole, tmp_path, point):
     """The run kills itself at the `point`-th flush, rename or move of its writes."""
     run = tmp_path / "run"
