@@ -11,7 +11,6 @@ import functools
 import os
 import socket
 import sys
-import threading
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 
 from .place import sharing
 from .strict_json import parse_json, to_json
-from .watchdog import Door, Watch, enter
+from .watchdog import Door, Watch, deadline, enter
 
 TIMEOUT = 300.0  # seconds, see `joined`
 PIECE = 2**26  # bytes of a file that are sent at a time
@@ -218,14 +217,12 @@ def joined(timeout: float = TIMEOUT) -> Iterator[World]:
     if backend is None:
         yield ALONE
         return
-    missing = threading.Timer(timeout, _never_started, (timeout, backend))
-    missing.daemon = True
-    missing.start()
+    missing = f"error: not all processes of the backend {backend} started within {timeout:g} s (--collective-timeout)"
     try:
-        world = World(mx.distributed.init(strict=True, backend=backend), timeout)
+        with deadline(timeout, missing):
+            world = World(mx.distributed.init(strict=True, backend=backend), timeout)
     except RuntimeError as error:
         raise ConnectionError(f"the backend {backend} does not start: {error}") from error
-    missing.cancel()
     try:
         yield world
     except KeyboardInterrupt as error:
@@ -267,11 +264,6 @@ def _first_addresses() -> list[str]:
     if "MLX_HOSTFILE" in environment:
         return [address.rpartition(":")[0] for address in _hostfile(environment)[0]]
     return []
-
-
-def _never_started(timeout: float, backend: str) -> None:
-    print(f"error: not all processes of the backend {backend} started within {timeout:g} s (--collective-timeout)", file=sys.stderr, flush=True)
-    os._exit(2)
 
 
 def _flatten(tree: Any) -> list[mx.array]:

@@ -13,11 +13,12 @@ import os
 import secrets
 import select
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from .strict_json import parse_json, to_json
@@ -26,6 +27,29 @@ BEAT = 1.0  # seconds between messages
 TICK = 0.2  # seconds in which a death is noticed
 GRACE = 5.0  # seconds in which the first process may report the same failure in its own words, or exit
 CONNECTING = 60.0  # seconds for all connections to stand
+
+# Its standard input ends when the process that it watches has ended, or needs no watch any more. select takes no more than 10^8 s everywhere.
+_DEADLINE = """
+import os, select, signal, sys
+if not select.select([0], [], [], min(float(sys.argv[1]), 1e8))[0]:
+    print(sys.argv[3], file=sys.stderr, flush=True)
+    os.kill(int(sys.argv[2]), signal.SIGKILL)
+"""
+
+
+@contextmanager
+def deadline(seconds: float, message: str) -> Iterator[None]:
+    """Inside, `message` is printed and this process killed after `seconds`.
+
+    By another process: MLX holds Python's lock while it waits for the other ranks to start, so that no thread of this one runs.
+    """
+    command = [sys.executable, "-S", "-E", "-c", _DEADLINE, str(seconds), str(os.getpid()), message]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as watcher:  # a Ctrl-C does not reach it
+        try:
+            yield
+        finally:
+            assert watcher.stdin is not None
+            watcher.stdin.close()
 
 
 class Mark(NamedTuple):

@@ -1,5 +1,13 @@
 """The world of a process without a launcher, what a launcher says, and what processes check."""
 
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -75,3 +83,17 @@ def test_the_first_process_goes_first():
     order = []
     together(lambda world: world.in_turn(lambda: order.append(world.rank)), 3)
     assert order[0] == 0 and sorted(order) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_waits_for_a_process_that_never_starts_is_ended_with_a_message(rank, tmp_path):
+    """Nobody else starts; MLX waits for them and lets no other thread run."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        hosts = [[f"127.0.0.1:{server.getsockname()[1]}"] for server in servers]
+    (tmp_path / "hosts.json").write_text(json.dumps(hosts))
+    code = "from energy_flow_mlx.distributed import joined\nwith joined(1.0):\n    pass"
+    environment = {**os.environ, "MLX_HOSTFILE": str(tmp_path / "hosts.json"), "MLX_RANK": str(rank)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    assert ended.stderr == "error: not all processes of the backend ring started within 1 s (--collective-timeout)\n"
