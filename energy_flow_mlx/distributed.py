@@ -74,10 +74,18 @@ class World:
         return array if self.size == 1 else mx.distributed.all_gather(array, group=self._group)
 
     def exchange(self, value: Any) -> list[Any]:
-        """What each process gives, as JSON keeps it, in the order of their ranks. Waits."""
+        """What each process gives, as JSON keeps it, in the order of their ranks. Waits.
+
+        Raises:
+            RuntimeError: it did not arrive whole. A ring tells nobody that a process died in the middle of a collective.
+        """
         if self.size == 1:
             return [value]
-        return [parse_json(data) for data in self._all_bytes(to_json(value, indent=None).encode())]
+        own = to_json(value, indent=None).encode()
+        try:
+            return [parse_json(data) for data in self._all_bytes(own)]
+        except (ValueError, OverflowError, MemoryError) as error:  # of the text, or of its length
+            raise RuntimeError(f"what the processes told each other did not arrive whole: {error}") from error
 
     def gather(self, rows: NDArray[Any]) -> list[NDArray[Any]]:
         """The arrays [n, …] of all processes, which may differ in n, by rank. Waits."""

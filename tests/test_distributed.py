@@ -85,6 +85,16 @@ def test_the_first_process_goes_first():
     assert order[0] == 0 and sorted(order) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("length", [0, 1, 2**63])
+def test_what_did_not_arrive_whole_is_an_error(length, monkeypatch):
+    world = distributed.World()
+    world.size = 2
+    torn = length.to_bytes(8, "little") + bytes(distributed.SHORT)
+    monkeypatch.setattr(world, "_all_rows", lambda data, length: [data.ljust(length, b"\0"), torn.ljust(length, b"\0")])
+    with pytest.raises(RuntimeError, match="did not arrive whole"):
+        world.exchange("here")
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_who_waits_for_a_process_that_never_starts_is_ended_with_a_message(rank, tmp_path):
     """Nobody else starts; MLX waits for them and lets no other thread run."""
