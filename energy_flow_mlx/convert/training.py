@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..models.energy_flow_files import MOST_STEPS
+from ..checks import MOST
 from ..strict_json import with_numbers
 
 _MOST_RATE = 1e6
-_STEPS = f"a whole number from 0 to {MOST_STEPS}"
+_STEPS = f"a whole number from 0 to {MOST}"
 
 
 def check_training(path: Path, values: Any) -> dict[str, Any]:
@@ -83,4 +83,4 @@ def _number(value: Any) -> bool:
 
 
 def _whole(value: Any) -> bool:
-    return _number(value) and math.isfinite(value) and value == int(value) and 0 <= value <= MOST_STEPS
+    return _number(value) and math.isfinite(value) and value == int(value) and 0 <= value <= MOST

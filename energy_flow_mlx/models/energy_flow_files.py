@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from ..checks import whole_number
+from ..checks import MOST, whole_number
 from ..config import ModelConfig
 from ..files import resolve
 from ..nn.quantised import BITS
@@ -18,7 +18,6 @@ from .decoder_files import RECORD, TENSORS, TOKENISER
 
 FILES = ("config.json", "model.safetensors")
 OPTIONAL_FILES = ("tokenizer.json", RECORD, TENSORS, TOKENISER, CORRECTOR_RECORD, CORRECTOR_TENSORS)
-MOST_STEPS = 2**31 - 1  # the device counts steps in int32
 
 _LAYERS = {"carrier.gru.": "carrier_num_layers", "text_encoder.transformer_encoder.layers.": "text_num_layers"}
 
@@ -62,8 +61,8 @@ def read_weights(path: Path, config: ModelConfig) -> Weights:
     _check_layers(path, config, arrays)
     told = metadata.get("trained_steps", "0")
     steps = whole_number(told)
-    if steps is None or steps > MOST_STEPS:
-        raise ValueError(f"{path}: trained_steps in its metadata is {told[:80]!r}; accepted is a whole number up to {MOST_STEPS}")
+    if steps is None or steps > MOST:
+        raise ValueError(f"{path}: trained_steps in its metadata is {told[:80]!r}; accepted is a whole number up to {MOST}")
     return Weights(arrays, steps, 0 if quantised is None else _bits_in(path, quantised))
 
 
