@@ -41,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         gradient_accumulation_steps=2, training_steps=2500,
     ),
     "optimized": dict(
-        **_LATTICES["optimized"], **_MODULES, **_LEARNING, **_SLOW_FLOW, compute_dtype="bfloat16", learning_rate=3e-4, batch_size=4,
+        **_LATTICES["optimized"], **_MODULES, **_LEARNING, **_SLOW_FLOW, compute_dtype="bfloat16", learning_rate=1e-4, batch_size=4,
         gradient_accumulation_steps=8,
     ),
     "reference-debug": dict(
