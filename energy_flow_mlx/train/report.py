@@ -31,7 +31,8 @@ def held_out(
     """
     began = time.perf_counter()
     rows = simple_baselines(data)
-    name = f"energy flow ({model.trained_steps} steps)"
+    # The steps of a decoder's run are its own, not the flow's.
+    name = f"energy flow ({model.trained_steps} steps)" if config.part == "all" else "energy flow (frozen)"
     rows[name] = evaluate(model, data.test, config, world)
     for wanted, train in ((mlp, mlp_baseline), (ablation, without_flow)):
         if wanted:

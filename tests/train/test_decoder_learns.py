@@ -60,6 +60,13 @@ def decoded(done, tmp_path_factory):
     return run
 
 
+def test_the_table_does_not_count_the_decoders_steps_as_the_flows(done, decoded):
+    rows = [json.loads((run / "results.json").read_text())["splits"]["test"] for run in (done, decoded)]
+    named = [next(name for name in each if name.startswith("energy flow")) for each in rows]
+    assert named == ["energy flow (6 steps)", "energy flow (frozen)"]
+    assert rows[1][named[1]]["cosine"] == pytest.approx(rows[0][named[0]]["cosine"], rel=1e-5)
+
+
 def test_cross_entropy_is_the_mean_over_tokens_with_the_end_and_without_padding():
     logits = np.random.default_rng(0).standard_normal((2, 3, 5)).astype(np.float32)
     ids = [[2, 4, 3, NO_TOKEN], [2, 3, NO_TOKEN, NO_TOKEN]]
