@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+import mlx.core as mx
+
 from energy_flow_mlx import EnergyConfig, EnergyFlow
 from energy_flow_mlx.dataset.open import data_of_run
 from energy_flow_mlx.dataset.teacher import teacher_of_run
@@ -40,17 +42,19 @@ def main() -> int:
     }  # fmt: skip
     flows, decoder, corrector = (options.to / f"seed{options.seed}-{name}" for name in ("flows", "decoder", "corrector"))
     teacher = {"text_corrector_teacher": options.teacher} if options.teacher else {}
+    shared = {"memory_budget": options.memory_budget} if options.memory_budget else {}
     seconds = {}
     for folder, fields in (
-        (flows, copy | data),
-        (decoder, {"init_from": flows, "part": "decoder", "text_decoder_flow_share": options.flow_share, "training_steps": options.decoder_steps, **widths, **common}),
-        (corrector, {"init_from": decoder, "part": "corrector", "text_corrector_pairs": options.pairs, "training_steps": options.steps, **common, **teacher}),
+        (flows, copy | data | shared),
+        (decoder, {"init_from": flows, "part": "decoder", "text_decoder_flow_share": options.flow_share, "training_steps": options.decoder_steps, **widths, **common, **shared}),
+        (corrector, {"init_from": decoder, "part": "corrector", "text_corrector_pairs": options.pairs, "training_steps": options.steps, **common, **teacher, **shared}),
     ):
         began = time.perf_counter()
         if code := _trained(folder, fields):
             return code
         seconds[folder.name] = round(time.perf_counter() - began)
     began = time.perf_counter()
+    mx.clear_cache()
     model, config = EnergyFlow.from_pretrained(corrector), EnergyConfig.from_json(corrector / "config.json")
     found = recover(
         model, data_of_run(config, model.text_encoder.tokeniser), teacher_of_run(corrector, config, options.teacher),
@@ -86,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--flow-share", type=float, default=0.5, help="of the decoder's loss, from surfaces that flows leave (default: 0.5)")
     for name, of in (("--flow-rate", "the run"), ("--rate", "decoder and corrector")):
         parser.add_argument(name, type=float, default=1e-3, help=f"learning rate of {of} (default: 0.001)")
+    parser.add_argument("--memory-budget", type=float, help="GB of the device for each stage, where several programs share it")
     parser.add_argument("--preset", default="debug", help="of the run (default: debug)")
     parser.add_argument("--data", help="a dataset folder in place of the built-in sentences")
     parser.add_argument("--teacher", help="its teacher, where it is not the built-in one")
