@@ -78,7 +78,7 @@ FUNCTION void begin(thread Sum (&sums)[BLOCKS], P bias, uint lane) {
 // Adds to three gates their products with rows of INPUTS columns in blocks; weights: of the first gate, which lie GATE apart.
 template <typename T, int BLOCKS, int INPUTS, uint GATE, typename P, typename W>
 FUNCTION void add_products(P rows, W weights, uint lane, thread Sum (&r)[BLOCKS], thread Sum (&z)[BLOCKS], thread Sum (&n)[BLOCKS]) {
-    TWICE for (uint k = 0; k < INPUTS; k += 16) {
+    SEVERAL for (uint k = 0; k < INPUTS; k += 16) {
         Right<T> of_r, of_z, of_n;
         load_right(of_r, weights + 8 * k, lane);
         load_right(of_z, weights + GATE + 8 * k, lane);
@@ -137,7 +137,7 @@ FUNCTION void decide(P states, W weights, V vectors, uint simd, uint lane, S sum
     SHORT for (uint column = 8 * simd; column < A + M; column += 8 * SIMDS) {
         Sum inner[BLOCKS];
         begin(inner, vectors + column, lane);
-        TWICE for (uint k = 0; k < HD; k += 16) {
+        SEVERAL for (uint k = 0; k < HD; k += 16) {
             Right<T> right;
             load_right(right, weights + column * HD + 8 * k, lane);
             for (uint b = 0; b < BLOCKS; ++b) {
