@@ -5,7 +5,7 @@ typedef unsigned int uint;
 #define FUNCTION __device__ inline
 #define SHORT _Pragma("unroll 1")
 #define UNROLLED _Pragma("unroll 8")
-#define TWICE _Pragma("unroll 2")
+#define SEVERAL _Pragma("unroll 4")
 
 // Storage alone: arithmetic is float.
 struct __align__(2) half {

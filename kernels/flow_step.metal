@@ -2,7 +2,8 @@
 // Specification: flow_step_reference and flow_life_reference in energy_flow_mlx/ops/flow_step.py.
 //
 //   position [N, 3] float, energy [N] float, active [N] bool, age [N] int
-//   hidden [L, tiles ROWS, HD] T    hidden states of L layers, read by forward; rows from N on belong to no flow
+//   hidden [L, tiles ROWS, HD] T    hidden states of L layers, of each in blocks of 16 flows by 16 columns, as matrix.h has them; read by
+//                                   forward; rows from N on belong to no flow
 //   neuron [Packed::count] float    the neuron's parameters, as neuron.metal has them
 //   matrices T                      tiles of 8 outputs by 16 inputs, row after row, for each 8 outputs all inputs in order: of each layer
 //                                   the input's [3 HD, WIDTH] (HD beyond the first) and the hidden state's [3 HD, HD], and the heads' [A + M, HD]
@@ -12,13 +13,14 @@
 //   settings [3] float              bounds of features and of hidden states, and the shortest move, read if FEATURES_BOUNDED, BOUNDED, FILTERED
 //   steps [1] int                   of a life
 //   forward: a step -> next_position [N, 3] float, next_energy [N] float, terminated [N] bool, moving [N] bool, next_age [N] int,
-//            length [N] float, next_hidden [L, tiles ROWS, HD] T
+//            length [N] float, next_hidden [L, tiles ROWS, HD] T in blocks
 //   life:    all steps, from hidden states of 0 -> next_position, next_energy, moving, next_age; arrived [N] bool, dropped [N] bool, after
 //            a move shorter than the shortest; even_hidden, odd_hidden [L, tiles ROWS, HD] T, of no use afterwards
 //
 // A group of GROUP threads has ROWS flows, a multiple of 16. Of each product a SIMD-group has all rows and 8 columns of every gate at a
-// time: it reads each of its weights once, and the gates need no other SIMD-group's sums. Features are in threadgroup memory; hidden
-// states go through device memory, where the next layer and the next step read them. A is HD / 2, WIDTH F + 1 up to a multiple of 16.
+// time: it reads each of its weights once, and the gates need no other SIMD-group's sums. Features are in threadgroup memory, in blocks
+// too; hidden states go through device memory, where the next layer and the next step read them. A is HD / 2, WIDTH F + 1 up to a
+// multiple of 16.
 // HD is a multiple of 16, M of 8 and HIDDEN, the neuron's width, of 4.
 // Templates: T, L, HD, M, HIDDEN, F, ROWS, GROUP, FEATURES_BOUNDED, BOUNDED, REFLECT; life FILTERED.
 
@@ -27,13 +29,13 @@
 #include "matrix.h"
 #include "neuron.h"
 
-// Features of 8 flows, and behind them their energy and zeros, to 8 rows of WIDTH columns.
+// Features of 8 flows, and behind them their energy and zeros: to 8 rows, from `row`, of WIDTH columns in blocks. start: the flow of row 0.
 template <typename T, int HIDDEN, int F, int WIDTH, bool BOUNDED, typename P, typename Q, typename W, typename R, typename S>
-FUNCTION void feel(P position, Q energy, W w, uint start, uint flows, float bound, uint lane, R input, R value, S features) {
+FUNCTION void feel(P position, Q energy, W w, uint start, uint row, uint flows, float bound, uint lane, R input, R value, S features) {
     typedef Packed<HIDDEN, F> at;
     constexpr uint OUT = (HIDDEN + 15) / 16, LAST = F < 64 ? (F + 15) / 16 : 4;
     float p[3], e, x[OUT][4], unused[OUT][4], scale[4];
-    read_flow(position, energy, start + lane % 8, flows, p, e);
+    read_flow(position, energy, start + row + lane % 8, flows, p, e);
     input[lane] = encode(w, p, e, lane / 8);
     simdgroup_barrier(mem_flags::mem_threadgroup);  // inputs
     linear<OUT, HIDDEN, 4, 4>(w + at::first, w + at::first_bias, input, lane, 0, x);
@@ -51,13 +53,15 @@ FUNCTION void feel(P position, Q energy, W w, uint start, uint flows, float boun
         for (uint o = 0; o < LAST; ++o) {
             uint i = from + lane / 2 + 16 * o;
             if (i >= F) continue;
-            for (uint f = 0; f < 4; ++f) features[(4 * (lane % 2) + f) * WIDTH + i] = T(BOUNDED ? sanitise(y[o][f], bound) : y[o][f]);
+            for (uint f = 0; f < 4; ++f) {
+                features[in_blocks(row + 4 * (lane % 2) + f, i, WIDTH)] = T(BOUNDED ? sanitise(y[o][f], bound) : y[o][f]);
+            }
         }
     }
     constexpr uint rest = WIDTH - F;
     SHORT for (uint k = lane; k < 8 * rest; k += 32) {
         float y = k % rest == 0 ? input[24 + k / rest] : 0.0f;
-        features[k / rest * WIDTH + F + k % rest] = T(BOUNDED ? sanitise(y, bound) : y);
+        features[in_blocks(row + k / rest, F + k % rest, WIDTH)] = T(BOUNDED ? sanitise(y, bound) : y);
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);  // before the next flows' inputs and activations
 }
@@ -71,17 +75,17 @@ FUNCTION void begin(thread Sum (&sums)[BLOCKS], P bias, uint lane) {
     }
 }
 
-// Adds to three gates their products with rows of INPUTS columns; weights: of the first gate, which lie GATE apart.
+// Adds to three gates their products with rows of INPUTS columns in blocks; weights: of the first gate, which lie GATE apart.
 template <typename T, int BLOCKS, int INPUTS, uint GATE, typename P, typename W>
 FUNCTION void add_products(P rows, W weights, uint lane, thread Sum (&r)[BLOCKS], thread Sum (&z)[BLOCKS], thread Sum (&n)[BLOCKS]) {
-    TWICE for (uint k = 0; k < INPUTS; k += 16) {
+    SEVERAL for (uint k = 0; k < INPUTS; k += 16) {
         Right<T> of_r, of_z, of_n;
         load_right(of_r, weights + 8 * k, lane);
         load_right(of_z, weights + GATE + 8 * k, lane);
         load_right(of_n, weights + 2 * GATE + 8 * k, lane);
         for (uint b = 0; b < BLOCKS; ++b) {
             Left<T> left;
-            load_left(left, rows + 16 * b * INPUTS + k, INPUTS, lane);
+            load_left(left, rows + in_blocks(16 * b, k, INPUTS), lane);
             multiply(r[b], left, of_r);
             multiply(z[b], left, of_z);
             multiply(n[b], left, of_n);
@@ -89,7 +93,7 @@ FUNCTION void add_products(P rows, W weights, uint lane, thread Sum (&r)[BLOCKS]
     }
 }
 
-// One layer of the GRU. below: the tile's rows of INPUTS columns; before, after: its rows of the layer's hidden state.
+// One layer of the GRU. below: the tile's rows of INPUTS columns; before, after: its rows of the layer's hidden state; all in blocks.
 template <typename T, int HD, int INPUTS, int ROWS, int SIMDS, bool BOUNDED, typename P, typename Q, typename R, typename W, typename V, typename A>
 FUNCTION void remember(P below, Q before, R after, W weights, V biases, A active, uint start, uint flows, float bound, uint simd, uint lane) {
     constexpr int BLOCKS = ROWS / 16;
@@ -105,7 +109,7 @@ FUNCTION void remember(P below, Q before, R after, W weights, V biases, A active
         for (uint b = 0; b < BLOCKS; ++b) {
             for (uint side = 0; side < 2; ++side) {
                 uint row = 16 * b + 8 * side + own_row(lane), flow = start + row;
-                uint place = (row * HD + column + own_column(lane)) / 2;
+                uint place = in_blocks(row, column + own_column(lane), HD) / 2;
                 bool on = flow < flows && active[metal::min(flow, flows - 1)];
                 float h[2];
                 load_packed(before, place, h);
@@ -133,12 +137,12 @@ FUNCTION void decide(P states, W weights, V vectors, uint simd, uint lane, S sum
     SHORT for (uint column = 8 * simd; column < A + M; column += 8 * SIMDS) {
         Sum inner[BLOCKS];
         begin(inner, vectors + column, lane);
-        TWICE for (uint k = 0; k < HD; k += 16) {
+        SEVERAL for (uint k = 0; k < HD; k += 16) {
             Right<T> right;
             load_right(right, weights + column * HD + 8 * k, lane);
             for (uint b = 0; b < BLOCKS; ++b) {
                 Left<T> left;
-                load_left(left, states + 16 * b * HD + k, HD, lane);
+                load_left(left, states + in_blocks(16 * b, k, HD), lane);
                 multiply(inner[b], left, right);
             }
         }
@@ -175,7 +179,7 @@ FUNCTION void consider(
     uint lane = t % 32, simd = t / 32;
     SHORT for (uint row = 8 * simd; row < ROWS; row += 8 * SIMDS) {
         feel<T, HIDDEN, F, WIDTH, FEATURES_BOUNDED>(
-            position, energy, neuron, start + row, flows, settings[0], lane, inputs + 32 * simd, values + 8 * HIDDEN * simd, features + row * WIDTH);
+            position, energy, neuron, start, row, flows, settings[0], lane, inputs + 32 * simd, values + 8 * HIDDEN * simd, features);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);  // features
     remember<T, HD, WIDTH, ROWS, SIMDS, BOUNDED>(features, before, after, matrices, vectors, active, start, flows, settings[1], simd, lane);

@@ -1,16 +1,19 @@
 // Products on the matrix units: mma.sync on CUDA, simdgroup_matrix on Metal. All threads of a SIMD-group take part in each function.
 //
-//   Left<T>    16 rows of an array, 16 columns
+//   Left<T>    a block: 16 rows of an array by 16 columns, 256 elements, of which `in_block` says where they lie
 //   Right<T>   a tile of weights: 8 outputs of 16 inputs, row after row, 128 elements
 //   Sum        16 rows by 8 outputs, float: of each lane four, numbers e = 0..3 are in row `own_row` + 8 (e / 2) and column
 //              `own_column` + e % 2, where two lie side by side
 //
-// Four lanes have numbers of the same rows; over_columns adds theirs up.
+// Four lanes have numbers of the same rows; over_columns adds theirs up. An array of such blocks is one block after the other: for each
+// 16 rows all columns in order, as `in_blocks` says. So a SIMD-group's load is of neighbouring bytes, whatever the number of columns, and
+// two columns side by side, an even one first, are neighbours in memory too.
 
 #ifdef __CUDACC__
 
 // Lane 4 r + q has columns 4 q .. 4 q + 3 of rows r and r + 8, and the same inputs of output r. The unit counts a lane's columns
-// otherwise, but alike on both sides, and a sum is a sum: so a load is of 8 or 16 bytes.
+// otherwise, but alike on both sides, and a sum is a sum: so what a lane has of a tile are 4 elements in a row. Of a block they are 8, as
+// the unit's registers want them: two columns of row r, the same of r + 8, then the other two of each. A load fills them, and nothing moves.
 template <typename T>
 struct Left {
     uint part[4];  // pairs of 16-bit numbers
@@ -34,17 +37,17 @@ FUNCTION float over_columns(float x) {
     return x + simd_shuffle_xor(x, 2);
 }
 
+FUNCTION uint in_block(uint row, uint column) { return 32 * (row % 8) + 4 * (column / 2) + 2 * (row / 8) + column % 2; }
+
 template <typename T>
-FUNCTION void load_left(Left<T>& left, const T* array, uint stride, uint lane) {
-    const T* own = array + own_row(lane) * stride + 4 * (lane % 4);
-    uint2 upper = *reinterpret_cast<const uint2*>(own), lower = *reinterpret_cast<const uint2*>(own + 8 * stride);
-    left.part[0] = upper.x, left.part[1] = lower.x, left.part[2] = upper.y, left.part[3] = lower.y;
+FUNCTION void load_left(Left<T>& left, const T* block, uint lane) {
+    uint4 own = reinterpret_cast<const uint4*>(block)[lane];
+    left.part[0] = own.x, left.part[1] = own.y, left.part[2] = own.z, left.part[3] = own.w;
 }
 
-FUNCTION void load_left(Left<float>& left, const float* array, uint stride, uint lane) {
-    uint i = (own_row(lane) * stride + 4 * (lane % 4)) / 4;
-    load_packed(array, i, left.part[0]);
-    load_packed(array, i + 2 * stride, left.part[1]);
+FUNCTION void load_left(Left<float>& left, const float* block, uint lane) {
+    load_packed(block, 2 * lane, left.part[0]);
+    load_packed(block, 2 * lane + 1, left.part[1]);
 }
 
 template <typename T>
@@ -83,8 +86,8 @@ FUNCTION void multiply(Sum& sum, const Left<float>& a, const Right<float>& b) {
     for (int half_of = 0; half_of < 2; ++half_of) {
         uint large_a[4], rest_a[4], large_b[2], rest_b[2];
         for (int k = 0; k < 2; ++k) {
-            split(a.part[0][2 * half_of + k], large_a[2 * k], rest_a[2 * k]);
-            split(a.part[1][2 * half_of + k], large_a[2 * k + 1], rest_a[2 * k + 1]);
+            split(a.part[half_of][k], large_a[2 * k], rest_a[2 * k]);
+            split(a.part[half_of][2 + k], large_a[2 * k + 1], rest_a[2 * k + 1]);
             split(b.part[2 * half_of + k], large_b[k], rest_b[k]);
         }
         multiply_tf32(sum, rest_a, large_b);
@@ -117,10 +120,12 @@ FUNCTION float over_columns(float x) {
     return x + simd_shuffle_xor(x, 8);
 }
 
+FUNCTION uint in_block(uint row, uint column) { return 16 * row + column; }
+
 template <typename T, typename P>
-FUNCTION void load_left(thread Left<T>& left, P array, uint stride, uint lane) {
+FUNCTION void load_left(thread Left<T>& left, P block, uint lane) {
     for (uint i = 0; i < 2; ++i) {
-        for (uint j = 0; j < 2; ++j) simdgroup_load(left.part[i][j], array + 8 * i * stride + 8 * j, stride);
+        for (uint j = 0; j < 2; ++j) simdgroup_load(left.part[i][j], block + 128 * i + 8 * j, 16);
     }
 }
 
@@ -137,3 +142,8 @@ FUNCTION void multiply(thread Sum& sum, thread Left<T>& left, thread Right<T>& r
 }
 
 #endif
+
+// Where an element of an array in blocks lies that has so many columns.
+FUNCTION uint in_blocks(uint row, uint column, uint columns) {
+    return row / 16 * 16 * columns + column / 16 * 256 + in_block(row % 16, column % 16);
+}

@@ -172,7 +172,7 @@ def heads_case(config: EnergyConfig, batch: int, dtype: mx.Dtype) -> Case:
 
 
 def flow_step_case(config: EnergyConfig, batch: int, dtype: mx.Dtype, steps: int = 0) -> Case:
-    """Whole tiles of flows: one step from any hidden states, or so many steps from those of 0. The weights are packed for the kernel once for many calls, as evaluation does."""
+    """Whole tiles of flows: one step from any hidden states, or so many steps from those of 0. The weights are packed for the kernel once for many calls, as evaluation does; in a step, each call brings hidden states into its order and back, as evaluation does not."""
     layers, h, m = config.carrier_num_layers, config.carrier_hidden_size, DISPLACEMENT_WIDTH
     options: dict[str, Any] = {"features_bound": 10.0, "bound": 10.0, "reflection": True}
     kernel = flow_step.StepKernel(layers, h, m, config.neuron_hidden_dim, config.neuron_output_dim, **options, dtype=dtype)
@@ -192,7 +192,8 @@ def flow_step_case(config: EnergyConfig, batch: int, dtype: mx.Dtype, steps: int
         if kernels and steps:
             return kernel.life(packed, position, energy, active, age, scale, steps)
         if kernels:
-            return kernel(packed, position, energy, hidden, active, age, scale)
+            move, after = kernel(packed, position, energy, kernel.padded(hidden), active, age, scale)
+            return move, kernel.unpadded(after, n)
         of_layers = [given[at : at + 4] for at in range(12, 12 + 4 * layers, 4)]
         own = flow_step.Weights(given[:12], of_layers, given[12 + 4 * layers :])
         if steps:

@@ -45,7 +45,7 @@ def unsuited(step: FlowStep) -> str:
 
 class WholeStep:
     """`FlowStep.__call__` as one kernel, without a trace and without a gradient. Its flows have one hidden state, [L, N, Hd] with N up
-    to whole tiles, which only the next step reads.
+    to whole tiles and in the kernel's own order, which only the next step reads.
 
     Args:
         weights: packed once for all steps.

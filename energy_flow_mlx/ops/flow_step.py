@@ -16,6 +16,8 @@ from .neuron import neuron_reference, pack
 ROWS = {"metal": (32, 16), "cuda": (96, 64, 32, 16)}
 GROUP = {"metal": 128, "cuda": 256}  # threads of it
 THREADGROUP_BYTES = {"metal": 32 * 1024, "cuda": 48 * 1024}
+# `in_block` of kernels/matrix.h: the order in which a block's axes, those of [L, N / 16, 2, 8, Hd / 16, 8, 2], lie in memory.
+BLOCK = {"metal": (0, 1, 4, 2, 3, 5, 6), "cuda": (0, 1, 4, 3, 5, 2, 6)}
 
 
 Layer = tuple[mx.array, mx.array, mx.array, mx.array]  # input [3 Hd, D], hidden [3 Hd, Hd], bias [3 Hd], hidden_bias [Hd]
@@ -96,7 +98,7 @@ def flow_step(
         return flow_step_reference(position, energy, hidden, active, age, scale, weights, **options)
     packed = kernel.packed(pack(weights.neuron), weights.layers, weights.heads)
     move, after = kernel(packed, position, energy, kernel.padded(hidden), active, age, scale)
-    return move, after[:, : position.shape[0]]
+    return move, kernel.unpadded(after, position.shape[0])
 
 
 def flow_step_reference(
@@ -185,8 +187,12 @@ class StepKernel(NamedTuple):
         return next((rows for rows in suited(ROWS) if needed(rows) <= room), 0)
 
     def padded(self, hidden: mx.array) -> mx.array:
-        """[L, N, Hd] with rows up to whole tiles."""
-        return mx.pad(hidden, [(0, 0), (0, -hidden.shape[1] % self.rows()), (0, 0)])
+        """Hidden states [L, N, Hd] as the kernel has them: with rows up to whole tiles, and in blocks, an order that it alone reads."""
+        return _blocks(mx.pad(hidden, [(0, 0), (0, -hidden.shape[1] % self.rows()), (0, 0)]))
+
+    def unpadded(self, hidden: mx.array, flows: int) -> mx.array:
+        """[L, N, Hd] of so many flows, from hidden states as the kernel has them."""
+        return _rows(hidden)[:, :flows]
 
     def packed(self, neuron: mx.array, layers: Sequence[Layer], heads: Heads) -> Packed:
         """The weights for `__call__`, packed once for many steps; `neuron` as `ops.neuron.pack` gives it.
@@ -214,7 +220,7 @@ class StepKernel(NamedTuple):
         age: mx.array,
         scale: mx.array,
     ) -> tuple[Move, mx.array]:
-        """The flows after a step, and their hidden states; `hidden` as `padded` gives it, and so are the new ones.
+        """The flows after a step, and their hidden states; `hidden` as `padded` gives it, and so are the new ones: `unpadded` reads them.
 
         Raises:
             NotImplementedError: when a gradient is asked for.
@@ -273,6 +279,19 @@ def _tiles(matrix: mx.array) -> mx.array:
     matrix = mx.pad(matrix, [(0, 0), (0, -matrix.shape[1] % 16)])
     outputs, inputs = matrix.shape
     return matrix.reshape(outputs // 8, 8, inputs // 16, 16).swapaxes(1, 2).reshape(-1)
+
+
+def _blocks(rows: mx.array) -> mx.array:
+    """[L, N, Hd], N and Hd multiples of 16, in blocks of 16 rows by 16 columns, for each 16 rows all columns."""
+    layers, flows, size = rows.shape
+    return rows.reshape(layers, flows // 16, 2, 8, size // 16, 8, 2).transpose(suited(BLOCK)).reshape(rows.shape)
+
+
+def _rows(blocks: mx.array) -> mx.array:
+    """The rows that `_blocks` was given."""
+    (layers, flows, size), order = blocks.shape, suited(BLOCK)
+    axes = (layers, flows // 16, 2, 8, size // 16, 8, 2)
+    return blocks.reshape([axes[axis] for axis in order]).transpose([order.index(axis) for axis in range(7)]).reshape(blocks.shape)
 
 
 @functools.cache

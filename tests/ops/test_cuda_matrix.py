@@ -4,11 +4,13 @@ import ctypes
 import re
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from metal_cpu import compile as harness
 
 from energy_flow_mlx.ops import kernel
+from energy_flow_mlx.ops.flow_step import _blocks, _rows
 
 # bfloat cuts off where a GPU rounds. Of each instruction the lanes' registers are kept; `settle` runs it once all lanes have come by.
 PRELUDE = """
@@ -16,6 +18,7 @@ PRELUDE = """
 typedef unsigned int uint;
 typedef _Float16 half;
 struct uint2 { uint x, y; };
+struct alignas(16) uint4 { uint x, y, z, w; };
 template <typename To, typename From> To bits(From x) { return __builtin_bit_cast(To, x); }
 struct bfloat {
     unsigned short upper;
@@ -61,10 +64,10 @@ template <typename T> void settle(int number) {
 }
 """
 RUN = """
-// y [16, 8] = 1 + x [16, 24][:, 4:20] w [8, 16]^T
+// y [16, 8] = 1 + x [32, 48][16:, 16:32] w [8, 16]^T, x in blocks
 template <typename T> void product(const float* x, const float* w, float* y) {
-    alignas(16) T rows[16 * 24 + 8], tile[128];
-    for (int i = 0; i < 16 * 24; ++i) rows[i] = T(x[i]);
+    alignas(16) T rows[32 * 48], tile[128];
+    for (int i = 0; i < 32 * 48; ++i) rows[i] = T(x[i]);
     for (int i = 0; i < 128; ++i) tile[i] = T(w[i]);
     Sum sums[32];
     for (lane_now = 0; lane_now < 32; ++lane_now) {
@@ -72,7 +75,7 @@ template <typename T> void product(const float* x, const float* w, float* y) {
         Right<T> right;
         count[lane_now] = 0;
         for (int e = 0; e < 4; ++e) set_number(sums[lane_now], e, 1.0f);
-        load_left(left, rows + 4, 24, lane_now);
+        load_left(left, rows + in_blocks(16, 16, 48), lane_now);
         load_right(right, tile, lane_now);
         multiply(sums[lane_now], left, right);
     }
@@ -84,6 +87,7 @@ template <typename T> void product(const float* x, const float* w, float* y) {
 extern "C" __attribute__((visibility("default"))) void of_float(const float* x, const float* w, float* y) { product<float>(x, w, y); }
 extern "C" __attribute__((visibility("default"))) void of_half(const float* x, const float* w, float* y) { product<half>(x, w, y); }
 extern "C" __attribute__((visibility("default"))) void of_bfloat(const float* x, const float* w, float* y) { product<bfloat>(x, w, y); }
+extern "C" __attribute__((visibility("default"))) uint place(uint row, uint column, uint columns) { return in_blocks(row, column, columns); }
 """
 MMA = re.compile(r'asm\("mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.f32\.(\w+)\.\2\.f32 [^"]*"(.*?)\);', re.DOTALL)
 OPERAND = re.compile(r'"\+?[fr]"\(([^()]*)\)')
@@ -92,7 +96,8 @@ CONVERSION = re.compile(r'asm\("cvt\.rna\.tf32\.f32 %0, %1;" : "=r"\((\w+)\) : "
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    text = kernel.source_file("matrix.h").split("#ifdef __CUDACC__\n")[1].split("\n#else\n")[0]
+    text, rest = kernel.source_file("matrix.h").split("#ifdef __CUDACC__\n")[1].split("\n#else\n")
+    text += rest.split("\n#endif\n")[1]
     text, products = MMA.subn(lambda found: f"mma({', '.join(OPERAND.findall(found[3]))});", text)
     text, conversions = CONVERSION.subn(r"\1 = to_tf32(\2);", text)
     assert (products, conversions) == (3, 2) and "asm" not in text
@@ -106,12 +111,24 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("float", 1e-5), ("half", 1e-2), ("bfloat", 0.15)])
-def test_lanes_together_make_a_product(name: str, tolerance: float, library: ctypes.CDLL) -> None:
+def test_lanes_together_make_a_product(name: str, tolerance: float, library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "backend", lambda: "cuda")
     rng = np.random.default_rng(0)
-    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((16, 24), (8, 16)))
-    y = np.zeros((16, 8), np.float32)
-    getattr(library, f"of_{name}")(*(array.ctypes.data_as(ctypes.c_void_p) for array in (x, w, y)))
-    np.testing.assert_allclose(y, 1 + x[:, 4:20] @ w.T, rtol=0, atol=tolerance)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((32, 48), (8, 16)))
+    y, blocks = np.zeros((16, 8), np.float32), np.array(_blocks(mx.array(x[None])))
+    getattr(library, f"of_{name}")(*(array.ctypes.data_as(ctypes.c_void_p) for array in (blocks, w, y)))
+    np.testing.assert_allclose(y, 1 + x[16:, 16:32] @ w.T, rtol=0, atol=tolerance)
+
+
+def test_hidden_states_lie_where_the_kernel_looks(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "backend", lambda: "cuda")
+    rows = mx.arange(2 * 32 * 48).reshape(2, 32, 48)
+    blocks = _blocks(rows)
+    places = np.array([[library.place(row, column, 48) for column in range(48)] for row in range(32)])
+    np.testing.assert_array_equal(np.array(blocks).reshape(2, -1)[:, places], np.array(rows))
+    assert mx.array_equal(_rows(blocks), rows)
+    # The gates load and store two columns at a time.
+    assert not (places[:, ::2] % 2).any() and (places[:, 1::2] == places[:, ::2] + 1).all()
 
 
 def test_lanes_that_are_added_up_have_the_same_rows(library: ctypes.CDLL) -> None:

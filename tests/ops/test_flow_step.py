@@ -224,5 +224,7 @@ def test_broken_kernels_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         ("if (i >= flows) continue;\n        float place", "float place"),
         ("return x + simd_shuffle_xor(x, 8);", "return x + simd_shuffle_xor(x, 2);"),
         ("tile + 8 * j, 16, 0, true);", "tile + 8 * j, 16, 0, false);"),
+        ("return 16 * row + column;", "return row + 16 * column;"),
+        ("row / 16 * 16 * columns + column / 16 * 256", "column / 16 * 16 * columns + row / 16 * 256"),
     ]
     assert not survivors(check, edits, caches=[build])
