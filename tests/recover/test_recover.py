@@ -116,22 +116,28 @@ def test_a_decoder_that_knows_its_text_is_perfect_and_an_empty_answer_is_worth_n
     assert nearest.exact == 0 and nearest.token_f1 == pytest.approx((2 * 2 / 7 + 0) / 2)
 
 
-def test_the_benchmark_asks_for_texts_that_were_not_learned_and_judges_them_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = [("a cat sits", "An Animal sits."), ("prices fell", "a dog runs")]
-    test = [("A dog\u00a0RUNS", "people read"), ("two men read", "People  read"), ("it rained", "an animal  sits."), ("it rained", "\u200b")]
+def test_the_benchmark_trains_stage_upon_stage_goes_on_with_what_is_there_and_stops_where_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
 
-    def decode(self: EnergyFlow, *, embedding: np.ndarray, rounds: int, **settings: object) -> list[str]:
-        texts = [text for pair in test for text in pair if text != "\u200b"]
-        return [texts[at].upper() if rounds else "" for at in np.argmax(embedding @ TEACHER.embed(texts).T, axis=1)]
+    def train(arguments: list[str]) -> int:
+        calls.append(arguments)
+        return (0, 3, 0, 0, 4)[len(calls) - 1]
 
-    monkeypatch.setattr(text_recovery, "data_of_run", lambda *_: data_of(train, test))
-    monkeypatch.setattr(EnergyFlow, "decode", decode)
-    rows = text_recovery.measure(run, 9, 3, None)
-    rounds = [f"3 beams, {count} rounds{more}" for count in (1, 5, 20) for more in ("", ", 8 neighbours")]
-    assert list(rows) == [f"{texts}, {way}" for texts in ("2 inputs", "1 targets") for way in ("greedy", "3 beams", *rounds)]
-    for title, row in rows.items():
-        came = float("rounds" in title)
-        assert row == {"exact": came, "cosine": pytest.approx(came, abs=1e-6)}, title
+    monkeypatch.setattr(text_recovery.command, "main", train)
+    monkeypatch.setattr(sys, "argv", ["text_recovery.py", "--to", str(tmp_path), "--seed", "2", "--teacher", "builtin"])
+    flows, decoder, corrector = (tmp_path / f"seed2-{name}" for name in ("flows", "decoder", "corrector"))
+    assert text_recovery.main() == 3 and len(calls) == 2
+    flows.mkdir()
+    (flows / "trainer.json").touch()
+    assert text_recovery.main() == 4 and calls[2] == ["--resume", str(flows)] and calls[3] == calls[1]
+    assert calls[0][-1] == "--no-input-residual"
+    first, second, third = (dict(zip(call[::2], call[1::2], strict=False)) for call in (calls[0], calls[1], calls[4]))
+    assert (first["--out"], first["--pairs"], first["--seed"]) == (str(flows), "copy", "2")
+    assert (second["--out"], second["--init-from"], second["--part"]) == (str(decoder), str(flows), "decoder")
+    assert (third["--out"], third["--init-from"], third["--part"]) == (str(corrector), str(decoder), "corrector")
+    assert third["--text-corrector-teacher"] == "builtin" and "--text-corrector-teacher" not in first | second
 
 
 def test_with_rounds_each_way_has_a_corrected_row(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
