@@ -122,6 +122,9 @@ def _run(work: Work, log: Path, writing: int) -> None:
                 code = work(lambda number: os.write(writing, b"%d\n" % number)) or 0
             except SystemExit as stop:
                 code = stop.code if isinstance(stop.code, int) else 1
+            except OSError as error:  # as `cli.run_command` ends a process
+                print(f"error: {error}", file=sys.stderr)
+                code = 2
             except BaseException:
                 traceback.print_exc()
     finally:
