@@ -54,7 +54,7 @@ def main() -> int:
             return code
         seconds[folder.name] = round(time.perf_counter() - began)
     began = time.perf_counter()
-    mx.clear_cache()
+    mx.clear_cache()  # of the trainings
     model, config = EnergyFlow.from_pretrained(corrector), EnergyConfig.from_json(corrector / "config.json")
     found = recover(
         model, data_of_run(config, model.text_encoder.tokeniser), teacher_of_run(corrector, config, options.teacher),
