@@ -6,6 +6,7 @@ typedef unsigned int uint;
 #define SHORT _Pragma("unroll 1")
 #define UNROLLED _Pragma("unroll 8")
 #define SEVERAL _Pragma("unroll 4")
+#define STEPS_AHEAD 4
 
 // Storage alone: arithmetic is float.
 struct __align__(2) half {

@@ -17,12 +17,12 @@
 //   life:    all steps, from hidden states of 0 -> next_position, next_energy, moving, next_age; arrived [N] bool, dropped [N] bool, after
 //            a move shorter than the shortest; even_hidden, odd_hidden [L, tiles ROWS, HD] T, of no use afterwards
 //
-// A group of GROUP threads has ROWS flows, a multiple of 16. Of each product a SIMD-group has all rows and 8 columns of every gate at a
-// time: it reads each of its weights once, and the gates need no other SIMD-group's sums. Features are in threadgroup memory, in blocks
-// too; hidden states go through device memory, where the next layer and the next step read them. A is HD / 2, WIDTH F + 1 up to a
-// multiple of 16.
+// A group of GROUP threads has ROWS flows, a multiple of 16 PARTS. Of each product a SIMD-group has one of PARTS equal parts of the rows
+// and 8 columns of every gate at a time: it reads each of its weights once, PARTS SIMD-groups read the same ones at about the same time,
+// and the gates need no other SIMD-group's sums. Features are in threadgroup memory, in blocks too; hidden states go through device memory,
+// where the next layer and the next step read them. A is HD / 2, WIDTH F + 1 up to a multiple of 16.
 // HD is a multiple of 16, M of 8 and HIDDEN, the neuron's width, of 4.
-// Templates: T, L, HD, M, HIDDEN, F, ROWS, GROUP, FEATURES_BOUNDED, BOUNDED, REFLECT; life FILTERED.
+// Templates: T, L, HD, M, HIDDEN, F, ROWS, GROUP, PARTS, FEATURES_BOUNDED, BOUNDED, REFLECT; life FILTERED.
 
 #include "advance.h"
 #include "gru.h"
@@ -75,66 +75,81 @@ FUNCTION void begin(thread Sum (&sums)[BLOCKS], P bias, uint lane) {
     }
 }
 
-// Adds to three gates their products with rows of INPUTS columns in blocks; weights: of the first gate, which lie GATE apart.
+// Weights of 8 outputs and 16 inputs of three gates, which lie `gate` apart.
+template <typename T, typename W>
+FUNCTION void load_gates(thread Right<T>& r, thread Right<T>& z, thread Right<T>& n, W weights, uint gate, uint lane) {
+    load_right(r, weights, lane);
+    load_right(z, weights + gate, lane);
+    load_right(n, weights + 2 * gate, lane);
+}
+
+// Adds to three gates their products with rows of INPUTS columns in blocks; weights: of the first gate, which lie GATE apart. Weights come
+// from the cache that all groups share, far away: they are loaded some steps before they are used.
 template <typename T, int BLOCKS, int INPUTS, uint GATE, typename P, typename W>
 FUNCTION void add_products(P rows, W weights, uint lane, thread Sum (&r)[BLOCKS], thread Sum (&z)[BLOCKS], thread Sum (&n)[BLOCKS]) {
-    SEVERAL for (uint k = 0; k < INPUTS; k += 16) {
-        Right<T> of_r, of_z, of_n;
-        load_right(of_r, weights + 8 * k, lane);
-        load_right(of_z, weights + GATE + 8 * k, lane);
-        load_right(of_n, weights + 2 * GATE + 8 * k, lane);
-        for (uint b = 0; b < BLOCKS; ++b) {
-            Left<T> left;
-            load_left(left, rows + in_blocks(16 * b, k, INPUTS), lane);
-            multiply(r[b], left, of_r);
-            multiply(z[b], left, of_z);
-            multiply(n[b], left, of_n);
+    constexpr uint STEPS = INPUTS / 16, WANTED = STEPS_AHEAD * 2 / sizeof(T), AHEAD = STEPS % WANTED == 0 ? WANTED : 1;
+    Right<T> of_r[AHEAD], of_z[AHEAD], of_n[AHEAD];
+    UNROLLED for (uint a = 0; a < AHEAD; ++a) load_gates(of_r[a], of_z[a], of_n[a], weights + 128 * a, GATE, lane);
+    SHORT for (uint done = 0; done < STEPS; done += AHEAD) {
+        UNROLLED for (uint a = 0; a < AHEAD; ++a) {
+            for (uint b = 0; b < BLOCKS; ++b) {
+                Left<T> left;
+                load_left(left, rows + in_blocks(16 * b, 16 * (done + a), INPUTS), lane);
+                multiply(r[b], left, of_r[a]);
+                multiply(z[b], left, of_z[a]);
+                multiply(n[b], left, of_n[a]);
+            }
+            load_gates(of_r[a], of_z[a], of_n[a], weights + 128 * metal::min(done + AHEAD + a, STEPS - 1), GATE, lane);
         }
     }
 }
 
 // One layer of the GRU. below: the tile's rows of INPUTS columns; before, after: its rows of the layer's hidden state; all in blocks.
-template <typename T, int HD, int INPUTS, int ROWS, int SIMDS, bool BOUNDED, typename P, typename Q, typename R, typename W, typename V, typename A>
+template <typename T, int HD, int INPUTS, int ROWS, int SIMDS, int PARTS, bool BOUNDED, typename P, typename Q, typename R, typename W, typename V, typename A>
 FUNCTION void remember(P below, Q before, R after, W weights, V biases, A active, uint start, uint flows, float bound, uint simd, uint lane) {
-    constexpr int BLOCKS = ROWS / 16;
+    constexpr int BLOCKS = ROWS / 16 / PARTS, SIDE_BY_SIDE = SIMDS / PARTS;
     auto of_hidden = weights + 3 * HD * INPUTS;
-    SHORT for (uint column = 8 * simd; column < HD; column += 8 * SIMDS) {
+    constexpr uint AT_ONCE = 8 * SIDE_BY_SIDE, TURNS = (HD + AT_ONCE - 1) / AT_ONCE;
+    uint first = simd / SIDE_BY_SIDE * 16 * BLOCKS;
+    SHORT for (uint turn = 0; turn < TURNS; ++turn) {
+        // Each group begins elsewhere: all would read the same few lines of weights at the same time, and wait for the same part of the cache.
+        uint column = (turn + start / ROWS) % TURNS * AT_ONCE + simd % SIDE_BY_SIDE * 8;
+        if (column >= HD) continue;
         Sum r[BLOCKS], z[BLOCKS], n[BLOCKS], inner[BLOCKS];
         begin(r, biases + column, lane);
         begin(z, biases + HD + column, lane);
         begin(n, biases + 2 * HD + column, lane);
         begin(inner, biases + 3 * HD + column, lane);
-        add_products<T, BLOCKS, INPUTS, HD * INPUTS>(below, weights + column * INPUTS, lane, r, z, n);
-        add_products<T, BLOCKS, HD, HD * HD>(before, of_hidden + column * HD, lane, r, z, inner);
-        for (uint b = 0; b < BLOCKS; ++b) {
-            for (uint side = 0; side < 2; ++side) {
-                uint row = 16 * b + 8 * side + own_row(lane), flow = start + row;
-                uint place = in_blocks(row, column + own_column(lane), HD) / 2;
-                bool on = flow < flows && active[metal::min(flow, flows - 1)];
-                float h[2];
-                load_packed(before, place, h);
-                for (uint k = 0; k < 2; ++k) {
-                    int e = 2 * side + k;
-                    if (on) h[k] = new_state(number(r[b], e), number(z[b], e), number(n[b], e), number(inner[b], e), h[k]);
-                    if (BOUNDED) h[k] = sanitise(h[k], bound);
-                }
-                store_packed(after, place, h);
+        add_products<T, BLOCKS, INPUTS, HD * INPUTS>(below + first * INPUTS, weights + column * INPUTS, lane, r, z, n);
+        add_products<T, BLOCKS, HD, HD * HD>(before + first * HD, of_hidden + column * HD, lane, r, z, inner);
+        float h[2 * BLOCKS][2];
+        uint place = in_blocks(first + own_row(lane), column + own_column(lane), HD) / 2;
+        for (uint i = 0; i < 2 * BLOCKS; ++i) load_packed(before, place + in_blocks(8 * i, 0, HD) / 2, h[i]);
+        for (uint i = 0; i < 2 * BLOCKS; ++i) {
+            uint b = i / 2, flow = start + first + 8 * i + own_row(lane);
+            bool on = flow < flows && active[metal::min(flow, flows - 1)];
+            for (uint k = 0; k < 2; ++k) {
+                int e = 2 * (i % 2) + k;
+                if (on) h[i][k] = new_state(number(r[b], e), number(z[b], e), number(n[b], e), number(inner[b], e), h[i][k]);
+                if (BOUNDED) h[i][k] = sanitise(h[i][k], bound);
             }
+            store_packed(after, place + in_blocks(8 * i, 0, HD) / 2, h[i]);
         }
     }
 }
 
-// Of the heads, what a SIMD-group's columns add to the energy and displacement of each row: to sums [ROWS][4].
-template <typename T, int HD, int M, int ROWS, int SIMDS, typename P, typename W, typename V, typename S>
+// Of the heads, what a SIMD-group's columns add to the energy and displacement of each of its rows: to sums [SIDE_BY_SIDE][ROWS][4].
+template <typename T, int HD, int M, int ROWS, int SIMDS, int PARTS, typename P, typename W, typename V, typename S>
 FUNCTION void decide(P states, W weights, V vectors, uint simd, uint lane, S sums) {
-    constexpr int BLOCKS = ROWS / 16;
+    constexpr int BLOCKS = ROWS / 16 / PARTS, SIDE_BY_SIDE = SIMDS / PARTS;
     constexpr uint A = HD / 2;
+    uint first = simd / SIDE_BY_SIDE * 16 * BLOCKS, place = simd % SIDE_BY_SIDE;
     auto out = vectors + A + M;  // energy_weight, displacement_weight
     float total[2 * BLOCKS][4];
     for (uint i = 0; i < 2 * BLOCKS; ++i) {
         for (uint k = 0; k < 4; ++k) total[i][k] = 0.0f;
     }
-    SHORT for (uint column = 8 * simd; column < A + M; column += 8 * SIMDS) {
+    SHORT for (uint column = 8 * place; column < A + M; column += 8 * SIDE_BY_SIDE) {
         Sum inner[BLOCKS];
         begin(inner, vectors + column, lane);
         SEVERAL for (uint k = 0; k < HD; k += 16) {
@@ -142,18 +157,18 @@ FUNCTION void decide(P states, W weights, V vectors, uint simd, uint lane, S sum
             load_right(right, weights + column * HD + 8 * k, lane);
             for (uint b = 0; b < BLOCKS; ++b) {
                 Left<T> left;
-                load_left(left, states + in_blocks(16 * b, k, HD), lane);
+                load_left(left, states + in_blocks(first + 16 * b, k, HD), lane);
                 multiply(inner[b], left, right);
             }
         }
         for (uint k = 0; k < 2; ++k) {
             uint j = column + own_column(lane) + k;
             bool of_energy = j < A;
-            float first = out[j], second = of_energy ? 0.0f : out[j + M], third = of_energy ? 0.0f : out[j + 2 * M];
+            float weight = out[j], second = of_energy ? 0.0f : out[j + M], third = of_energy ? 0.0f : out[j + 2 * M];
             for (uint i = 0; i < 2 * BLOCKS; ++i) {
                 float x = gelu(number(inner[i / 2], 2 * (i % 2) + k));
-                total[i][0] += of_energy ? x * first : 0.0f;
-                total[i][1] += of_energy ? 0.0f : x * first;
+                total[i][0] += of_energy ? x * weight : 0.0f;
+                total[i][1] += of_energy ? 0.0f : x * weight;
                 total[i][2] += x * second;
                 total[i][3] += x * third;
             }
@@ -162,14 +177,14 @@ FUNCTION void decide(P states, W weights, V vectors, uint simd, uint lane, S sum
     for (uint i = 0; i < 2 * BLOCKS; ++i) {
         for (uint k = 0; k < 4; ++k) {
             float x = over_columns(total[i][k]);
-            if (own_column(lane) == 0) sums[4 * (8 * i + own_row(lane)) + k] = x;
+            if (own_column(lane) == 0) sums[4 * (place * ROWS + first + 8 * i + own_row(lane)) + k] = x;
         }
     }
 }
 
-// Of a tile's flows all but the move: to sums [SIMD-group][row][energy, x, y, z], before the heads' last biases, and to `after`.
+// Of a tile's flows all but the move: to sums [GROUP / 32 / PARTS][row][energy, x, y, z], before the heads' last biases, and to `after`.
 // before, after: the tile's rows of the first layer's hidden states; those of the next layer are `layer` elements behind.
-template <typename T, int L, int HD, int M, int HIDDEN, int F, int ROWS, int GROUP, bool FEATURES_BOUNDED, bool BOUNDED,
+template <typename T, int L, int HD, int M, int HIDDEN, int F, int ROWS, int GROUP, int PARTS, bool FEATURES_BOUNDED, bool BOUNDED,
           typename P, typename Q, typename A, typename B, typename C, typename N, typename W, typename V, typename X, typename S, typename R>
 FUNCTION void consider(
     P position, Q energy, A active, uint start, uint flows, B before, C after, uint layer, N neuron, W matrices, V vectors, X settings, uint t,
@@ -182,26 +197,26 @@ FUNCTION void consider(
             position, energy, neuron, start, row, flows, settings[0], lane, inputs + 32 * simd, values + 8 * HIDDEN * simd, features);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);  // features
-    remember<T, HD, WIDTH, ROWS, SIMDS, BOUNDED>(features, before, after, matrices, vectors, active, start, flows, settings[1], simd, lane);
+    remember<T, HD, WIDTH, ROWS, SIMDS, PARTS, BOUNDED>(features, before, after, matrices, vectors, active, start, flows, settings[1], simd, lane);
     threadgroup_barrier(mem_flags::mem_device);  // the first layer's hidden states
     SHORT for (uint l = 1; l < L; ++l) {
-        remember<T, HD, HD, ROWS, SIMDS, BOUNDED>(
+        remember<T, HD, HD, ROWS, SIMDS, PARTS, BOUNDED>(
             after + (l - 1) * layer, before + l * layer, after + l * layer, matrices + ONE + (l - 1) * OTHER, vectors + l * 4 * HD, active,
             start, flows, settings[1], simd, lane);
         threadgroup_barrier(mem_flags::mem_device);  // the layer's hidden states
     }
-    decide<T, HD, M, ROWS, SIMDS>(
-        after + (L - 1) * layer, matrices + ONE + (L - 1) * OTHER, vectors + L * 4 * HD, simd, lane, sums + simd * ROWS * 4);
+    decide<T, HD, M, ROWS, SIMDS, PARTS>(
+        after + (L - 1) * layer, matrices + ONE + (L - 1) * OTHER, vectors + L * 4 * HD, simd, lane, sums);
     threadgroup_barrier(mem_flags::mem_threadgroup);  // sums of each SIMD-group
 }
 
 // One row's move: `place` becomes where the flow is after it. Whether it is on an output plane; energy and length: after and of the move.
-template <int HD, int M, int ROWS, int GROUP, bool REFLECT, typename S, typename V, typename X>
+template <int HD, int M, int ROWS, int SIDE_BY_SIDE, bool REFLECT, typename S, typename V, typename X>
 FUNCTION bool go(S sums, V vectors, X scale, uint row, thread float (&place)[3], thread float& energy, thread float& square) {
     float total[4], raw[3], to[3];
     for (uint k = 0; k < 4; ++k) {
         total[k] = vectors[HD + 4 * M + k];  // out_bias
-        for (uint s = 0; s < GROUP / 32; ++s) total[k] += sums[(s * ROWS + row) * 4 + k];
+        for (uint s = 0; s < SIDE_BY_SIDE; ++s) total[k] += sums[(s * ROWS + row) * 4 + k];
     }
     for (uint axis = 0; axis < 3; ++axis) raw[axis] = place[axis] + limit(scale[0] * total[axis + 1], LARGEST_DISPLACEMENT);
     bool reached = travel<REFLECT>(place, raw, to, square);
@@ -212,12 +227,13 @@ FUNCTION bool go(S sums, V vectors, X scale, uint row, thread float (&place)[3],
 
 //// forward
     threadgroup T features[ROWS * ((F + 16) / 16 * 16)];
-    threadgroup float inputs[GROUP];
-    threadgroup float values[GROUP / 4 * HIDDEN];
-    threadgroup float sums[GROUP / 32 * ROWS * 4];
+    constexpr uint FEELING = GROUP / 32 < ROWS / 8 ? GROUP / 32 : ROWS / 8;  // SIMD-groups that read features
+    threadgroup float inputs[32 * FEELING];
+    threadgroup float values[8 * FEELING * HIDDEN];
+    threadgroup float sums[GROUP / 32 / PARTS * ROWS * 4];
     uint t = thread_position_in_threadgroup.x, flows = uint(position_shape[0]), start = threadgroup_position_in_grid.x * ROWS;
     uint layer = uint(hidden_shape[1]) * HD, rows = start * HD;  // elements of a layer's hidden states; where the tile's begin
-    consider<T, L, HD, M, HIDDEN, F, ROWS, GROUP, FEATURES_BOUNDED, BOUNDED>(
+    consider<T, L, HD, M, HIDDEN, F, ROWS, GROUP, PARTS, FEATURES_BOUNDED, BOUNDED>(
         position, energy, active, start, flows, hidden + rows, next_hidden + rows, layer, &neuron[0], &matrices[0], &vectors[0], settings, t,
         &features[0], &inputs[0], &values[0], &sums[0]);
     SHORT for (uint row = t; row < ROWS; row += GROUP) {
@@ -225,7 +241,7 @@ FUNCTION bool go(S sums, V vectors, X scale, uint row, thread float (&place)[3],
         if (i >= flows) continue;
         float place[3] = {position[3 * i], position[3 * i + 1], position[3 * i + 2]}, e = energy[i], square = 0.0f;
         bool on = active[i], reached = false;
-        if (on) reached = go<HD, M, ROWS, GROUP, REFLECT>(&sums[0], &vectors[L * 4 * HD], scale, row, place, e, square);
+        if (on) reached = go<HD, M, ROWS, GROUP / 32 / PARTS, REFLECT>(&sums[0], &vectors[L * 4 * HD], scale, row, place, e, square);
         for (uint axis = 0; axis < 3; ++axis) next_position[3 * i + axis] = place[axis];
         next_energy[i] = e;
         terminated[i] = reached;
@@ -236,9 +252,10 @@ FUNCTION bool go(S sums, V vectors, X scale, uint row, thread float (&place)[3],
 
 //// life
     threadgroup T features[ROWS * ((F + 16) / 16 * 16)];
-    threadgroup float inputs[GROUP];
-    threadgroup float values[GROUP / 4 * HIDDEN];
-    threadgroup float sums[GROUP / 32 * ROWS * 4];
+    constexpr uint FEELING = GROUP / 32 < ROWS / 8 ? GROUP / 32 : ROWS / 8;  // SIMD-groups that read features
+    threadgroup float inputs[32 * FEELING];
+    threadgroup float values[8 * FEELING * HIDDEN];
+    threadgroup float sums[GROUP / 32 / PARTS * ROWS * 4];
     threadgroup float places[ROWS * 3], energies[ROWS];
     threadgroup int ages[ROWS], moves[ROWS], ends[ROWS];  // ends: 1 has arrived, 2 is dropped
     uint t = thread_position_in_threadgroup.x, flows = uint(position_shape[0]), start = threadgroup_position_in_grid.x * ROWS;
@@ -258,13 +275,13 @@ FUNCTION bool go(S sums, V vectors, X scale, uint row, thread float (&place)[3],
     SHORT for (uint step = 0; step < uint(steps[0]); ++step) {
         auto before = (step % 2 ? even_hidden : odd_hidden) + rows;
         auto after = (step % 2 ? odd_hidden : even_hidden) + rows;
-        consider<T, L, HD, M, HIDDEN, F, ROWS, GROUP, FEATURES_BOUNDED, BOUNDED>(
+        consider<T, L, HD, M, HIDDEN, F, ROWS, GROUP, PARTS, FEATURES_BOUNDED, BOUNDED>(
             &places[0], &energies[0], &moves[0], 0, ROWS, before, after, layer, &neuron[0], &matrices[0], &vectors[0], settings, t, &features[0],
             &inputs[0], &values[0], &sums[0]);
         SHORT for (uint row = t; row < ROWS; row += GROUP) {
             if (!moves[row]) continue;
             float place[3] = {places[3 * row], places[3 * row + 1], places[3 * row + 2]}, e, square = 0.0f;
-            bool reached = go<HD, M, ROWS, GROUP, REFLECT>(&sums[0], &vectors[L * 4 * HD], scale, row, place, e, square);
+            bool reached = go<HD, M, ROWS, GROUP / 32 / PARTS, REFLECT>(&sums[0], &vectors[L * 4 * HD], scale, row, place, e, square);
             bool dropped = FILTERED && !reached && metal::sqrt(square) < settings[2];
             for (uint axis = 0; axis < 3; ++axis) places[3 * row + axis] = place[axis];
             energies[row] = e;

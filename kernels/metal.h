@@ -12,6 +12,7 @@
 #define SHORT _Pragma("clang loop unroll(disable)")
 #define UNROLLED _Pragma("clang loop unroll_count(8)")
 #define SEVERAL _Pragma("clang loop unroll_count(2)")
+#define STEPS_AHEAD 2  // steps of a product whose 16-bit weights are loaded before their use
 
 // Elements that lie side by side, aligned as one of them.
 template <typename T, int V>

@@ -13,8 +13,9 @@ from .kernel import as_type, call, setting, suited, use_kernel, whole
 from .neuron import neuron_reference, pack
 
 # Flows of a threadgroup: the first that threadgroup memory takes. More share each weight that is read, and take more registers.
-ROWS = {"metal": (32, 16), "cuda": (96, 64, 32, 16)}
-GROUP = {"metal": 128, "cuda": 256}  # threads of it
+ROWS = {"metal": (32, 16), "cuda": (96, 64, 32)}
+GROUP = {"metal": 128, "cuda": 512}  # threads of it
+PARTS = {"metal": 1, "cuda": 2}  # into which its rows are cut, each with SIMD-groups of its own: fewer registers a thread, more threads
 THREADGROUP_BYTES = {"metal": 32 * 1024, "cuda": 48 * 1024}
 # `in_block` of kernels/matrix.h: the order in which a block's axes, those of [L, N / 16, 2, 8, Hd / 16, 8, 2], lie in memory.
 BLOCK = {"metal": (0, 1, 4, 2, 3, 5, 6), "cuda": (0, 1, 4, 3, 5, 2, 6)}
@@ -177,12 +178,12 @@ class StepKernel(NamedTuple):
 
     def rows(self) -> int:
         """Flows of a threadgroup; 0 if none fit."""
-        group, room = suited(GROUP), suited(THREADGROUP_BYTES)
+        simds, parts, room = suited(GROUP) // 32, suited(PARTS), suited(THREADGROUP_BYTES)
         width = -(-(self.features + 1) // 16) * 16
 
         def needed(rows: int) -> int:
-            of_a_flow = width * self.dtype.size + 4 * (group // 32 * 4 + 7)  # 7: its state in a life
-            return rows * of_a_flow + 4 * (group + group // 4 * self.hidden)
+            of_a_flow = width * self.dtype.size + 4 * (simds // parts * 4 + 7)  # 7: its state in a life
+            return rows * of_a_flow + 4 * min(simds, rows // 8) * (32 + 8 * self.hidden)
 
         return next((rows for rows in suited(ROWS) if needed(rows) <= room), 0)
 
@@ -256,8 +257,8 @@ class StepKernel(NamedTuple):
         states = ((self.layers, groups * rows, self.size), self.dtype)
         template = {
             "T": self.dtype, "L": self.layers, "HD": self.size, "M": self.inner, "HIDDEN": self.hidden, "F": self.features,
-            "ROWS": rows, "GROUP": group, "FEATURES_BOUNDED": self.features_bound is not None, "BOUNDED": self.bound is not None,
-            "REFLECT": self.reflection,
+            "ROWS": rows, "GROUP": group, "PARTS": suited(PARTS), "FEATURES_BOUNDED": self.features_bound is not None,
+            "BOUNDED": self.bound is not None, "REFLECT": self.reflection,
         }  # fmt: skip
         outputs: dict[str, tuple[Sequence[int], mx.Dtype]] = {
             "next_position": ((flows, 3), mx.float32),

@@ -115,12 +115,15 @@ def test_numbers_that_are_none_stay_in_the_lattice(where: str) -> None:
     assert mx.all(mx.abs(position) <= 1).item() and mx.all(mx.isfinite(hidden)).item()
 
 
-@pytest.mark.parametrize("rows", [16, 48])
-def test_tiles_of_other_sizes_and_any_order_of_threads_give_the_same_bits(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rows", "group", "parts"), [(16, 64, 1), (48, 64, 1), (32, 128, 2), (48, 96, 3)])
+def test_tiles_of_other_sizes_and_any_order_of_threads_give_the_same_bits(
+    rows: int, group: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flows, weights = arguments(50, 2, 32, 8, 20)
     wanted = parity(HARNESS, flows, weights, mx.bfloat16, **BOUNDS)
     monkeypatch.setitem(op.ROWS, "metal", (rows,))
-    monkeypatch.setitem(op.GROUP, "metal", 64)
+    monkeypatch.setitem(op.GROUP, "metal", group)
+    monkeypatch.setitem(op.PARTS, "metal", parts)
     for seed in (1, 2):
         actual = parity(HARNESS, flows, weights, mx.bfloat16, seed, **BOUNDS)
         # A head's sum is made of one sum a SIMD-group, so that its last bits depend on their number; hidden states do not.
@@ -222,6 +225,8 @@ def test_broken_kernels_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         (barrier + "threadgroup);  // sums of each SIMD-group", ""),
         ("simdgroup_barrier(mem_flags::mem_threadgroup);  // before the next flows' inputs and activations", ""),
         ("if (i >= flows) continue;\n        float place", "float place"),
+        ("% TURNS * AT_ONCE", "* AT_ONCE"),
+        ("done + AHEAD + a, STEPS - 1)", "done + a, STEPS - 1)"),
         ("return x + simd_shuffle_xor(x, 8);", "return x + simd_shuffle_xor(x, 2);"),
         ("tile + 8 * j, 16, 0, true);", "tile + 8 * j, 16, 0, false);"),
         ("return 16 * row + column;", "return row + 16 * column;"),
