@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 
 from .checks import MOST, check_int
 from .cli import Parser, exit_code, run_command
+from .config import read_config
 from .data.shared import Embed, dismiss, spread
 from .dataset.formats.lines import lines_of, read_lines, without_break
 from .dataset.records import Faults
 from .dataset.teacher import teacher_of_run
 from .distributed import World, joined
-from .files import write_aside
+from .files import resolve, write_aside
 from .models.energy_flow import EnergyFlow
 from .models.energy_flow_files import model_folder
 from .program import call_of
 from .strict_json import to_json
+from .train import memory
 
 STANDARD_INPUT = "-"
 ENDINGS = (".npy", ".jsonl")
@@ -52,6 +54,7 @@ def _embed(options: Namespace, world: World) -> int:
         raise FileExistsError(f"{options.to} exists: name another file, or give --overwrite")
     check_int("--batch-size", options.batch_size, 1, MOST)
     folder = model_folder(options.run)
+    memory.limit_evaluation(read_config(resolve(folder, "config.json")), options.batch_size)
     model = EnergyFlow.from_pretrained(folder)
     if options.text_encoder and model.config.input_residual:
         raise ValueError(

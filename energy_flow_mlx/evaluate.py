@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .cli import Parser, exit_code, run_command
-from .config import EnergyConfig
 from .dataset.open import data_of_run
 from .distributed import World, joined
-from .files import resolve
 from .models.energy_flow import EnergyFlow
 from .program import call_of
 from .results import FILE, Results
+from .runs import Run
 from .strict_json import to_json
+from .train import memory
 from .train.evaluation import evaluate
 from .train.report import held_out
 
@@ -34,10 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(arguments: Namespace, world: World) -> int:
-    model = EnergyFlow.from_pretrained(arguments.run)
     changes = {"data": arguments.data, "batch_size": arguments.batch_size}
-    trained = EnergyConfig.from_json(resolve(arguments.run, "config.json"))
+    trained = Run.load(arguments.run).config
     config = trained.replace(**{name: value for name, value in changes.items() if value is not None})
+    if not (arguments.mlp_baseline or arguments.ablation):  # which train
+        memory.limit_evaluation(config, config.batch_size)
+    model = EnergyFlow.from_pretrained(arguments.run)
     data = world.in_turn(lambda: data_of_run(config, model.text_encoder.tokeniser))
     own = config.data == trained.data
     saving = own and not _held(arguments.run, model.trained_steps)

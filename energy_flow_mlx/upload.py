@@ -14,7 +14,9 @@ from .models.energy_flow_files import OPTIONAL_FILES
 from .program import call_of
 from .results import FILE as RESULTS
 from .results import Results
+from .runs import Run
 from .strict_json import to_json
+from .train import memory
 from .train.report import held_out
 
 FILES = ("config.json", "model.safetensors", *OPTIONAL_FILES, "curves.png", "metrics.jsonl", "results.json")  # those of them that there are
@@ -29,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _upload(options: Namespace) -> int:
     check_repository("repository", options.repository)
+    config = Run.load(options.run).config
+    memory.limit_evaluation(config, config.batch_size)
     model = EnergyFlow.from_pretrained(options.run)
-    config = EnergyConfig.from_json(resolve(options.run, "config.json"))
     converted = resolve(options.run, "conversion.json").is_file()  # its config.json names no data that it was trained on
     measured = not (options.without_table or converted)
     scores = scores_of(options.run, model, config) if measured else None

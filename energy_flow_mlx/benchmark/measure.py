@@ -106,6 +106,8 @@ def measure_model(job: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = EnergyConfig.from_dict(job["config"])
     training = job["what"] == "training"
+    if not training:
+        memory.limit_evaluation(config, config.batch_size)  # first: `limit` leaves the size of buffers as it finds it
     memory.limit(config)
     start = time.perf_counter()
     batches = make_batches(config)

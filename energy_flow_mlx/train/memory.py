@@ -1,4 +1,4 @@
-"""The memory of a training step: prediction, recomputation that fits a budget, and MLX's limits."""
+"""The memory of a training step: prediction, recomputation that fits a budget, and MLX's limits, also those of evaluation."""
 
 import math
 import os
@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 
 import mlx.core as mx
 
-from ..config import ConfigError, EnergyConfig
+from ..config import ConfigError, EnergyConfig, ModelConfig
 from ..models.carrier import DISPLACEMENT_WIDTH
 from ..models.mapper import intermediate_size
 from ..nn.precision import DTYPES, flow_dtype
@@ -23,6 +23,13 @@ OPERATIONS = {(9, 0): 100, (10, 0): 100, (12, 0): 100}
 OTHERS_OPERATIONS = 20
 BUFFERS = 10
 VARIABLE = "MLX_MAX_OPS_PER_BUFFER"
+# Evaluation keeps nothing for a backward pass: beside the weights it takes little but the results of what queues. They may take EVALUATION_ROOM.
+# A pass has some STEP_OPERATIONS operations a step; where the results of all of them fit, MLX's own buffers stay: such a model is small, the
+# host's time decides, and every buffer costs some. A larger one's operations take the device longer than that: on an H200 `experiment` and
+# `optimized` were as fast, to 2%, with 8 and 2 operations in a buffer as with 100, in a half and a fifth of the memory; one was not tried beside them.
+EVALUATION_ROOM = 2.0**30
+STEP_OPERATIONS = 13
+FEWEST_OPERATIONS = 2
 BY_NUMPY = 1.6
 LAYER_ARRAYS = 40  # of a decoder's width, kept of a token in each of its layers; measured
 # What threads and libraries of a run on a CPU reserve of the address space beside its arrays, and each core of it: OpenBLAS's buffer of
@@ -209,8 +216,8 @@ def limit(config: EnergyConfig) -> None:
     if most:
         # MLX looks at the limit before it allocates: the largest result comes on top.
         mx.set_memory_limit(int(max(most - largest_update(config), most / 2)))
-    if device and (operations := operations_a_buffer(config, most)) < _usual_operations():
-        os.environ.setdefault(VARIABLE, str(operations))
+    if device:
+        _put_at_most(operations_a_buffer(config, most))
     if budget:
         mx.set_cache_limit(int(budget / 4))
     if budget and mx.metal.is_available():
@@ -218,11 +225,24 @@ def limit(config: EnergyConfig) -> None:
         mx.set_wired_limit(min(int(budget), wired))
 
 
+def limit_evaluation(config: ModelConfig, batch_size: int) -> None:
+    """On CUDA, for a process that only evaluates: make MLX's command buffers so small that the results which queue take some EVALUATION_ROOM,
+    but not smaller than FEWEST_OPERATIONS. MLX_MAX_OPS_PER_BUFFER stands if it is set; call this, as `limit`, before MLX first uses the device.
+
+    batch_size: samples of a batch, at most.
+    """
+    if not mx.cuda.is_available():
+        return
+    result = _result(config, batch_size)
+    if STEP_OPERATIONS * config.flow_steps * result > EVALUATION_ROOM:
+        _put_at_most(max(int(EVALUATION_ROOM / (BUFFERS * result)), FEWEST_OPERATIONS))
+
+
 def operations_a_buffer(config: EnergyConfig, most: float) -> int:
     """How many operations MLX may put into a command buffer so that the results of those that queue take about a quarter of the
     room that a step leaves of `most` bytes. Small buffers cost host time; a large array's kernels run far longer than that."""
     room = (most - predicted(config).total) / 4
-    return int(max(room / (BUFFERS * _result(config)), 1))
+    return int(max(room / (BUFFERS * _result(config, config.batch_size)), 1))
 
 
 def queued(config: EnergyConfig) -> float:
@@ -230,7 +250,13 @@ def queued(config: EnergyConfig) -> float:
     if not mx.cuda.is_available():
         return 0.0
     chosen = os.environ.get(VARIABLE, "")
-    return BUFFERS * (int(chosen) if chosen.isdecimal() else _usual_operations()) * _result(config)
+    return BUFFERS * (int(chosen) if chosen.isdecimal() else _usual_operations()) * _result(config, config.batch_size)
+
+
+def _put_at_most(operations: int) -> None:
+    """Have MLX put so many operations into a command buffer, if that is fewer than it does by itself and the variable is not set."""
+    if operations < _usual_operations():
+        os.environ.setdefault(VARIABLE, str(operations))
 
 
 def _usual_operations() -> int:
@@ -240,6 +266,6 @@ def _usual_operations() -> int:
     return OPERATIONS.get(cast(tuple[int, int], capability), OTHERS_OPERATIONS)
 
 
-def _result(config: EnergyConfig) -> float:
-    """Bytes of a hidden state, about the mean of what an operation of a step returns."""
-    return float(config.batch_size * config.slots_per_sample * config.carrier_hidden_size * flow_dtype(config).size)
+def _result(config: ModelConfig, batch_size: int) -> float:
+    """Bytes of the hidden states of a batch, about the mean of what an operation of a step returns."""
+    return float(batch_size * config.slots_per_sample * config.carrier_hidden_size * flow_dtype(config).size)

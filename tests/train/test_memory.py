@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 from train.small import small_config, small_data, small_model
 
-from energy_flow_mlx import ConfigError, EnergyConfig
+from energy_flow_mlx import ConfigError, EnergyConfig, EnergyFlow, embed, evaluate, upload
+from energy_flow_mlx.benchmark import measure
+from energy_flow_mlx.generate import __main__ as generate
+from energy_flow_mlx.recover import __main__ as recover
 from energy_flow_mlx.train import memory
 from energy_flow_mlx.train.optimiser import make_optimiser, named_arrays
 from energy_flow_mlx.train.step import TrainStep
@@ -160,6 +164,88 @@ def test_command_buffers_never_grow(limits: list[int], monkeypatch: pytest.Monke
     device(monkeypatch, 40, (9, 0))
     memory.limit(experiment)
     assert 20 < int(os.environ[memory.VARIABLE]) < 100
+
+
+@pytest.mark.parametrize(
+    ("preset", "dtype", "batch_size", "chosen"),
+    [
+        ("tiny", "float32", 16, None),
+        ("debug", "float32", 32, None),
+        ("debug", "bfloat16", 32, None),
+        ("debug", "bfloat16", 128, "4"),
+        ("experiment", "bfloat16", 1, None),
+        ("experiment", "bfloat16", 16, "8"),
+        ("experiment", "float32", 16, "4"),
+        ("optimized", "bfloat16", 1, "5"),
+        ("optimized", "bfloat16", 4, "2"),
+        ("optimized", "bfloat16", 64, "2"),
+    ],
+)
+def test_evaluation_has_small_buffers_where_a_pass_is_large(
+    preset: str, dtype: str, batch_size: int, chosen: str | None, limits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EnergyConfig.preset(preset).replace(compute_dtype=dtype)
+    memory.limit_evaluation(config, batch_size)
+    assert os.environ.get(memory.VARIABLE) == chosen
+    assert limits == []  # of memory: what is allocated is not held back
+    monkeypatch.setenv(memory.VARIABLE, "50")
+    memory.limit_evaluation(config, batch_size)
+    assert os.environ[memory.VARIABLE] == "50"
+
+
+def test_evaluation_never_has_larger_buffers_and_leaves_other_devices_alone(limits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EnergyConfig.experiment()
+    device(monkeypatch, 40, (8, 0))
+    memory.limit_evaluation(config, 6)
+    assert memory.VARIABLE not in os.environ
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
+    memory.limit_evaluation(config, 64)
+    assert memory.VARIABLE not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "chosen"),
+    [
+        (evaluate.main, ["RUN"], "8"),
+        (evaluate.main, ["RUN", "--batch-size", "32"], "4"),
+        (evaluate.main, ["RUN", "--ablation"], None),
+        (evaluate.main, ["RUN", "--mlp-baseline"], None),
+        (embed.main, ["RUN", "-", "--to", "x.npy", "--batch-size", "32"], "4"),
+        (generate.main, ["RUN", "a dog"], "8"),
+        (generate.main, ["RUN", "a dog", "--batch-size", "32"], "4"),
+        (recover.main, ["RUN", "--batch-size", "16"], "8"),
+        (upload.main, ["RUN", "me/model"], "8"),
+    ],
+)
+def test_commands_that_only_evaluate_choose_buffers_before_the_model_is_read(
+    command: Callable[[list[str]], int], arguments: list[str], chosen: str | None, limits: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str | None] = []
+
+    def read(folder: Path) -> EnergyFlow:
+        found.append(os.environ.get(memory.VARIABLE))
+        raise ValueError("read")
+
+    monkeypatch.setattr(EnergyFlow, "from_pretrained", read)
+    EnergyConfig.experiment().to_json(tmp_path / "config.json")
+    (tmp_path / "model.safetensors").touch()
+    assert command([str(tmp_path) if argument == "RUN" else argument for argument in arguments]) == 2
+    assert found == [chosen]
+
+
+@pytest.mark.parametrize("what", ["forward", "training"])
+def test_the_benchmark_measures_a_forward_pass_as_evaluation_runs_it(what: str, limits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(config: EnergyConfig) -> None:
+        raise ValueError("made")
+
+    monkeypatch.setenv("ENERGY_FLOW_KERNELS", "on")
+    monkeypatch.setattr(measure, "make_batches", made)
+    device(monkeypatch, 40, (9, 0))
+    config = EnergyConfig.experiment()
+    with pytest.raises(ValueError, match="made"):
+        measure.measure_model({"what": what, "config": config.to_dict()})
+    assert int(os.environ[memory.VARIABLE]) == (8 if what == "forward" else memory.operations_a_buffer(config, 32 * memory.GB)) < 100
+    assert len(limits) == 1  # of memory, set for both
 
 
 def test_nothing_queues_without_cuda() -> None:
