@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from ..checks import MOST, check_int
 from ..cli import Parser, exit_code, run_command
+from ..config import EnergyConfig
 from ..dataset.teacher import UnknownTeacher, teacher_of_run
+from ..files import resolve
 from ..models.energy_flow import NEIGHBOURS, EnergyFlow
 from ..program import call_of
-from ..runs import Run
 from ..strict_json import to_json
 from ..text.search import EARLY_STOPPING, Search
-from ..train import memory
 from .round_trip import Returned, RoundTrip
 from .texts import MOST_CHARACTERS, Text, given_texts, read_lines
 
@@ -86,9 +86,8 @@ def _generate(arguments: argparse.Namespace) -> int:
         check_int(f"--{name}", getattr(arguments, name), 0, MOST)
     if arguments.texts and arguments.file is not None:
         raise ValueError(f"--file {arguments.file} is not accepted together with texts")
-    config = Run.load(arguments.run).config
-    memory.limit_evaluation(config, arguments.batch_size)
     model = EnergyFlow.from_pretrained(arguments.run)
+    config = EnergyConfig.from_json(resolve(arguments.run, "config.json"))
     if model.text_decoder is None:
         raise ValueError(
             f"{arguments.run}: this model has no text decoder; one is trained on it with "

@@ -10,16 +10,16 @@ import mlx.core as mx
 
 from ..checks import MOST, check_int
 from ..cli import Parser, exit_code, run_command
+from ..config import EnergyConfig
 from ..data.teacher import Teacher
 from ..dataset.open import data_of_run
 from ..dataset.teacher import UnknownTeacher, teacher_of_run
+from ..files import resolve
 from ..models.energy_flow import EnergyFlow
 from ..program import call_of
-from ..runs import Run
 from ..strict_json import to_json
 from ..text.scores import NO_BLEU, TOTAL
 from ..text.search import Search
-from ..train import memory
 from .recovery import recover, table
 
 
@@ -45,9 +45,8 @@ def _recover(arguments: argparse.Namespace) -> int:
     batch_size = check_int("--batch-size", arguments.batch_size, 1, MOST)
     rounds = check_int("--rounds", arguments.rounds, 0, MOST)
     search = Search(num_beams=arguments.num_beams, max_length=arguments.max_length)
-    config = Run.load(arguments.run).config
-    memory.limit_evaluation(config, batch_size)
     model = EnergyFlow.from_pretrained(arguments.run)
+    config = EnergyConfig.from_json(resolve(arguments.run, "config.json"))
     try:
         teacher = teacher_of_run(arguments.run, config, arguments.teacher)
     except UnknownTeacher as error:

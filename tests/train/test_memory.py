@@ -13,8 +13,6 @@ from train.small import small_config, small_data, small_model
 
 from energy_flow_mlx import ConfigError, EnergyConfig, EnergyFlow, embed, evaluate, upload
 from energy_flow_mlx.benchmark import measure
-from energy_flow_mlx.generate import __main__ as generate
-from energy_flow_mlx.recover import __main__ as recover
 from energy_flow_mlx.train import memory
 from energy_flow_mlx.train.optimiser import make_optimiser, named_arrays
 from energy_flow_mlx.train.step import TrainStep
@@ -211,9 +209,6 @@ def test_evaluation_never_has_larger_buffers_and_leaves_other_devices_alone(limi
         (evaluate.main, ["RUN", "--ablation"], None),
         (evaluate.main, ["RUN", "--mlp-baseline"], None),
         (embed.main, ["RUN", "-", "--to", "x.npy", "--batch-size", "32"], "4"),
-        (generate.main, ["RUN", "a dog"], "8"),
-        (generate.main, ["RUN", "a dog", "--batch-size", "32"], "4"),
-        (recover.main, ["RUN", "--batch-size", "16"], "8"),
         (upload.main, ["RUN", "me/model"], "8"),
     ],
 )
