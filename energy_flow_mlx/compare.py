@@ -8,13 +8,13 @@ from .cli import Parser, check_writable, exit_code, run_command
 from .comparison import compare
 from .figures import ENDINGS
 from .files import write_aside
-from .program import call_of
+from .program import call_of, does
 from .strict_json import to_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 2 (a folder without results, or a file that cannot be written), 130 (interrupted)."""
-    parser = Parser(prog=call_of("compare"), description=__doc__)
+    parser = Parser(prog=call_of("compare"), description=does(__doc__))
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs on the same data")
     parser.add_argument("--json", action="store_true", help="print all values as JSON")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"write a picture too: {', '.join(ENDINGS)}")

@@ -21,7 +21,7 @@ from .distributed import World, joined
 from .files import resolve, write_aside
 from .models.energy_flow import EnergyFlow
 from .models.energy_flow_files import model_folder
-from .program import call_of
+from .program import call_of, does
 from .strict_json import to_json
 from .train import memory
 
@@ -124,7 +124,7 @@ def write_jsonl(path: Path, batches: Iterable[Batch], dim: int) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog=call_of("embed"), description=__doc__)
+    parser = Parser(prog=call_of("embed"), description=does(__doc__))
     parser.add_argument("run", metavar="RUN", help="a model folder, or OWNER/NAME of the hub")
     parser.add_argument("texts", metavar="TEXTS", help="a UTF-8 file with a text on each line; - is standard input")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="the new .npy or .jsonl file; its rows are of length 1")

@@ -8,7 +8,7 @@ from .cli import Parser, exit_code, run_command
 from .dataset.open import data_of_run
 from .distributed import World, joined
 from .models.energy_flow import EnergyFlow
-from .program import call_of
+from .program import call_of, does
 from .results import FILE, Results
 from .runs import Run
 from .strict_json import to_json
@@ -19,7 +19,7 @@ from .train.report import held_out
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 (a kernel failed), 2 (invalid folder, data or argument), 130 (interrupted)."""
-    parser = Parser(prog=call_of("evaluate"), description=__doc__)
+    parser = Parser(prog=call_of("evaluate"), description=does(__doc__))
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder with config.json and model.safetensors")
     parser.add_argument("--data", metavar="FOLDER|FILE", help="the data set (default: that of the training)")
     parser.add_argument("--batch-size", metavar="INT", help="pairs per batch (default: as in training)")

@@ -11,7 +11,7 @@ from .files import resolve
 from .model_files import check_repository, publish
 from .models.energy_flow import EnergyFlow
 from .models.energy_flow_files import OPTIONAL_FILES
-from .program import call_of
+from .program import call_of, does
 from .results import FILE as RESULTS
 from .results import Results
 from .runs import Run
@@ -107,7 +107,7 @@ def _code(language: str, text: str) -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog=call_of("upload"), description=__doc__)
+    parser = Parser(prog=call_of("upload"), description=does(__doc__))
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or a model folder")
     parser.add_argument("repository", metavar="OWNER/NAME", help="of the hub; made if there is none")
     parser.add_argument("--private", action="store_true", help="make the repository a private one")

@@ -68,6 +68,16 @@ def test_a_command_runs_with_its_arguments(monkeypatch: pytest.MonkeyPatch, caps
         assert shown in "".join(capsys.readouterr())
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_usage_of_a_help_alone_has_the_call(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        call(monkeypatch, name, "--help")
+    usage, description = capsys.readouterr().out.split("\n\n")[:2]
+    assert usage.startswith(f"usage: energy-flow {name} [")
+    assert description[0].isupper() and description.endswith(".")
+    assert "python -m" not in description and f"energy-flow {name}" not in description
+
+
 @pytest.mark.parametrize(
     ("through", "called"),
     [("/venv/bin/energy-flow", "energy-flow "), ("/site-packages/energy_flow_mlx/__main__.py", "python -m energy_flow_mlx ")],

@@ -64,7 +64,7 @@ class RunConfig(Fields):
     )
     validation_interval: int = field(100, "steps between validations", group=TRAINING, low=1)
     early_stopping: int = field(
-        0, "validations without a better cosine after which the run ends; 0: it goes on to training_steps", group=TRAINING, low=0
+        0, "validations without a better one after which the run ends; 0: it goes on to training_steps", group=TRAINING, low=0
     )
     checkpoint_interval: int = field(100, "steps between checkpoints", group=TRAINING, low=1)
     keep_checkpoints: int = field(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..cli import Parser, exit_code, run_command
 from ..nn.quantised import BITS
-from ..program import call_of
+from ..program import call_of, does
 from . import to_mlx, to_torch
 from .quantise import is_model_folder, quantise_folder, quantised
 from .source import read_source
@@ -57,7 +57,7 @@ def _converted(options: argparse.Namespace) -> tuple[list[Row], tuple[str, str],
 
 
 def _parser() -> Parser:
-    parser = Parser(prog=call_of("convert"), description=__doc__)
+    parser = Parser(prog=call_of("convert"), description=does(__doc__))
     parser.add_argument(
         "source", type=Path, metavar="SRC",
         help="a folder written by scripts/export_torch_checkpoint.py, a .safetensors file, or a .pt checkpoint (needs torch); "

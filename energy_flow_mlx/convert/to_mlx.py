@@ -305,6 +305,6 @@ def _trainer_state(model: EnergyFlow, config: EnergyConfig, training: Mapping[st
             "waited": int(scheduler.get("num_bad_epochs") or 0),
             "factor": rate / config.learning_rate,
         },
-        "best_validation_cosine": None,
+        "best_validation_score": None,
         "best_step": 0,
     }

@@ -11,7 +11,7 @@ from ..data.corpus import MAX_SEED
 from ..data.shared import dismiss, serve
 from ..distributed import World, joined
 from ..nn.pooling import POOLINGS
-from ..program import call_of
+from ..program import call_of, does
 from ..text.tokeniser import Tokeniser
 from . import inspection
 from .build import Settings, build
@@ -149,7 +149,7 @@ def _columns(text: str) -> tuple[str, str]:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog=call_of("dataset"), description=__doc__)
+    parser = Parser(prog=call_of("dataset"), description=does(__doc__))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = Parser(add_help=False)
     common.add_argument(

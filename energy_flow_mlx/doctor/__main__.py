@@ -17,7 +17,7 @@ from ..config import PRESETS
 from ..nn.precision import DTYPES
 from ..ops.failures import how_to_go_on
 from ..ops.kernel import on_gpu
-from ..program import call_of
+from ..program import call_of, does
 from . import report
 from .checks import NAMES, WHOLE, Finding, run_job
 
@@ -77,7 +77,7 @@ def _finding(values: dict[str, Any]) -> Finding:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog=call_of("doctor"), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(prog=call_of("doctor"), description=does(__doc__), formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
         "--preset", nargs="+", choices=PRESETS, default=PRESETS, help="presets whose sizes are tested (default: all)"
     )

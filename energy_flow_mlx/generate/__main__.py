@@ -20,7 +20,7 @@ from ..config import EnergyConfig
 from ..dataset.teacher import UnknownTeacher, teacher_of_run
 from ..files import resolve
 from ..models.energy_flow import NEIGHBOURS, EnergyFlow
-from ..program import call_of
+from ..program import call_of, does
 from ..strict_json import to_json
 from ..text.search import EARLY_STOPPING, Search
 from .round_trip import Returned, RoundTrip
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog=call_of("generate"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=call_of("generate"), description=does(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a model folder with a text decoder")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="what to send through the model")

@@ -16,7 +16,7 @@ from ..dataset.open import data_of_run
 from ..dataset.teacher import UnknownTeacher, teacher_of_run
 from ..files import resolve
 from ..models.energy_flow import EnergyFlow
-from ..program import call_of
+from ..program import call_of, does
 from ..strict_json import to_json
 from ..text.scores import NO_BLEU, TOTAL
 from ..text.search import Search
@@ -25,7 +25,7 @@ from .recovery import recover, table
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 (a kernel failed), 2 (refused), 130 (interrupted)."""
-    parser = Parser(prog=call_of("recover"), description=__doc__)
+    parser = Parser(prog=call_of("recover"), description=does(__doc__))
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run with a text decoder")
     parser.add_argument("--sentences", type=int, default=1000, metavar="INT", help="the most sentences (default: %(default)s)")
     parser.add_argument("--num-beams", type=int, default=Search().num_beams, metavar="INT", help="texts kept at a time (default: %(default)s)")

@@ -45,29 +45,37 @@ class CheckpointError(ValueError):
     """A run folder is incomplete, or its files do not fit each other; the text names the folder and the fault."""
 
 
+# What early stopping and best/ go by, for each part that learns.
+JUDGED_BY = {"all": "cosine", "corrector": "cosine", "decoder": "cross-entropy"}
+
+
 @dataclass
 class TrainerState:
     """What a run needs beside weights and optimiser state to go on as if it had not stopped."""
 
     step: int = 0  # optimiser steps done
     plateau: Plateau = field(default_factory=Plateau)
-    best_validation_cosine: float = -math.inf
+    best_validation_score: float = -math.inf  # the larger the better: the cosine; where a decoder learns alone, minus its cross-entropy
     best_step: int = 0
     loss_scale: float = 0.0  # of a float16 run; 0: at its start
     loss_scale_good: int = 0
     skipped_steps: int = 0
     data_fingerprint: str = ""  # empty where it is not known, as after a conversion
 
-    def observe(self, loss: float, cosine: float, config: RunConfig) -> None:
-        """Take note of a validation: the best cosine so far, and the loss for the schedule `plateau`."""
-        if cosine > self.best_validation_cosine:
-            self.best_validation_cosine, self.best_step = cosine, self.step
+    def observe(self, loss: float, score: float, config: RunConfig) -> None:
+        """Take note of a validation: the best score so far, and the loss for the schedule `plateau`."""
+        if score > self.best_validation_score:
+            self.best_validation_score, self.best_step = score, self.step
         # The validation after the last step is an extra one: it must not change the rate of a run that is resumed with more steps.
         if config.learning_rate_schedule == "plateau" and self.step % config.validation_interval == 0:
             self.plateau.observe(loss, config.plateau_patience)
 
+    def best(self, part: str) -> tuple[str, float]:
+        """What a run of `part` is judged by, and the best of it so far: -2.5 of a decoder is a cross-entropy of 2.5."""
+        return JUDGED_BY[part], -self.best_validation_score if part == "decoder" else self.best_validation_score
+
     def exhausted(self, config: RunConfig) -> bool:
-        """Whether `early_stopping` validations went by without a better cosine."""
+        """Whether `early_stopping` validations went by without a better score."""
         passed = self.step // config.validation_interval - self.best_step // config.validation_interval
         return 0 < config.early_stopping <= passed
 
@@ -234,8 +242,10 @@ def _with_nulls(value: Any) -> Any:
 
 def _trainer_state(values: dict[str, Any]) -> TrainerState:
     values = {**values, "plateau": {**values["plateau"]}}
-    if values["best_validation_cosine"] is None:
-        values["best_validation_cosine"] = -math.inf
+    if "best_validation_cosine" in values:  # as older files call it, a decoder's too
+        values = dict(best_validation_score=values.pop("best_validation_cosine"), **values)
+    if values["best_validation_score"] is None:
+        values["best_validation_score"] = -math.inf
     if values["plateau"]["best"] is None:
         values["plateau"]["best"] = math.inf
     state = TrainerState(**{**values, "plateau": Plateau(**values["plateau"])})

@@ -12,7 +12,7 @@ from ..config import ConfigError, EnergyConfig
 from ..metrics import FILE as METRICS
 from ..results import FILE as RESULTS
 from . import memory
-from .checkpoint import FILES
+from .checkpoint import FILES, JUDGED_BY
 from .keeping import BEST, STEPS
 from .optimiser import learning_rate, named_arrays
 from .prepare import Prepared, header, ready
@@ -106,7 +106,7 @@ def _files(run: Prepared) -> Iterator[str]:
     yield f"what a run writes in {run.folder}:"
     names = dict.fromkeys((*FILES, *run.model.writers()))
     yield f"  {', '.join(names)}: {whole}, at the start, every {config.checkpoint_interval} steps and at the end"
-    yield f"  {BEST}/: {_size(model)}, after each validation with a better cosine, every {config.validation_interval} steps"
+    yield f"  {BEST}/: {_size(model)}, after each validation with a better {JUDGED_BY[config.part]}, every {config.validation_interval} steps"
     if config.keep_checkpoints:
         yield f"  {STEPS}/: {config.keep_checkpoints} times {whole}, the last checkpoints"
     yield f"  {METRICS}: a line every {config.log_interval} steps; {CURVES} and {RESULTS} at the end"

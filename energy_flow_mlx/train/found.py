@@ -15,10 +15,13 @@ def _saved_at(run: Path, state: TrainerState) -> float:
     return resolve(run, "trainer.json").stat().st_mtime
 
 
-def _best_cosine(run: Path, state: TrainerState) -> float:
+def _part(run: Path) -> str:
     path = resolve(run, "config.json")
-    of_texts = path.is_file() and EnergyConfig.from_json(path).part != "all"  # a decoder's and a corrector's score are of another kind
-    return -math.inf if of_texts else state.best_validation_cosine
+    return EnergyConfig.from_json(path).part if path.is_file() else "all"
+
+
+def _best_cosine(run: Path, state: TrainerState) -> float:
+    return state.best_validation_score if _part(run) == "all" else -math.inf  # a decoder's and a corrector's score are of another kind
 
 
 NAMED: dict[str, Callable[[Path, TrainerState], float]] = {"latest": _saved_at, "best": _best_cosine}
@@ -41,5 +44,8 @@ def found_run(name: str, runs: Path = RUNS) -> tuple[Path, str]:
         there = "no run that was validated" if folders else "no run"
         raise FileNotFoundError(f"--resume {name}: there is {there} in {runs}/; accepted is the folder of a run, ./{name} for one of that name")
     _, run, state = max(ranked)
-    best = f", the best validation cosine {state.best_validation_cosine:.4f} at step {state.best_step}" if state.best_step else ""
-    return run, f"--resume {name}: {run}, step {state.step}{best}"
+    told = f"--resume {name}: {run}, step {state.step}"
+    if state.best_step:
+        watched, score = state.best(_part(run))
+        told += f", the best validation {watched} {score:.4f} at step {state.best_step}"
+    return run, told

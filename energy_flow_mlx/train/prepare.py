@@ -125,14 +125,10 @@ def _check_lessons(config: EnergyConfig, data: PairData) -> None:
         raise ConfigError(f"batch_size={config.batch_size} is not accepted: the corrector has {count} texts to learn from")
 
 
-# What early stopping and best/ go by, for each part that learns.
-JUDGED_BY = {"all": "cosine", "corrector": "cosine", "decoder": "cross-entropy"}
-
-
 def ended_early(run: Prepared) -> str:
     """Of a run that early stopping ended: when, why, and where its best model is."""
     config, state = run.config, run.state
-    watched, score = JUDGED_BY[config.part], abs(state.best_validation_cosine) if config.part == "decoder" else state.best_validation_cosine
+    watched, score = state.best(config.part)
     best = f"the best {watched} is {score:.4f}, of step {state.best_step}" if state.best_step else f"none had a {watched}"
     where = f"; its model is in {run.folder / BEST}" if resolve(run.folder / BEST, "config.json").is_file() else ""
     return f"ended at step {state.step}: {config.early_stopping} validations without a better {watched}; {best}{where}"

@@ -9,7 +9,7 @@ from ..files import write_aside
 from ..models.energy_flow import EnergyFlow
 from ..models.trace import Trace
 from ..plot.animation import WRITERS, animate, save_animation
-from ..program import call_of
+from ..program import call_of, does
 from ..train.keeping import at_step
 from .page import page
 
@@ -48,7 +48,7 @@ def _view(arguments: Namespace) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog=call_of("view"), description=__doc__)
+    parser = Parser(prog=call_of("view"), description=does(__doc__))
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder with config.json, model.safetensors and tokenizer.json")
     parser.add_argument("--text", default=TEXT, help=f"whose flows are shown (default: {TEXT})")
     parser.add_argument("--step", type=int, metavar="N", help="its checkpoint of that step, where train --keep left it (default: the last)")

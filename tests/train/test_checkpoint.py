@@ -27,7 +27,7 @@ def saved(tmp_path):
     step = TrainStep(model, optimiser, config)
     for number in range(2):
         step(number, [data.train.batch(np.arange(4))], 1e-3)
-    state = TrainerState(2, Plateau(best=0.25, waited=3, factor=0.5), best_validation_cosine=0.75, best_step=1)
+    state = TrainerState(2, Plateau(best=0.25, waited=3, factor=0.5), best_validation_score=0.75, best_step=1)
     checkpoint.save(tmp_path, model, optimiser, config, state)
     return tmp_path, model, optimiser, state
 
@@ -59,6 +59,20 @@ def test_a_fresh_state_survives_json(tmp_path, saved):
     checkpoint.save(run, model, optimiser, model.config, TrainerState())
     assert json.loads((run / "trainer.json").read_text())["plateau"]["best"] is None
     assert loaded(run)[2] == TrainerState(plateau=Plateau(best=math.inf))
+
+
+def test_an_older_state_with_its_best_as_a_cosine_is_read(saved):
+    run, _, _, state = saved
+    written = json.loads((run / "trainer.json").read_text())
+    older = {("best_validation_cosine" if name == "best_validation_score" else name): value for name, value in written.items()}
+    assert older != written
+    (run / "trainer.json").write_text(json.dumps(older))
+    assert loaded(run)[2] == state
+    (run / "trainer.json").write_text(json.dumps({**older, "best_validation_cosine": None}))
+    assert loaded(run)[2].best_validation_score == -math.inf
+    (run / "trainer.json").write_text(json.dumps({**older, **written}))
+    with pytest.raises(CheckpointError, match=r"trainer.json .*best_validation_score"):
+        loaded(run)
 
 
 def test_files_of_different_steps_are_refused(saved):

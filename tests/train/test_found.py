@@ -17,7 +17,7 @@ def make(name, step=0, cosine=None, best=0, saved=0, inside=""):
     """The trainer's state of a run, as a checkpoint holds it."""
     folder = Path("runs", name, inside)
     folder.mkdir(parents=True)
-    state = {**asdict(TrainerState(step, best_step=best)), "best_validation_cosine": cosine}
+    state = {**asdict(TrainerState(step, best_step=best)), "best_validation_score": cosine}
     state["plateau"]["best"] = None
     (folder / "trainer.json").write_text(json.dumps(state))
     os.utime(folder / "trainer.json", (saved, saved))

@@ -30,12 +30,21 @@ def decoded(parent, tmp_path_factory):
     return run
 
 
+def validated(run):
+    return [(line["validation_decoding"], line["step"]) for line in checkpoint.read_metrics(run) if "validation_decoding" in line]
+
+
 def test_the_best_of_a_decoder_is_that_of_the_smallest_cross_entropy(decoded):
-    found = [(line["validation_decoding"], line["step"]) for line in checkpoint.read_metrics(decoded) if "validation_decoding" in line]
+    found = validated(decoded)
     state = json.loads((decoded / "trainer.json").read_text())
     assert found[0][0] > found[-1][0]  # it learns, and so early stopping did not end it
-    assert (-state["best_validation_cosine"], state["best_step"]) == min(found)
+    assert (-state["best_validation_score"], state["best_step"]) == min(found)
     assert state["step"] == 6
+
+
+def test_a_dry_run_says_by_what_the_best_of_a_decoder_is_judged(parent, tmp_path, capsys):
+    assert command.main([*decoder_stage(parent, tmp_path / "run"), "--dry-run"]) == 0
+    assert "after each validation with a better cross-entropy, every 2 steps" in capsys.readouterr().out
 
 
 def test_fit_again_has_the_configuration_that_the_first_one_made(parent, tmp_path):
@@ -88,7 +97,10 @@ def test_the_best_run_is_one_of_flows(parent, decoded):
     runs = parent.parent
     (runs / "decoder").symlink_to(decoded)
     assert found_run("best", runs)[0] == parent
-    assert found_run("latest", runs)[0] == runs / "decoder"
+    run, told = found_run("latest", runs)
+    loss, step = min(validated(decoded))
+    assert run == runs / "decoder"
+    assert told.endswith(f"step 6, the best validation cross-entropy {loss:.4f} at step {step}")
 
 
 def test_seeds_are_not_sharded(capsys):
