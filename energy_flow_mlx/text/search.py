@@ -19,7 +19,7 @@ from ..checks import check_int
 MOST_TOKENS = 4096
 MOST_BEAMS = 256
 MOST_PENALTY = 10.0
-_NEVER = -1e9  # added to the score of what must not be chosen; finite, as in `generate`: differences to it decide nothing
+_NEVER = -1e30  # added to the score of what must not be chosen; finite, and beyond what a length penalty makes of any score
 EARLY_STOPPING = (False, True, "never")
 
 # Tokens [R] at a position (a scalar) and a tree of arrays [R, ...], the cache -> logits [R, V] of the next tokens, and the cache.

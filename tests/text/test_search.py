@@ -84,6 +84,12 @@ def test_never_looks_at_the_present_length_where_short_texts_are_favoured() -> N
     assert walk(table, settings) == [[2, 3, 4, 0]]
 
 
+def test_the_hardest_penalty_leaves_a_text() -> None:
+    """Its scores, here of 1e13 and beyond, are still better than none."""
+    table = np.log([[0.01, 0.01, 0.97, 0.01], [0.01, 0.01, 0.97, 0.01], [0.5, 0.01, 0.48, 0.01], [0.01, 0.01, 0.97, 0.01]])
+    assert walk(table, Search(num_beams=2, max_length=30, min_length=20, length_penalty=-10.0)) == [[2] * 19 + [0]]
+
+
 def test_beams_carry_their_cache_along() -> None:
     """The cache here is the text itself: where a beam's rows went elsewhere, they would differ."""
     table = mx.array(np.random.default_rng(0).standard_normal((30, 30)).astype(np.float32))
