@@ -37,8 +37,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     "debug": dict(**_LATTICES["debug"], **_MODULES, **_LEARNING, **_SLOW_FLOW, learning_rate=2e-3, batch_size=32, training_steps=2500),
     "experiment": dict(
-        **_LATTICES["experiment"], **_MODULES, **_LEARNING, **_SLOW_FLOW, compute_dtype="bfloat16", learning_rate=1.5e-3, batch_size=16,
-        gradient_accumulation_steps=2, training_steps=2500,
+        **_LATTICES["experiment"], **_MODULES, **_LEARNING, **_SLOW_FLOW | {"flow_learning_rate_factor": 0.03}, compute_dtype="bfloat16",
+        learning_rate=1e-3, batch_size=16, gradient_accumulation_steps=2, training_steps=4000,
     ),
     "optimized": dict(
         **_LATTICES["optimized"], **_MODULES, **_LEARNING, **_SLOW_FLOW, compute_dtype="bfloat16", learning_rate=1e-4, batch_size=4,
