@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 VARIABLE = "ENERGY_FLOW_BLAS"
 # Looked up by the dynamic linker. On Fedora libopenblas.so.0 is single-threaded, hence libopenblasp.so.0 first.
 SONAMES = ("libopenblasp.so.0", "libopenblas.so.0", "libopenblas.so")
+# Read by OpenBLAS as it is loaded: its threads wait for work 2 to this power of cycles before they sleep. By itself it is 26, some 25 ms,
+# in which they take the cores from what runs between two products.
+SPIN, SHORT = "OPENBLAS_THREAD_TIMEOUT", "10"
 _REFERENCE = "the reference BLAS of MLX's wheel"
 
 _description = ""
@@ -55,6 +58,7 @@ def _load(setting: str) -> str:
     if _has_gemm(ctypes.CDLL(None)):
         return "a BLAS that was already loaded (LD_PRELOAD)"
     late = "mlx.core" in sys.modules
+    os.environ.setdefault(SPIN, SHORT)
     for name in SONAMES if setting == "auto" else (setting,):
         try:
             # Checked before it is loaded globally: a library without the C interface must not shadow other symbols.

@@ -22,7 +22,7 @@ linux_cpu = pytest.mark.skipif(
 
 
 def run(program=PROGRAM, **variables):
-    environment = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", blas.VARIABLE)}
+    environment = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", blas.VARIABLE, blas.SPIN)}
     return subprocess.run(
         [sys.executable, "-c", program], env={**environment, **variables}, capture_output=True, text=True
     )
@@ -38,6 +38,14 @@ def test_openblas_is_bound_where_the_system_has_it():
         pytest.skip("no system OpenBLAS")
     loaded, description = run().stdout.strip().split("|")
     assert loaded == "openblas" and description in blas.SONAMES
+
+
+@linux_cpu
+@pytest.mark.parametrize(("given", "found"), [({}, blas.SHORT), ({blas.SPIN: "26"}, "26")])
+def test_threads_of_openblas_wait_briefly_unless_the_variable_is_set(given, found):
+    program = "import energy_flow_mlx, ctypes; get = ctypes.CDLL(None).getenv; get.restype = ctypes.c_char_p; "
+    done = run(program + f"print(get(b'{blas.SPIN}').decode())", **given)
+    assert done.stdout.strip() == found
 
 
 @linux_cpu

@@ -1,7 +1,7 @@
 """The gates of a GRU step, after the two matrix products."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -81,10 +81,28 @@ def gru_gates_reference(
     return new if bound is None else sanitise(new, bound)
 
 
-@functools.cache
+class HostGates(NamedTuple):
+    """What the backward pass reads again, NumPy's. reset, update, candidate [N, Hd]; beyond: whether a result was not within the bound."""
+
+    reset: host.Rows
+    update: host.Rows
+    candidate: host.Rows
+    beyond: bool
+
+
 def _on_host(bound: float | None) -> Any:
-    """The gates by NumPy, as a differentiable function of its arrays."""
-    return by_numpy(functools.partial(host_forward, bound=bound), functools.partial(host_backward, bound=bound))
+    """The gates by NumPy, as a function of its arrays for one call: between its two passes it keeps the gates."""
+    kept: list[HostGates] = []
+
+    def forward(*arrays: mx.array) -> mx.array:
+        result, gates = host_forward(*arrays, bound=bound)
+        kept.append(gates)
+        return result
+
+    def backward(cotangent: mx.array, *arrays: mx.array) -> list[mx.array]:
+        return host_backward(cotangent, *arrays, gates=kept.pop(), bound=bound)  # popped, so that they are free once it is done
+
+    return by_numpy(forward, backward)
 
 
 def host_forward(
@@ -96,22 +114,25 @@ def host_forward(
     active: mx.array | None = None,
     *,
     bound: float | None,
-) -> mx.array:
-    """`gru_gates` by NumPy."""
+) -> tuple[mx.array, HostGates]:
+    """`gru_gates` by NumPy, and what `host_backward` reads."""
     result, new = host.new(hidden.shape)
     of_input, of_hidden, own, own_hidden, before = map(host.read, (input_gates, hidden_gates, bias, hidden_bias, hidden))
     moving = None if active is None else host.read(active, mx.bool_)
+    gates = np.empty((3, *hidden.shape), dtype=np.float32)
 
-    def block(rows: slice) -> None:
-        _, update, candidate, _ = _gates(of_input[rows], of_hidden[rows], own, own_hidden)
+    def block(rows: slice) -> bool:
+        _, update, candidate = _gates(of_input[rows], of_hidden[rows], own, own_hidden, out=gates[:, rows])
         _blend(update, candidate, before[rows], out=new[rows])
         if moving is not None and not moving[rows].all():
             np.copyto(new[rows], before[rows], where=~moving[rows, None])
-        if bound is not None and not host.within(new[rows], bound):
+        beyond = bound is not None and not host.within(new[rows], bound)
+        if bound is not None and beyond:
             _sanitise(new[rows], bound)
+        return beyond
 
-    host.in_blocks(block, *hidden.shape)
-    return as_type(result, hidden.dtype)
+    beyond = any(host.in_blocks(block, *hidden.shape))
+    return as_type(result, hidden.dtype), HostGates(gates[0], gates[1], gates[2], beyond)
 
 
 def host_backward(
@@ -123,40 +144,42 @@ def host_backward(
     hidden: mx.array,
     active: mx.array | None = None,
     *,
+    gates: HostGates,
     bound: float | None,
 ) -> list[mx.array]:
-    """The gradients of `gru_gates` by NumPy, in the order of its arrays. The gates are computed anew."""
+    """The gradients of `gru_gates` by NumPy, in the order of its arrays."""
     size = hidden.shape[1]
     (d_input, of_gates), (d_hidden_gates, of_products), (d_hidden, of_before) = (
         host.new(array.shape) for array in (input_gates, hidden_gates, hidden)
     )
-    arrays = (cotangent, input_gates, hidden_gates, bias, hidden_bias, hidden)
-    above, of_input, of_hidden, own, own_hidden, before = map(host.read, arrays)
+    arrays = (input_gates, hidden_gates, bias, hidden_bias, hidden)
+    above, of_hidden, own_hidden, before = map(host.read, (cotangent, hidden_gates, hidden_bias, hidden))
     moving = None if active is None else host.read(active, mx.bool_)
 
     def block(rows: slice) -> host.Rows:
-        reset, update, candidate, inner = _gates(of_input[rows], of_hidden[rows], own, own_hidden)
+        reset, update, candidate = gates.reset[rows], gates.update[rows], gates.candidate[rows]
         d, kept = above[rows], None
-        if bound is not None:
+        if bound is not None and gates.beyond:
             new = _blend(update, candidate, before[rows])
             if moving is not None:
                 np.copyto(new, before[rows], where=~moving[rows, None])
-            if not host.within(new, bound):
-                d = np.where(np.abs(new) <= bound, d, np.float32(0))  # NaN is not
+            d = np.where(np.abs(new) <= bound, d, np.float32(0))  # NaN is not
         if moving is not None and not moving[rows].all():
             kept = d * ~moving[rows, None]
             d = d * moving[rows, None]
-        # In each gate's own array until it is done: columns of the result are slower to go through.
-        of_update = before[rows] - candidate
-        of_candidate = d * (1 - update)
+        # In arrays of their own until they are done: columns of the result are slower to go through.
+        rest = 1 - update
         d_before = np.multiply(d, update, out=of_before[rows])
+        of_update = before[rows] - candidate
         of_update *= d_before
-        of_update *= 1 - update
-        candidate *= candidate
-        of_candidate *= np.subtract(1, candidate, out=candidate)
-        of_product = of_candidate * reset
-        of_reset = np.multiply(of_product, inner, out=inner)
-        of_reset *= np.subtract(1, reset, out=reset)
+        of_update *= rest
+        of_candidate = np.multiply(d, rest, out=rest)
+        slope = candidate * candidate
+        of_candidate *= np.subtract(1, slope, out=slope)
+        of_product = np.multiply(of_candidate, reset, out=slope)
+        of_reset = of_hidden[rows, 2 * size :] + own_hidden
+        of_reset *= of_product
+        of_reset *= 1 - reset
         if kept is not None:
             d_before += kept
         for at, gate in enumerate((of_reset, of_update, of_candidate)):
@@ -166,24 +189,25 @@ def host_backward(
 
     of_bias, of_hidden_bias = mx.split(host.total(host.in_blocks(block, *hidden.shape), mx.float32), [3 * size])
     gradients = [d_input, d_hidden_gates, of_bias, of_hidden_bias, d_hidden]
-    gradients = [as_type(d, array.dtype) for d, array in zip(gradients, arrays[1:], strict=True)]
+    gradients = [as_type(d, array.dtype) for d, array in zip(gradients, arrays, strict=True)]
     return gradients if active is None else [*gradients, mx.zeros_like(active)]
 
 
-def _gates(of_input: host.Rows, of_hidden: host.Rows, bias: host.Rows, hidden_bias: host.Rows) -> tuple[host.Rows, ...]:
-    """r, z, n and h_n + hidden_bias, each [rows, Hd]."""
+def _gates(of_input: host.Rows, of_hidden: host.Rows, bias: host.Rows, hidden_bias: host.Rows, out: host.Rows) -> host.Rows:
+    """r, z and n, [3, rows, Hd], in `out`."""
     size = hidden_bias.shape[0]
     reset, update, candidate = (slice(at * size, (at + 1) * size) for at in range(3))
-    r, z = (of_input[:, gate] + of_hidden[:, gate] for gate in (reset, update))
-    r += bias[reset]
-    z += bias[update]
-    host.sigmoid(r)
-    host.sigmoid(z)
-    inner = of_hidden[:, candidate] + hidden_bias
-    n = r * inner
+    r, z, n = out
+    for x, gate in ((r, reset), (z, update)):
+        np.add(of_input[:, gate], of_hidden[:, gate], out=x)
+        x += bias[gate]
+        host.sigmoid(x)
+    np.add(of_hidden[:, candidate], hidden_bias, out=n)
+    n *= r
     n += of_input[:, candidate]
     n += bias[candidate]
-    return r, z, np.tanh(n, out=n), inner
+    np.tanh(n, out=n)
+    return out
 
 
 def _blend(update: host.Rows, candidate: host.Rows, hidden: host.Rows, out: host.Rows | None = None) -> host.Rows:

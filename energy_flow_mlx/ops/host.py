@@ -21,7 +21,9 @@ from .kernel import as_type, on_gpu, switched_off
 
 Rows: TypeAlias = NDArray[np.float32]
 
-BLOCK = 2**15  # numbers of an array that a block of rows has: 128 KiB, of which a few fit into a core's second-level cache
+# Numbers of an array that a block of rows has: 512 KiB, of which two fit into a core's second-level cache. Smaller blocks stay there
+# better, but threads want Python's lock after every call of NumPy, and where calls are short they wait for it longer than they compute.
+BLOCK = 2**17
 
 LEAST = 2**12  # numbers of an op's largest array; of fewer, waiting for them costs what NumPy saves
 

@@ -170,8 +170,19 @@ def test_sums_have_the_same_bits_on_any_number_of_cores(monkeypatch: pytest.Monk
     arguments, found = of_gates(), []
     for cores in (1, 2, 5):
         monkeypatch.setattr(host, "_cores", lambda cores=cores: cores)
-        found.append([np.array(d).tobytes() for d in gru_gates.host_backward(arguments[4], *arguments, bound=10.0)])
+        new, gates = gru_gates.host_forward(*arguments, bound=10.0)
+        found.append([np.array(d).tobytes() for d in gru_gates.host_backward(new, *arguments, gates=gates, bound=10.0)])
     assert found[0] == found[1] == found[2]
+
+
+def test_the_backward_pass_of_the_gates_does_not_compute_them_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    computed = gru_gates._gates
+    monkeypatch.setattr(gru_gates, "_gates", lambda *a, **k: (rows.append(len(a[0])), computed(*a, **k))[1])
+    *floats, active = of_gates()
+    gradient = mx.grad(lambda *a: mx.sum(gru_gates.gru_gates(*a, active)), argnums=range(5))(*floats)
+    mx.eval(gradient)
+    assert sum(rows) == 33
 
 
 def test_an_error_in_a_block_comes_out() -> None:
