@@ -38,7 +38,7 @@ class ModelConfig(Fields):
     )
     initial_weights: str = field(
         "reference",
-        "of the carrier; carrying: untrained flows already take their energy straight to a plane",
+        "of the carrier; carrying: untrained flows already take their energy straight to the plane z = -1",
         group=FLOW,
         choices=("reference", "carrying"),
     )

@@ -1,4 +1,4 @@
-"""Initial weights with which an untrained flow already carries its energy to a plane.
+"""Initial weights with which an untrained flow already carries its energy to the plane z = -1.
 
 From the reference's initial weights hardly any flow arrives, and what arrives has lost its energy: the loss has to discover
 transport before it can learn anything else. With these weights training starts from transport, and can change it.
@@ -15,23 +15,24 @@ UNIT = 0  # the hidden unit of every GRU layer that holds the energy
 FORGET = -8.0  # bias of its update gate: the unit takes its candidate, 0.9997 of it
 GAIN = 0.5  # the unit holds tanh(GAIN energy): nearly linear for energies in [-1, 1]
 READ = 4.0  # GELU(READ x) - GELU(-READ x) = READ x exactly
-STEEP = 400.0  # slope with which the sign of the energy becomes a direction
-KNEE = 2.0  # GELU(STEEP x + KNEE) - GELU(STEEP x - KNEE) rises from 0 to 2 KNEE around x = 0: a smooth step
 MARGIN = 1.02  # of the distance to the plane, covered by all steps together
 SCALE = 0.25  # of the surface that flows start from
 
 
 def carry_energy(mapper: EmbeddingMapper, carrier: EnergyCarrier, config: ModelConfig) -> None:
-    """Set weights so that a flow keeps its energy e and moves straight to a plane: to z = 1 if e > 0, to z = -1 if e < 0.
+    """Set weights so that a flow keeps its energy e and moves straight to the plane z = -1.
 
         GRU, each layer:   g = tanh(GAIN e), without a memory
         energy head:       tanh(2 tanh(e / 2)), and nothing of other hidden units
-        displacement head: (0, 0, speed * sign(e)); the sign is smooth for |e| < 0.01
+        displacement head: (0, 0, -speed)
         mapper:            its surface is multiplied by SCALE
 
     The scale keeps energies where tanh is nearly linear: each step takes 5/12 e³ off an energy, so that after the 20 steps of a deep
     lattice energies from 0.4 to 1 would all end between 0.19 and 0.24. Other hidden units start without a say in energy
     and displacement, but not without a gradient: what they add at random would turn the sign of a small energy within some steps.
+
+    All flows go to one plane. Were the energy's sign to choose between the two, flows whose energy is near 0 would go nowhere: those
+    that did not arrive had the smallest energies, more of them as training changed the surface.
 
     The speed takes a flow from the centre plane to the plane in D // 2 steps. A lattice with D < 4 is too shallow for that: a step is
     at most 0.5. All other weights stay as they are.
@@ -56,13 +57,10 @@ def carry_energy(mapper: EmbeddingMapper, carrier: EnergyCarrier, config: ModelC
         _read_unit(inner, row, sign * READ, 0.0)
         outer.weight[0, row] = sign / (READ * GAIN)
 
-    inner, _, outer = carrier.displacement_projection
+    *_, outer = carrier.displacement_projection
     outer.weight = mx.zeros_like(outer.weight)
     start = abs(2 * (config.lattice_depth // 2) / config.lattice_depth - 1)  # z of the centre plane: not 0 where D is odd
     speed = MARGIN * (1 + start) / config.flow_steps / config.displacement_scale
-    for row, sign in enumerate((1.0, -1.0)):
-        _read_unit(inner, row, STEEP, sign * KNEE)
-        outer.weight[2, row] = sign * speed / KNEE
     outer.bias[2] = -speed
 
 
