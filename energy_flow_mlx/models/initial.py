@@ -31,8 +31,8 @@ def carry_energy(mapper: EmbeddingMapper, carrier: EnergyCarrier, config: ModelC
     lattice energies from 0.4 to 1 would all end between 0.19 and 0.24. Other hidden units start without a say in energy
     and displacement, but not without a gradient: what they add at random would turn the sign of a small energy within some steps.
 
-    All flows go to one plane. Were the energy's sign to choose between the two, flows whose energy is near 0 would go nowhere: those
-    that did not arrive had the smallest energies, more of them as training changed the surface.
+    All flows go to one plane. Were the energy's sign to choose between the two, flows whose energy is near 0 would go nowhere, and
+    training changes which ones those are.
 
     The speed takes a flow from the centre plane to the plane in D // 2 steps. A lattice with D < 4 is too shallow for that: a step is
     at most 0.5. All other weights stay as they are.
