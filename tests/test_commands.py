@@ -68,6 +68,7 @@ def test_a_command_runs_with_its_arguments(monkeypatch: pytest.MonkeyPatch, caps
         assert shown in "".join(capsys.readouterr())
 
 
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")  # other tests have imported the commands
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_usage_of_a_help_alone_has_the_call(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):

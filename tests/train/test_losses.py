@@ -15,6 +15,8 @@ def setting():
     config = small_config(use_exploration_noise=False)
     model = small_model(config)
     model.eval()  # no dropout: values can be compared
+    outer = model.carrier.displacement_projection[-1]
+    outer.bias = 0.8 * outer.bias  # flows stop short of the plane, so that the arrival term is not 0
     return config, model, small_data(config).train.batch(np.arange(6))
 
 
