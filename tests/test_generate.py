@@ -254,17 +254,41 @@ def test_a_reader_who_leaves_ends_it(run: Path) -> None:
     process.stderr.close()
 
 
-def test_correction_comes_nearer_to_what_was_meant(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a corrector of random weights, whose texts are kept only where the teacher finds them nearer."""
-    assert "no text corrector, which --rounds 3 needs" in refusal(capsys, run, "a dog", "--rounds", 3)
-    assert "--rounds must be an integer from 0 to 2147483647, got -1" in refusal(capsys, run, "a dog", "--rounds", -1)
+def with_corrector(run: Path, folder: Path, **fields: object) -> Path:
+    """The run with a corrector of random weights, and other fields of its configuration."""
     model = EnergyFlow.from_pretrained(run)
     mx.random.seed(3)
     model.text_corrector = TextCorrector(
         CorrectorSettings(embedding_dim=10, max_length=6, adapter_dim=8, prefix=2, t5=model.text_decoder.settings.t5, start=2, end=3)
     )
-    model.save_pretrained(tmp_path / "run")
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+    return folder
+
+
+def test_correction_comes_nearer_to_what_was_meant(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a corrector of random weights, whose texts are kept only where the teacher finds them nearer."""
+    assert "no text corrector, which --rounds 3 needs" in refusal(capsys, run, "a dog", "--rounds", 3)
+    assert "--rounds must be an integer from 0 to 2147483647, got -1" in refusal(capsys, run, "a dog", "--rounds", -1)
+    with_corrector(run, tmp_path / "run")
     before = answers(capsys, tmp_path / "run", *WORDS)
     after = answers(capsys, tmp_path / "run", *WORDS, "--rounds", 3, "--num-beams", 8)
     assert all(late["cosine"] >= early["cosine"] - 1e-6 for early, late in zip(before, after, strict=True))
     assert any(late["generated"] != early["generated"] for early, late in zip(before, after, strict=True))
+
+
+def test_in_the_copy_task_correction_looks_for_the_text_that_comes_back_as_this_one_did(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = with_corrector(run, tmp_path / "run", pairs="copy", input_residual=False)
+    (folder / "conversion.json").write_text("{}")  # so that nothing tells the teacher, which is not asked
+    model = EnergyFlow.from_pretrained(folder)
+    before, after = (answers(capsys, folder, *WORDS, *more) for more in ((), ("--rounds", 3, "--num-beams", 8)))
+
+    def nearness(found: list[dict]) -> np.ndarray:
+        return np.sum(model.embed([row["generated"] for row in found]) * model.embed(WORDS), axis=1)
+
+    assert np.all(nearness(after) >= nearness(before) - 1e-5)
+    assert np.any(nearness(after) > nearness(before) + 1e-3)
+    assert all(row["cosine"] is None for row in after)

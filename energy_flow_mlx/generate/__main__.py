@@ -101,11 +101,13 @@ def _generate(arguments: argparse.Namespace) -> int:
     try:
         teacher = teacher_of_run(arguments.run, config, arguments.teacher)
     except UnknownTeacher as error:
-        if arguments.rounds:  # which embeds its texts
+        if arguments.rounds and config.pairs != "copy":  # the teacher embeds its texts
             raise
         teacher = None
         print(f"note: no cosines: {error}", file=sys.stderr)
-    round_trip = RoundTrip(model, teacher, search, config.text_max_length, arguments.rounds, arguments.neighbours)
+    round_trip = RoundTrip(
+        model, teacher, search, config.text_max_length, arguments.rounds, arguments.neighbours, copies=config.pairs == "copy"
+    )
     texts, total = _texts(arguments)
     # Somebody who types wants an answer to each line.
     size = 1 if total is None and sys.stdin.isatty() else arguments.batch_size

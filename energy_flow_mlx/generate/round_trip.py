@@ -7,7 +7,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..data.teacher import Teacher
-from ..models.energy_flow import NEIGHBOURS, EnergyFlow
+from ..models.energy_flow import NEIGHBOURS, EnergyFlow, TextEmbedder
+from ..models.through_model import ThroughModel
 from ..text.search import Search
 from .texts import is_blank
 
@@ -33,15 +34,18 @@ class RoundTrip:
         teacher: embeds what came back; and what goes in, for a model whose output is what it adds to its input.
         search: how texts are looked for.
         max_length: tokens of a text that the text encoder reads.
-        rounds: of correction, at most; takes a model with a text corrector, and a teacher.
+        rounds: of correction, at most; takes a model with a text corrector, and `copies` or a teacher.
         neighbours: as `EnergyFlow.correct` takes them.
+        copies: the model was trained on the copy task, and correction is by `ThroughModel`.
     """
 
     def __init__(
-        self, model: EnergyFlow, teacher: Teacher | None, search: Search, max_length: int, rounds: int = 0, neighbours: int = NEIGHBOURS
-    ) -> None:
+        self, model: EnergyFlow, teacher: Teacher | None, search: Search, max_length: int, rounds: int = 0, neighbours: int = NEIGHBOURS,
+        *, copies: bool = False,
+    ) -> None:  # fmt: skip
         self._model, self._teacher, self._search, self._max_length = model, teacher, search, max_length
         self._rounds, self._neighbours = rounds, neighbours
+        self._embedder: TextEmbedder | None = ThroughModel(model, None) if copies else teacher
 
     def __call__(self, texts: Sequence[str]) -> list[Returned]:
         """N texts, none of them empty.
@@ -55,7 +59,7 @@ class RoundTrip:
         generated = model.decode(there.surface, search=self._search)
         if self._rounds:
             generated = model.correct(
-                generated, there.embedding, self._teacher, rounds=self._rounds, neighbours=self._neighbours, search=self._search
+                generated, there.embedding, self._embedder, rounds=self._rounds, neighbours=self._neighbours, search=self._search
             )
         tokens = model.text_encoder.fitting_tokeniser().encode(texts, self._max_length + 1)
         cut = [bool(mask.all()) for mask in tokens.attention_mask]

@@ -111,7 +111,7 @@ def correct(
 ) -> list[str]:
     """Texts whose embeddings are as near to the wanted ones as some rounds bring them. In a round the candidates of all beams are
     embedded, and the nearest one stays. Where none is nearer than the text so far, those are tried that differ from it in one token; and
-    where none of these is, the text is done.
+    where none of these is, or where nothing can be nearer, the text is done.
 
     Args:
         embed: the teacher's, to rows of length 1.
@@ -143,7 +143,10 @@ def correct(
                 improved.append(at)
         return improved
 
-    open_ = list(range(len(best)))
+    def imperfect(places: Sequence[int]) -> list[int]:
+        return [at for at in places if nearest[at] @ wanted[at] < 1 - _ALIKE]
+
+    open_ = imperfect(range(len(best)))
     for _ in range(rounds):
         if not open_:
             break
@@ -151,5 +154,5 @@ def correct(
         stuck = [at for at in open_ if at not in improved]
         if neighbours and stuck:
             improved += take(stuck, corrector.neighbours(*given(stuck), neighbours))
-        open_ = sorted(improved)
+        open_ = imperfect(sorted(improved))
     return best

@@ -3,7 +3,9 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
@@ -11,7 +13,9 @@ from ..checks import is_blank
 from ..config import RunConfig
 from ..data.source import PairData
 from ..data.teacher import Teacher
-from ..models.energy_flow import EnergyFlow
+from ..models.energy_flow import EnergyFlow, TextEmbedder
+from ..models.shapes import Array
+from ..models.through_model import ThroughModel
 from ..text.scores import TextScores, scores_by_length
 from ..text.search import Search
 from ..train.evaluation import Floats, normalised
@@ -30,6 +34,14 @@ class Recovery:
     scores: dict[str, dict[str, TextScores]]
 
 
+class _Way(NamedTuple):
+    """surface: what the decoder reads, [B, S] or [B, H, W]. wanted: the embedding [B, E] that `embedder` should find in the text."""
+
+    surface: mx.array
+    wanted: Array
+    embedder: TextEmbedder | None
+
+
 def recover(
     model: EnergyFlow, data: PairData, teacher: Teacher | None, search: Search, config: RunConfig, *, rounds: int = 0,
     most: int, batch_size: int,
@@ -42,7 +54,8 @@ def recover(
         teacher: that of the data, which embeds what came back; None: there are no cosines.
         search: how texts are looked for.
         config: of the run; gives the seed and `text_max_length`.
-        rounds: of correction, at most; takes a model with a text corrector, and a teacher.
+        rounds: of correction, at most; takes a model with a text corrector, and a teacher. In the copy task what came through the lattice is
+            corrected by `ThroughModel`.
         most: the most sentences.
         batch_size: sentences at a time.
 
@@ -54,21 +67,23 @@ def recover(
     numbers, left_out = held_out(data, most, config.seed)
     if not len(numbers):
         raise ValueError(f"{data.name}: no sentence of its {len(data.test)} test pairs is left: {listed(left_out)}")
+    copies = teacher is not None and config.pairs == "copy"
+    returned = ThroughModel(model, teacher, batch_size) if copies else teacher
     came: dict[str, list[str]] = defaultdict(list)
     wanted, predicted = [], []
     with tqdm(total=len(numbers), unit="sentence", disable=None, dynamic_ncols=True) as bar:  # None: on a terminal only
         for at in range(0, len(numbers), batch_size):
             batch = data.test.batch(numbers[at : at + batch_size])
             out = model(batch.input_embedding)
-            ways = {  # what the decoder reads, and the embedding that the text is to have
-                "through the lattice": (out.surface, out.embedding),
-                "from the teacher's embedding": (model.map_to_surface(batch.target_embedding), batch.target_embedding),
+            ways = {
+                "through the lattice": _Way(out.surface, out.embedding, returned),
+                "from the teacher's embedding": _Way(model.map_to_surface(batch.target_embedding), batch.target_embedding, teacher),
             }
-            for name, (surface, meant) in ways.items():
-                back = model.decode(surface, search=search)
+            for name, way in ways.items():
+                back = model.decode(way.surface, search=search)
                 came[name] += back
                 if rounds:
-                    came[f"{name}, corrected"] += model.correct(back, meant, teacher, rounds=rounds, search=search)
+                    came[f"{name}, corrected"] += model.correct(back, way.wanted, way.embedder, rounds=rounds, search=search)
             wanted.append(batch.target_embedding)
             predicted.append(np.array(out.embedding))
             bar.update(len(batch.indices))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from energy_flow_mlx import EnergyFlow
 from energy_flow_mlx.data import HashedNgramTeacher, Tokeniser
+from energy_flow_mlx.models.through_model import ThroughModel
 
 TEXTS = ["a dog runs", "prices fell", "two men cook"]
 TEACHER = HashedNgramTeacher(SMALL.embedding_dim)
@@ -145,3 +146,13 @@ def test_damaged_bits_are_refused(tmp_path: Path) -> None:
     mx.save_safetensors(str(tmp_path / "model.safetensors"), dict(tree_flatten(model.parameters())), {"quantised_bits": "many"})
     with pytest.raises(ValueError, match="quantised_bits in its metadata is 'many'; accepted are 4, 8"):
         EnergyFlow.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("teacher", [TEACHER, None])
+def test_through_the_model_a_text_is_the_nearest_to_what_came_of_it(teacher: HashedNgramTeacher | None) -> None:
+    model = reading_model()
+    came = model.embed(TEXTS, teacher)
+    through = ThroughModel(model, teacher, batch_size=2).embed(TEXTS)
+    np.testing.assert_allclose(np.sum(through * came, axis=1), 1, atol=1e-6)
+    assert np.argmax(came @ through.T, axis=1).tolist() == [0, 1, 2]
+    assert np.argmax(came @ TEACHER.embed(TEXTS).T, axis=1).tolist() != [0, 1, 2]

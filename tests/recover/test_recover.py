@@ -16,6 +16,7 @@ from energy_flow_mlx import EnergyConfig, EnergyFlow
 from energy_flow_mlx.data import ArrayPairs, HashedNgramTeacher, PairData, TextPair, Tokeniser
 from energy_flow_mlx.dataset.build import Settings, build
 from energy_flow_mlx.dataset.open import data_of_run
+from energy_flow_mlx.models.through_model import ThroughModel
 from energy_flow_mlx.recover import sentences
 from energy_flow_mlx.recover.__main__ import main
 from energy_flow_mlx.recover.recovery import recover
@@ -140,7 +141,10 @@ def test_the_benchmark_trains_stage_upon_stage_goes_on_with_what_is_there_and_st
     assert third["--text-corrector-teacher"] == "builtin" and "--text-corrector-teacher" not in first | second
 
 
-def test_with_rounds_each_way_has_a_corrected_row(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("pairs", ["related", "copy"])
+def test_with_rounds_each_way_has_a_corrected_row(
+    pairs: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     meant = []
 
     def correct(
@@ -153,14 +157,18 @@ def test_with_rounds_each_way_has_a_corrected_row(run: Path, monkeypatch: pytest
     monkeypatch.setattr(EnergyFlow, "correct", correct)
     data = data_of([("a cat sits", "an animal sits")], [("a dog runs.", "an animal runs.")])
     model = EnergyFlow.from_pretrained(run)
-    scores = recover(model, data, TEACHER, Search(num_beams=1, max_length=4), SMALL, rounds=2, most=9, batch_size=9).scores
+    config = SMALL.replace(pairs=pairs)
+    scores = recover(model, data, TEACHER, Search(num_beams=1, max_length=4), config, rounds=2, most=9, batch_size=9).scores
     assert list(scores) == ["through the lattice", "through the lattice, corrected", "from the teacher's embedding",
                             "from the teacher's embedding, corrected", "nearest training sentence"]  # fmt: skip
     assert [rows["all"].exact for rows in scores.values()] == [0, 1, 0, 1, 0]
     batch = data.test.batch(np.array([0]))
-    for (wanted, *rest), expected in zip(meant, (model(batch.input_embedding).embedding, batch.target_embedding), strict=True):
+    by = ThroughModel(model, TEACHER, 9) if pairs == "copy" else TEACHER  # in the copy task texts are to come back as this one did
+    for (wanted, *rest), expected, teacher in zip(
+        meant, (model(batch.input_embedding).embedding, batch.target_embedding), (by, TEACHER), strict=True
+    ):
         np.testing.assert_allclose(wanted, np.array(expected), atol=1e-6)
-        assert rest == [TEACHER, 2]
+        assert rest == [teacher, 2]
 
 
 def test_the_command_prints_a_table_or_the_same_as_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
