@@ -20,6 +20,7 @@ from energy_flow_mlx.generate.__main__ import main
 from energy_flow_mlx.generate.texts import MOST_CHARACTERS, given_texts, read_lines
 from energy_flow_mlx.models.text_corrector import CorrectorSettings, TextCorrector
 from energy_flow_mlx.models.text_decoder import Carried, DecoderSettings
+from energy_flow_mlx.models.through_model import ThroughModel
 from energy_flow_mlx.nn import T5Settings
 from energy_flow_mlx.text.search import Search
 
@@ -278,11 +279,35 @@ def test_correction_comes_nearer_to_what_was_meant(run: Path, tmp_path: Path, ca
     assert any(late["generated"] != early["generated"] for early, late in zip(before, after, strict=True))
 
 
-def test_in_the_copy_task_correction_looks_for_the_text_that_comes_back_as_this_one_did(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("known", [True, False])
+def test_in_the_copy_task_correction_looks_for_the_text_for_which_the_model_returns_the_same(
+    known: bool, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = with_corrector(run, tmp_path / "run", pairs="copy", input_residual=False, text_max_length=3)
+    if not known:
+        (folder / "conversion.json").write_text("{}")
+    model, asked = EnergyFlow.from_pretrained(folder), []
+    texts, correct = ["a dog runs", "two men"], ThroughModel.correct
+
+    def watched(self: ThroughModel, given: list[str], wanted: mx.array, teacher: object, **settings: object) -> list[str]:
+        asked.append((self.batch_size, teacher is not None, settings["rounds"]))
+        # Candidates go in as the text itself did, cut to as many tokens.
+        np.testing.assert_allclose(np.array(wanted), np.array(self.returned(texts)), atol=1e-5)
+        assert np.abs(np.array(wanted[0]) - np.array(model.predict(texts)[0])).max() > 1e-3
+        return correct(self, given, wanted, teacher, **settings)
+
+    monkeypatch.setattr(ThroughModel, "correct", watched)
+    assert main([str(folder), *texts, *SHORT, "--json"]) == 0 and not asked
+    capsys.readouterr()
+    assert main([str(folder), *texts, *SHORT, "--json", "--rounds", "3", "--num-beams", "8", "--batch-size", "5"]) == 0
+    captured = capsys.readouterr()
+    assert asked == [(5, known, 3)]
+    assert ("and correction by what the model returns alone" in captured.err) != known
+
+
+def test_by_what_the_model_returns_alone_correction_comes_nearer_to_that(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = with_corrector(run, tmp_path / "run", pairs="copy", input_residual=False)
-    (folder / "conversion.json").write_text("{}")  # so that nothing tells the teacher, which is not asked
+    (folder / "conversion.json").write_text("{}")  # so that nothing tells the teacher
     model = EnergyFlow.from_pretrained(folder)
     before, after = (answers(capsys, folder, *WORDS, *more) for more in ((), ("--rounds", 3, "--num-beams", 8)))
 

@@ -47,7 +47,7 @@ def _parser() -> Parser:
     parser.add_argument("--batch-size", type=int, default=16, metavar="INT", help="texts at a time (default: %(default)s)")
     parser.add_argument(
         "--rounds", type=int, default=0, metavar="INT",
-        help="of correction at most: each keeps the text that the teacher finds nearest to what was meant (default: %(default)s)",
+        help="of correction at most: each keeps the text whose embedding is nearest to what was meant; in the copy task as many more by what the model returns for a text (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--neighbours", type=int, default=NEIGHBOURS, metavar="INT",
@@ -101,13 +101,14 @@ def _generate(arguments: argparse.Namespace) -> int:
     try:
         teacher = teacher_of_run(arguments.run, config, arguments.teacher)
     except UnknownTeacher as error:
-        if arguments.rounds and config.pairs != "copy":  # the teacher embeds its texts
+        if arguments.rounds and config.pairs != "copy":  # then the teacher alone embeds the texts of correction
             raise
         teacher = None
-        print(f"note: no cosines: {error}", file=sys.stderr)
+        print(f"note: no cosines{', and correction by what the model returns alone' if arguments.rounds else ''}: {error}", file=sys.stderr)
     round_trip = RoundTrip(
-        model, teacher, search, config.text_max_length, arguments.rounds, arguments.neighbours, copies=config.pairs == "copy"
-    )
+        model, teacher, search, config.text_max_length, arguments.rounds, arguments.neighbours,
+        copies=arguments.batch_size if config.pairs == "copy" else 0,
+    )  # fmt: skip
     texts, total = _texts(arguments)
     # Somebody who types wants an answer to each line.
     size = 1 if total is None and sys.stdin.isatty() else arguments.batch_size

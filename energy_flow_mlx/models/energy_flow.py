@@ -33,7 +33,7 @@ from .initial import carry_energy
 from .mapper import EmbeddingMapper
 from .neuron import SimpleNeuron
 from .processor import FlowProcessor, FlowResult
-from .shapes import Array, as_array, as_rows, expect_rows, expect_shape
+from .shapes import Array, as_array, as_rows, expect_rows, expect_shape, unit_rows
 from .text_corrector import TextCorrector, correct
 from .text_decoder import CubeToTextDecoder
 from .text_encoder import TextToCubeEncoder
@@ -175,7 +175,7 @@ class EnergyFlow(nn.Module):
         check_int("batch_size", batch_size, 1)
         checked = check_texts("texts", texts)
         starts = range(0, len(checked), batch_size) or (0,)
-        return np.concatenate([_unit(self.predict(checked[at : at + batch_size], teacher)) for at in starts])
+        return np.concatenate([unit_rows(self.predict(checked[at : at + batch_size], teacher)) for at in starts])
 
     def nearest(
         self, texts: Sequence[str], among: Sequence[str], teacher: TextEmbedder, *, count: int = 1, batch_size: int = 64
@@ -192,7 +192,7 @@ class EnergyFlow(nn.Module):
         candidates = check_texts("among", among)
         if not candidates:
             raise ValueError("among must hold at least one text, got none")
-        known = _unit(self._embedded("among", candidates, teacher))
+        known = unit_rows(self._embedded("among", candidates, teacher))
         cosines = self.embed(texts, teacher, batch_size=batch_size) @ known.T  # [N, M]
         order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
         return [
@@ -355,7 +355,7 @@ class EnergyFlow(nn.Module):
         known, tokeniser = teacher, self.text_decoder.fitting_tokeniser()
         with evaluating(self):
             return correct(
-                self.text_corrector, tokeniser, lambda some: _unit(self._embedded("texts", list(some), known)), _unit(wanted), texts,
+                self.text_corrector, tokeniser, lambda some: unit_rows(self._embedded("texts", list(some), known)), unit_rows(wanted), texts,
                 search or Search(), rounds=rounds, neighbours=neighbours,
             )  # fmt: skip
 
@@ -443,9 +443,3 @@ class EnergyFlow(nn.Module):
 def _are_texts(inputs: Any) -> bool:
     """A list of texts, or a text alone, which `check_texts` refuses by name."""
     return isinstance(inputs, str) or (isinstance(inputs, Sequence) and any(isinstance(each, str) for each in inputs))
-
-
-def _unit(embeddings: mx.array) -> NDArray[np.float32]:
-    """Rows scaled to length 1; a row of zeros stays one."""
-    rows = np.array(embeddings, dtype=np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-8)

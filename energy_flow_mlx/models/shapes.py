@@ -1,9 +1,10 @@
-"""Arguments as arrays, and shape checks whose errors name the argument."""
+"""Arguments as arrays, shape checks whose errors name the argument, and rows of length 1."""
 
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 Array = Any  # mx.array, np.ndarray, or nested lists of numbers
 
@@ -56,3 +57,9 @@ def as_rows(name: str, surface: Array, width: int, height: int) -> mx.array:
             f"{name}: shape {tuple(surface.shape)} came, accepted are (B, {width * height}) and (B, {height}, {width})"
         )
     return surface
+
+
+def unit_rows(rows: Array) -> NDArray[np.float32]:
+    """Rows [N, E] scaled to length 1; a row of zeros stays one, so that its cosine is 0."""
+    found = np.array(rows, dtype=np.float32)
+    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-8)

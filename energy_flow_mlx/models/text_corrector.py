@@ -114,7 +114,7 @@ def correct(
     where none of these is, or where nothing can be nearer, the text is done.
 
     Args:
-        embed: the teacher's, to rows of length 1.
+        embed: N texts -> [N, E], rows of length 1, as the wanted ones were made.
         wanted: [N, E], of length 1.
         texts: N, to begin with.
         settings: how candidates are looked for.

@@ -3,9 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
@@ -13,12 +11,12 @@ from ..checks import is_blank
 from ..config import RunConfig
 from ..data.source import PairData
 from ..data.teacher import Teacher
-from ..models.energy_flow import EnergyFlow, TextEmbedder
-from ..models.shapes import Array
+from ..models.energy_flow import EnergyFlow
+from ..models.shapes import unit_rows
 from ..models.through_model import ThroughModel
 from ..text.scores import TextScores, scores_by_length
 from ..text.search import Search
-from ..train.evaluation import Floats, normalised
+from ..train.evaluation import Floats
 from .sentences import held_out, nearest_targets
 
 
@@ -32,14 +30,6 @@ class Recovery:
     too_long: int
     left_out: dict[str, int]
     scores: dict[str, dict[str, TextScores]]
-
-
-class _Way(NamedTuple):
-    """surface: what the decoder reads, [B, S] or [B, H, W]. wanted: the embedding [B, E] that `embedder` should find in the text."""
-
-    surface: mx.array
-    wanted: Array
-    embedder: TextEmbedder | None
 
 
 def recover(
@@ -67,23 +57,24 @@ def recover(
     numbers, left_out = held_out(data, most, config.seed)
     if not len(numbers):
         raise ValueError(f"{data.name}: no sentence of its {len(data.test)} test pairs is left: {listed(left_out)}")
-    copies = teacher is not None and config.pairs == "copy"
-    returned = ThroughModel(model, teacher, batch_size) if copies else teacher
+    lattice: EnergyFlow | ThroughModel = model
+    if config.pairs == "copy" and teacher is not None:  # without a teacher `EnergyFlow.correct` refuses
+        lattice = ThroughModel(model, lambda texts: model.predict(texts, teacher), batch_size)
     came: dict[str, list[str]] = defaultdict(list)
     wanted, predicted = [], []
     with tqdm(total=len(numbers), unit="sentence", disable=None, dynamic_ncols=True) as bar:  # None: on a terminal only
         for at in range(0, len(numbers), batch_size):
             batch = data.test.batch(numbers[at : at + batch_size])
             out = model(batch.input_embedding)
-            ways = {
-                "through the lattice": _Way(out.surface, out.embedding, returned),
-                "from the teacher's embedding": _Way(model.map_to_surface(batch.target_embedding), batch.target_embedding, teacher),
+            ways = {  # what the decoder reads, the embedding that the text is to have, and what corrects it
+                "through the lattice": (out.surface, out.embedding, lattice),
+                "from the teacher's embedding": (model.map_to_surface(batch.target_embedding), batch.target_embedding, model),
             }
-            for name, way in ways.items():
-                back = model.decode(way.surface, search=search)
+            for name, (surface, meant, correcting) in ways.items():
+                back = model.decode(surface, search=search)
                 came[name] += back
                 if rounds:
-                    came[f"{name}, corrected"] += model.correct(back, way.wanted, way.embedder, rounds=rounds, search=search)
+                    came[f"{name}, corrected"] += correcting.correct(back, meant, teacher, rounds=rounds, search=search)
             wanted.append(batch.target_embedding)
             predicted.append(np.array(out.embedding))
             bar.update(len(batch.indices))
@@ -99,7 +90,7 @@ def cosines(wanted: Floats, came: Sequence[str], teacher: Teacher | None) -> lis
     """Between N embeddings [N, E] and those of N texts; 0 for a text that is empty. None without a teacher."""
     if teacher is None:
         return None
-    products = np.sum(normalised(wanted) * normalised(teacher.embed(came)), axis=1)
+    products = np.sum(unit_rows(wanted) * unit_rows(teacher.embed(came)), axis=1)
     return [0.0 if is_blank(text) else float(product) for text, product in zip(came, products, strict=True)]
 
 

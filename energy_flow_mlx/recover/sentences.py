@@ -10,7 +10,8 @@ from ..checks import canonical
 from ..data.corpus import TextPair
 from ..data.source import PairData, PairDataset
 from ..dataset.split import choose
-from ..train.evaluation import ROWS, Floats, batches, normalised
+from ..models.shapes import unit_rows
+from ..train.evaluation import ROWS, Floats, batches
 
 _COSINES = 1 << 22  # held at a time while the nearest are looked for
 
@@ -59,11 +60,11 @@ def nearest_targets(predicted: Floats, train: PairDataset) -> list[str]:
 
     The split is read once, in blocks, so that no more than some millions of cosines are in memory.
     """
-    predicted = normalised(predicted)
+    predicted = unit_rows(predicted)
     rows, best, texts = np.arange(len(predicted)), np.full(len(predicted), -np.inf), [""] * len(predicted)
     for batch in batches(train, min(ROWS, max(1, _COSINES // len(predicted)))):
         targets = [train.texts(int(index)).target for index in batch.indices]
-        cosines = predicted @ normalised(batch.target_embedding).T  # [N, B]
+        cosines = predicted @ unit_rows(batch.target_embedding).T  # [N, B]
         cosines[:, [not canonical(target) for target in targets]] = -np.inf
         nearest = np.argmax(cosines, axis=1)
         for row in np.flatnonzero(cosines[rows, nearest] > best):

@@ -12,6 +12,7 @@ from ..config import RunConfig
 from ..data.source import PairBatch, PairDataset
 from ..distributed import ALONE, World
 from ..models.energy_flow import EnergyFlow, EnergyFlowOutput
+from ..models.shapes import unit_rows
 from ..nn.mode import evaluating
 from ..scores import Evaluation, Scores
 from .decoding import exact_share
@@ -69,8 +70,8 @@ def score(
     predicted: list[Floats] = []
     targets: list[Floats] = []
     for batch in batches(data, batch_size, world):
-        predicted.append(normalised(predict(batch)))
-        targets.append(normalised(batch.target_embedding))
+        predicted.append(unit_rows(predict(batch)))
+        targets.append(unit_rows(batch.target_embedding))
     both = [np.concatenate(pair, axis=1) for pair in zip(predicted, targets, strict=True)]
     shares = world.gather(np.concatenate([np.empty((0, 2 * data.dim), np.float32), *both]))
     p, t = map(np.ascontiguousarray, np.split(_in_order(shares, batch_size), 2, axis=1))
@@ -105,9 +106,3 @@ def _collided(out: EnergyFlowOutput) -> float:
     """Collected flows that share their cell with an earlier one."""
     flow = out.flow
     return number(flow.reached_z0) + number(flow.reached_zdepth) + number(flow.projected) - number(flow.occupied)
-
-
-def normalised(x: NDArray[np.floating]) -> Floats:
-    """Rows [N, E] scaled to length 1; a row of zeros stays one, so that its cosine is 0."""
-    x = x.astype(np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-8)

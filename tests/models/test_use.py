@@ -148,11 +148,37 @@ def test_damaged_bits_are_refused(tmp_path: Path) -> None:
         EnergyFlow.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_through_the_model_a_text_is_what_the_model_returns_for_it(batch_size: int) -> None:
+    model, sizes = reading_model(), []
+
+    def returned(texts: Sequence[str]) -> mx.array:
+        sizes.append(len(texts))
+        return model.predict(texts, TEACHER)
+
+    rows = ThroughModel(model, returned, batch_size).embed(TEXTS)
+    np.testing.assert_allclose(rows, model.embed(TEXTS, TEACHER), atol=1e-6)
+    assert sizes == {1: [1, 1, 1], 2: [2, 1], 64: [3]}[batch_size]
+
+
 @pytest.mark.parametrize("teacher", [TEACHER, None])
-def test_through_the_model_a_text_is_the_nearest_to_what_came_of_it(teacher: HashedNgramTeacher | None) -> None:
-    model = reading_model()
-    came = model.embed(TEXTS, teacher)
-    through = ThroughModel(model, teacher, batch_size=2).embed(TEXTS)
-    np.testing.assert_allclose(np.sum(through * came, axis=1), 1, atol=1e-6)
-    assert np.argmax(came @ through.T, axis=1).tolist() == [0, 1, 2]
-    assert np.argmax(came @ TEACHER.embed(TEXTS).T, axis=1).tolist() != [0, 1, 2]
+def test_a_corrected_text_stays_if_the_model_returns_the_same_for_it_and_else_the_nearest_does(
+    teacher: HashedNgramTeacher | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked, near, found = reading_model(), [], ["near", "nearer", "nearest"], ["same", "almost", "hardly"]
+    cosines = {"same": 0.9992, "almost": 0.9988, "hardly": 0.5}
+    wanted = np.eye(10, dtype=np.float32)[:1].repeat(3, axis=0)
+    through = ThroughModel(model, lambda texts: mx.array([[3 * cosines[text], 3 * np.sqrt(1 - cosines[text] ** 2), *[0] * 8] for text in texts]), 2)
+
+    def correct(self: EnergyFlow, texts: list[str], goal: np.ndarray, by: object, **settings: object) -> list[str]:
+        assert self is model and goal is wanted and settings == {"rounds": 3, "neighbours": 2, "search": None}
+        asked.append((texts, by))
+        return near if by is TEACHER else found
+
+    monkeypatch.setattr(EnergyFlow, "correct", correct)
+    corrected = through.correct(["x", "y", "z"], wanted, teacher, rounds=3, neighbours=2)
+    if teacher is None:
+        assert corrected == found and asked == [(["x", "y", "z"], through)]
+    else:
+        assert corrected == ["same", "nearer", "nearest"]
+        assert asked == [(["x", "y", "z"], TEACHER), (near, through)]

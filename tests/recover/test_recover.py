@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from benchmarks import text_recovery
 from models.small import SMALL, lively_model
-from test_generate import small_run
+from test_generate import small_run, with_corrector
 
 from energy_flow_mlx import EnergyConfig, EnergyFlow
 from energy_flow_mlx.data import ArrayPairs, HashedNgramTeacher, PairData, TextPair, Tokeniser
@@ -148,13 +148,14 @@ def test_with_rounds_each_way_has_a_corrected_row(
     meant = []
 
     def correct(
-        self: EnergyFlow, texts: list[str], wanted: mx.array, teacher: HashedNgramTeacher, *, rounds: int, search: Search
+        self: EnergyFlow | ThroughModel, texts: list[str], wanted: mx.array, teacher: HashedNgramTeacher, *, rounds: int, search: Search
     ) -> list[str]:
-        meant.append((np.array(wanted), teacher, rounds))
+        meant.append((np.array(wanted), self, teacher, rounds))
         return ["an animal runs."] * len(texts)
 
     assert f"{run}: text_corrector: this model has none" in refusal(capsys, run, *SHORT, "--rounds", "2")
-    monkeypatch.setattr(EnergyFlow, "correct", correct)
+    for kind in (EnergyFlow, ThroughModel):
+        monkeypatch.setattr(kind, "correct", correct)
     data = data_of([("a cat sits", "an animal sits")], [("a dog runs.", "an animal runs.")])
     model = EnergyFlow.from_pretrained(run)
     config = SMALL.replace(pairs=pairs)
@@ -163,12 +164,24 @@ def test_with_rounds_each_way_has_a_corrected_row(
                             "from the teacher's embedding, corrected", "nearest training sentence"]  # fmt: skip
     assert [rows["all"].exact for rows in scores.values()] == [0, 1, 0, 1, 0]
     batch = data.test.batch(np.array([0]))
-    by = ThroughModel(model, TEACHER, 9) if pairs == "copy" else TEACHER  # in the copy task texts are to come back as this one did
-    for (wanted, *rest), expected, teacher in zip(
-        meant, (model(batch.input_embedding).embedding, batch.target_embedding), (by, TEACHER), strict=True
-    ):
-        np.testing.assert_allclose(wanted, np.array(expected), atol=1e-6)
-        assert rest == [teacher, 2]
+    expected = (model(batch.input_embedding).embedding, batch.target_embedding)
+    for (wanted, _, *rest), embeddings in zip(meant, expected, strict=True):
+        np.testing.assert_allclose(wanted, np.array(embeddings), atol=1e-6)
+        assert rest == [TEACHER, 2]
+    through, direct = (by for _, by, *_ in meant)
+    assert direct is model
+    if pairs == "copy":  # what came through the lattice is to be a text that comes back as this one did
+        assert isinstance(through, ThroughModel) and through.batch_size == 9
+        np.testing.assert_allclose(through.embed(["a dog"]), model.embed(["a dog"], TEACHER), atol=1e-6)
+    else:
+        assert through is model
+
+
+def test_in_the_copy_task_correction_needs_a_teacher_too(run: Path) -> None:
+    data = data_of([("a cat sits", "an animal sits")], [("a dog runs.", "an animal runs.")])
+    model = EnergyFlow.from_pretrained(with_corrector(run, run.parent / "corrector"))
+    with pytest.raises(ValueError, match="teacher: None came"):
+        recover(model, data, None, Search(num_beams=1, max_length=4), SMALL.replace(pairs="copy"), rounds=1, most=9, batch_size=9)
 
 
 def test_the_command_prints_a_table_or_the_same_as_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
