@@ -8,6 +8,7 @@ import numpy as np
 
 from ..data.teacher import Teacher
 from ..models.energy_flow import NEIGHBOURS, EnergyFlow, EnergyFlowOutput
+from ..models.shapes import unit_rows
 from ..models.through_model import ThroughModel
 from ..text.search import Search
 from .texts import is_blank
@@ -79,6 +80,5 @@ class RoundTrip:
     def _cosines(self, meant: mx.array, generated: Sequence[str]) -> list[float | None]:
         if self._teacher is None:
             return [None] * len(generated)
-        wanted, came = np.array(meant), self._teacher.embed(generated)
-        products = (wanted * came).sum(axis=1) / np.maximum(np.linalg.norm(wanted, axis=1) * np.linalg.norm(came, axis=1), 1e-12)
+        products = np.sum(unit_rows(meant) * unit_rows(self._teacher.embed(generated)), axis=1)
         return [None if is_blank(text) else float(cosine) for text, cosine in zip(generated, products, strict=True)]
